@@ -1,0 +1,1 @@
+"""The example site: a small API protected by ``tokenauth``."""

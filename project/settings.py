@@ -1,0 +1,166 @@
+"""Settings of the example site; whatever differs between machines comes from the environment.
+
+DATABASE_URL, REDIS_URL, SECRET_KEY, DEBUG, ALLOWED_HOSTS (comma-separated), PUBLIC_URL, DATA_DIR.
+"""
+
+import os
+import secrets
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import dj_database_url
+from django.core.exceptions import ImproperlyConfigured
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+DATA_DIR = Path(os.environ.get("DATA_DIR") or BASE_DIR / "var")
+"""Where SQLite's file and the generated secret key live."""
+
+
+def _flag(name: str) -> bool:
+    value = os.environ.get(name, "").lower()
+    if value not in {"", "0", "1", "false", "true"}:
+        raise ImproperlyConfigured(f"{name} must be 0 or 1, not {value!r}.")
+    return value in {"1", "true"}
+
+
+def _secret_key() -> str:
+    """Return SECRET_KEY, or a random key made once and kept in DATA_DIR, readable by us alone."""
+    if key := os.environ.get("SECRET_KEY"):
+        return key
+    path = DATA_DIR / "secret_key"
+    DATA_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        pass
+    else:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(48))
+    if not (key := path.read_text().strip()):
+        raise ImproperlyConfigured(f"{path} is empty; delete it, or set SECRET_KEY.")
+    return key
+
+
+def _database() -> dict[str, object]:
+    url = os.environ.get("DATABASE_URL") or f"sqlite:///{DATA_DIR / 'db.sqlite3'}"
+    database: dict[str, object] = {
+        **dj_database_url.parse(url, conn_max_age=60, conn_health_checks=True)
+    }
+    if database["ENGINE"] == "django.db.backends.sqlite3":
+        # WAL lets readers go on beside a writer; IMMEDIATE makes writers queue rather than fail.
+        database["OPTIONS"] = {
+            "transaction_mode": "IMMEDIATE",
+            "timeout": 20,
+            "init_command": "PRAGMA journal_mode=WAL;",
+        }
+    if database["ENGINE"] == "django.db.backends.mysql":
+        import pymysql  # noqa: PLC0415 - only where MariaDB or MySQL is used
+
+        pymysql.install_as_MySQLdb()
+        database["OPTIONS"] = {"charset": "utf8mb4", "init_command": "SET sql_mode='STRICT_ALL_TABLES'"}
+    return database
+
+
+DEBUG = _flag("DEBUG")
+SECRET_KEY = _secret_key()
+PUBLIC_URL = os.environ.get("PUBLIC_URL", "http://127.0.0.1:8000").rstrip("/")
+ALLOWED_HOSTS = [
+    *filter(None, os.environ.get("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]").split(",")),
+    urlsplit(PUBLIC_URL).hostname or "localhost",
+]
+CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "tokenauth",
+    "project",
+]
+
+MIDDLEWARE = [
+    "tokenauth.middleware.TokenAuthMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+TOKENAUTH = {
+    "SCOPES": {
+        "samples:read": "Read samples",
+        "samples:write": "Create and delete samples",
+    },
+    "SELF_SERVICE_SCOPES": ["samples:read"],
+    "MAX_LIFETIME": "365d",
+}
+
+ROOT_URLCONF = "project.urls"
+WSGI_APPLICATION = "project.wsgi.application"
+DATABASES = {"default": _database()}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+if redis_url := os.environ.get("REDIS_URL"):
+    CACHES = {
+        "default": {
+            "BACKEND": "django.core.cache.backends.redis.RedisCache",
+            "LOCATION": redis_url,
+        }
+    }
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+
+LANGUAGE_CODE = "en-us"
+TIME_ZONE = "UTC"
+USE_I18N = True
+USE_TZ = True
+
+STATIC_URL = "static/"
+STATIC_ROOT = DATA_DIR / "static"
+# Serves each app's files where they lie, so that nothing has to be collected first.
+WHITENOISE_USE_FINDERS = True
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["tokenauth.authentication.TokenAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["tokenauth.permissions.HasScopes"],
+    "DEFAULT_PAGINATION_CLASS": "rest_framework.pagination.LimitOffsetPagination",
+    "PAGE_SIZE": 50,
+}
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"console": {"class": "logging.StreamHandler"}},
+    "loggers": {"tokenauth": {"handlers": ["console"], "level": "INFO"}},
+}

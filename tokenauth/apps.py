@@ -1,0 +1,26 @@
+"""The app's configuration."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.core.checks import register
+from django.db.models.signals import pre_delete
+from django.utils.translation import gettext_lazy as _
+
+
+class TokenAuthConfig(AppConfig):
+    """Registers the app's checks and its one signal handler."""
+
+    name = "tokenauth"
+    verbose_name = _("API tokens")
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Register; these modules need the models, which exist only now."""
+        from tokenauth import checks, services  # noqa: PLC0415
+
+        pre_delete.connect(
+            services.on_token_deleted, sender="tokenauth.Token", dispatch_uid="tokenauth.deleted"
+        )
+        for check, tags, options in checks.CHECKS:
+            register(check, *tags, **options)

@@ -1,0 +1,2 @@
+"""System checks."""
+CHECKS: list = []

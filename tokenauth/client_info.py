@@ -1,0 +1,207 @@
+"""Who is calling, from where, and for what: the only reader of these parts of a request.
+
+Whatever comes out of here may be stored and logged: control characters are escaped, lengths
+are cut, secrets of tokens are cut out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TYPE_CHECKING, Any
+
+from django.http import HttpRequest
+from django.urls import Resolver404, resolve
+
+from tokenauth.conf import TrustedProxies, get_settings
+from tokenauth.tokens import redact
+
+if TYPE_CHECKING:
+    from django.contrib.auth.base_user import AbstractBaseUser
+
+AGENT_LENGTH = 300
+PATH_LENGTH = 500
+NAME_LENGTH = 150
+METHOD_LENGTH = 16
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_WITH_PORT = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<v4>[0-9.]+))(?::[0-9]{1,5})?")
+
+IPAddress = IPv4Address | IPv6Address
+
+
+class ActorKind(StrEnum):
+    """What kind of somebody acts."""
+
+    USER = "user"
+    TOKEN = "token"  # noqa: S105 - a word, no secret
+    COMMAND = "command"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientInfo:
+    """What the audit keeps of a request. Every string is safe to store and to log."""
+
+    ip: str | None = None
+    """The client's address as ``TRUSTED_PROXIES`` tells it; None where the server knows none."""
+    user_agent: str = ""
+    """The User-Agent header."""
+    request_id: str = ""
+    """The X-Request-ID header, where it is 1 to 128 of A-Z a-z 0-9 _ -."""
+    claimed_actor: str = ""
+    """What the client says in ``ACTOR_HEADER``; recorded, never trusted."""
+    method: str = ""
+    """The request's method."""
+    path: str = ""
+    """The request's path, without its query string."""
+    view_name: str = ""
+    """The URL pattern's name with its namespaces, or the view's dotted path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actor:
+    """Who changes a token: a person, a program with a token, or an operator's command."""
+
+    kind: ActorKind
+    """What kind of somebody acts."""
+    name: str
+    """The username, client id or operating system's user, for the audit."""
+    user: AbstractBaseUser | None = None
+    """The Django user whose permissions count; None for commands and clients without one."""
+    client_info: ClientInfo = ClientInfo()
+    """Where the actor calls from."""
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.name}"
+
+    @classmethod
+    def from_request(cls, request: HttpRequest) -> Actor:
+        """Return the logged-in user of ``request``, as in the admin."""
+        user: Any = request.user
+        return cls(
+            kind=ActorKind.USER,
+            name=sanitise(user.get_username(), NAME_LENGTH),
+            user=user,
+            client_info=read_client_info(request),
+        )
+
+    @classmethod
+    def from_command(cls) -> Actor:
+        """Return the operator at the command line, who may do everything."""
+        name = os.environ.get("SUDO_USER") or os.environ.get("USER") or f"uid {os.getuid()}"
+        return cls(kind=ActorKind.COMMAND, name=sanitise(name, NAME_LENGTH))
+
+
+def sanitise(text: str, limit: int) -> str:
+    """Return ``text`` safe for logs and databases, at most ``limit`` characters long.
+
+    What isn't printable (NUL and other controls, line ends, ESC, bidi controls, lone
+    surrogates) is escaped as Python would write it, ``\\n`` or ``\\u202e``, and so is the
+    backslash, so that an escape in the log can't be forged.
+    """
+    # Cut before and after: escaping 100 kB to keep 300 characters would be work for nothing.
+    text = redact(text[:limit], get_settings().prefix)
+    if text.isprintable() and "\\" not in text:
+        return text[:limit]
+    escaped = "".join(
+        char
+        if char.isprintable() and char != "\\"
+        else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
+    return escaped[:limit]
+
+
+def read_header(request: HttpRequest, meta_key: str) -> str | None:
+    """Return a header by its key in ``request.META`` as text; None when it is absent.
+
+    Servers hand over text; test clients pass bytes through, which are Latin-1 as in WSGI.
+    """
+    value = request.META.get(meta_key)
+    return value.decode("latin-1") if isinstance(value, bytes) else value
+
+
+def parse_address(text: str) -> IPAddress | None:
+    """Read an IP address as proxies write it: bare, ``1.2.3.4:5678`` or ``[2001:db8::1]:443``.
+
+    An IPv4 address mapped into IPv6 comes out as IPv4, and a zone (``%eth0``) is dropped: it
+    means something on that proxy only. None for anything else.
+    """
+    text = text.strip()
+    match = _WITH_PORT.fullmatch(text)
+    if match:
+        text = match["v6"] or match["v4"]
+    try:
+        address = ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def client_address(remote_addr: str, forwarded_for: str, trusted: TrustedProxies) -> str | None:
+    """Return the right-most address that is not a trusted proxy's; None when there is none.
+
+    ``forwarded_for`` is X-Forwarded-For, to which each proxy appends the address it was called
+    from. Only what trusted proxies wrote counts; an entry that is no address ends the walk at
+    the proxy that passed it on.
+    """
+    peer = parse_address(remote_addr)
+    if not trusted or not forwarded_for:
+        return None if peer is None else str(peer)
+    # Enough for any chain of real proxies; a header of 100 kB isn't one.
+    hops = forwarded_for[-4_096:].split(",")[-32:]
+    client = peer
+    for passed in range(len(hops)):
+        if not _is_trusted(client, passed, trusted):
+            break
+        address = parse_address(hops[-1 - passed])
+        if address is None:
+            break
+        client = address
+    return None if client is None else str(client)
+
+
+def _is_trusted(address: IPAddress | None, passed: int, trusted: TrustedProxies) -> bool:
+    if isinstance(trusted, int):
+        # Counted from the right; a proxy on a Unix socket counts without having an address.
+        return passed < trusted
+    return address is not None and any(address in network for network in trusted)
+
+
+def read_client_info(request: HttpRequest) -> ClientInfo:
+    """Read the audit's part of ``request``."""
+    settings = get_settings()
+    request_id = read_header(request, "HTTP_X_REQUEST_ID") or ""
+    return ClientInfo(
+        ip=client_address(
+            read_header(request, "REMOTE_ADDR") or "",
+            read_header(request, "HTTP_X_FORWARDED_FOR") or "",
+            settings.trusted_proxies,
+        ),
+        user_agent=sanitise(read_header(request, "HTTP_USER_AGENT") or "", AGENT_LENGTH),
+        request_id=request_id if _REQUEST_ID.fullmatch(request_id) else "",
+        claimed_actor=(
+            sanitise(read_header(request, settings.actor_header) or "", NAME_LENGTH)
+            if settings.actor_header
+            else ""
+        ),
+        method=sanitise(request.method or "", METHOD_LENGTH),
+        path=sanitise(request.path, PATH_LENGTH),
+        view_name=_view_name(request),
+    )
+
+
+def _view_name(request: HttpRequest) -> str:
+    match = request.resolver_match
+    if match is None:
+        # Before routing; the row must be written now all the same.
+        try:
+            match = resolve(request.path_info, getattr(request, "urlconf", None))
+        except Resolver404:
+            return ""
+    return sanitise(match.view_name, NAME_LENGTH)

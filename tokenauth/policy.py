@@ -1,0 +1,107 @@
+"""What an actor may grant or change. Forms, commands and APIs all go through it by way of services.
+
+Two permissions matter. Without ``tokenauth.issue_token_for_others`` one issues only for
+oneself; without ``tokenauth.grant_any_scope`` one grants only ``SELF_SERVICE_SCOPES``.
+Superusers, operators' commands and the project's own code may do everything. Whatever gives a
+token more than it has (scopes, life, networks, or its being alive) is judged as if it were
+issued anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from django.contrib.auth import get_user_model
+
+from tokenauth.client_info import Actor, ActorKind
+from tokenauth.conf import get_settings
+from tokenauth.exceptions import NotPermitted
+from tokenauth.models import Token
+from tokenauth.scopes import ScopeSet, missing
+
+if TYPE_CHECKING:
+    from django.contrib.auth.base_user import AbstractBaseUser
+
+ISSUE_FOR_OTHERS = "tokenauth.issue_token_for_others"
+GRANT_ANY_SCOPE = "tokenauth.grant_any_scope"
+
+
+def is_unrestricted(actor: Actor | None) -> bool:
+    """Tell whether ``actor`` may do everything: project code (None), a command, a superuser."""
+    if actor is None or actor.kind is ActorKind.COMMAND:
+        return True
+    return _holds(actor, None)
+
+
+def may_issue_for_others(actor: Actor | None) -> bool:
+    """Tell whether ``actor`` may issue tokens in another's name."""
+    return is_unrestricted(actor) or _holds(actor, ISSUE_FOR_OTHERS)
+
+
+def may_grant_any_scope(actor: Actor | None) -> bool:
+    """Tell whether ``actor`` may grant more than ``SELF_SERVICE_SCOPES``."""
+    return is_unrestricted(actor) or _holds(actor, GRANT_ANY_SCOPE)
+
+
+def ungrantable(actor: Actor | None, scopes: Iterable[str]) -> list[str]:
+    """Return those of ``scopes`` that ``actor`` may not grant, in their order."""
+    if may_grant_any_scope(actor):
+        return []
+    return missing(scopes, ScopeSet(get_settings().self_service_scopes))
+
+
+def check_grant(
+    actor: Actor | None,
+    *,
+    client_id: str,
+    user: AbstractBaseUser | None,
+    scopes: Iterable[str],
+) -> None:
+    """Raise NotPermitted unless ``actor`` may hand out a token with this owner and these scopes."""
+    if not is_unrestricted(actor):
+        _check_owner(actor, client_id, user)
+    refused = ungrantable(actor, scopes)
+    if refused:
+        raise NotPermitted(
+            f"You may not grant {', '.join(refused)}: that takes the permission “Can grant any scope”.",
+            field="scopes",
+        )
+
+
+def _check_owner(actor: Actor | None, client_id: str, user: AbstractBaseUser | None) -> None:
+    own = actor is not None and actor.user is not None and user == actor.user
+    if may_issue_for_others(actor):
+        # Otherwise this permission would be a superuser's rights under another name.
+        if not own and getattr(user, "is_superuser", False):
+            raise NotPermitted("Only a superuser may issue tokens for a superuser.", field="user")
+        return
+    if not own or user is None:
+        raise NotPermitted(
+            "You may issue tokens only for yourself: others take the permission "
+            "“Can issue tokens for others”.",
+            field="user",
+        )
+    if _belongs_to_another(client_id, user):
+        raise NotPermitted(f"The client {client_id!r} belongs to somebody else.", field="client_id")
+
+
+def _belongs_to_another(client_id: str, user: AbstractBaseUser) -> bool:
+    # Views may decide by `request.auth.client_id`, so a name in use is an identity to steal.
+    # `iexact` on every database: what looks the same to one must not pass on another.
+    users: Any = get_user_model()
+    named = {f"{users.USERNAME_FIELD}__iexact": client_id}
+    return (
+        Token.objects.filter(client_id__iexact=client_id).exclude(user__pk=user.pk).exists()
+        or users._default_manager.filter(**named).exclude(pk=user.pk).exists()
+    )
+
+
+def _holds(actor: Actor | None, permission: str | None) -> bool:
+    user: Any = actor.user if actor is not None else None
+    if user is None or not user.is_active:
+        return False
+    # An API token acts within its scopes, not with all the rights of its owner.
+    if actor is not None and actor.kind is not ActorKind.USER:
+        return False
+    return bool(user.is_superuser) if permission is None else bool(user.has_perm(permission))

@@ -1,0 +1,97 @@
+"""Who a verified credential stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tokenauth.scopes import ScopeSet
+
+if TYPE_CHECKING:
+    from django.contrib.auth.base_user import AbstractBaseUser
+
+
+class ClientUser:
+    """Stands in for ``request.user`` where a token has an owner but no Django user.
+
+    Authenticated, without any Django permission, never staff. ``pk`` is
+    ``"client:<client_id>"``, so two clients share neither a throttle's bucket nor rows that a
+    view filters by ``request.user.pk``.
+    """
+
+    is_authenticated: ClassVar[bool] = True
+    is_anonymous: ClassVar[bool] = False
+    is_active: ClassVar[bool] = True
+    is_staff: ClassVar[bool] = False
+    is_superuser: ClassVar[bool] = False
+
+    def __init__(self, client_id: str) -> None:
+        self.pk = self.id = f"client:{client_id}"
+        self.username = client_id
+
+    def __str__(self) -> str:
+        return self.username
+
+    def __repr__(self) -> str:
+        return f"ClientUser({self.username!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ClientUser) and self.pk == other.pk
+
+    def __hash__(self) -> int:
+        return hash(self.pk)
+
+    def get_username(self) -> str:
+        """Return the client id."""
+        return self.username
+
+    def get_user_permissions(self, obj: object = None) -> set[str]:
+        """Return no permission."""
+        return set()
+
+    get_group_permissions = get_all_permissions = get_user_permissions
+
+    def has_perm(self, perm: str, obj: object = None) -> bool:
+        """Return False: what a client may do is in its token's scopes."""
+        return False
+
+    def has_perms(self, perm_list: Iterable[str], obj: object = None) -> bool:
+        """Return whether none was asked for."""
+        return not list(perm_list)
+
+    def has_module_perms(self, app_label: str) -> bool:
+        """Return False."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Principal:
+    """A verified caller: what views find in ``request.auth``."""
+
+    client_id: str
+    """The owner's identity as a client; always there."""
+    scopes: ScopeSet
+    """What the token grants; ``in`` honours wildcards."""
+    token_id: str
+    """The token's public id."""
+    name: str
+    """The token's label."""
+    expires_at: datetime | None
+    """When the token ends at the latest; None for never."""
+    source: str
+    """Which verifier knew it, "database"."""
+    user: AbstractBaseUser | ClientUser
+    """The owning user, or a stand-in; ``request.user`` is this."""
+
+    @property
+    def user_id(self) -> str:
+        """The owning Django user's primary key as text; "" where there is none."""
+        return "" if isinstance(self.user, ClientUser) else str(self.user.pk)
+
+    @property
+    def user_name(self) -> str:
+        """The owning Django user's name; "" where there is none."""
+        user: Any = self.user
+        return "" if isinstance(user, ClientUser) else user.get_username()

@@ -1,0 +1,154 @@
+"""From a refusal to the HTTP answer: status, challenge, headers, body (RFC 6750, RFC 9457)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.utils.module_loading import import_string
+
+from tokenauth.conf import get_settings
+from tokenauth.exceptions import Code, Refused, Unavailable
+
+RETRY_AFTER_SECONDS = 5
+"""When to come back after a 503. Long enough for a database to fail over or a lock to go."""
+
+_CHALLENGE = 'Bearer realm="api"'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """What the client is told. It never carries the reason: that is the audit's."""
+
+    status: int
+    """The HTTP status."""
+    code: Code
+    """The public error code."""
+    detail: str
+    """One sentence for people, the same for every credential that is no good."""
+    scopes: tuple[str, ...] = ()
+    """The scopes that the view asked for, where one was missing."""
+    retry_after: int | None = None
+    """Seconds after which to come back, where that may help."""
+
+    @property
+    def challenge(self) -> str | None:
+        """The value of WWW-Authenticate; None where a credential wouldn't help."""
+        if self.code is Code.UNAVAILABLE:
+            return None
+        if self.code is Code.NOT_AUTHENTICATED:
+            # RFC 6750 section 3.1: no error code for a request without a credential.
+            return _CHALLENGE
+        scope = f', scope="{" ".join(self.scopes)}"' if self.scopes else ""
+        return f'{_CHALLENGE}, error="{self.code}"{scope}'
+
+
+ErrorFormat = Callable[[Refusal, HttpRequest], tuple[Any, str]]
+"""``(refusal, request) -> (body, content_type)``; a body that isn't text or bytes becomes JSON."""
+
+
+def describe(error: Refused | Unavailable) -> Refusal:
+    """Return what the client is told of ``error``."""
+    if isinstance(error, Unavailable):
+        return Refusal(
+            status=HTTPStatus.SERVICE_UNAVAILABLE,
+            code=error.code,
+            detail="Tokens can't be checked just now. Try again later.",
+            retry_after=RETRY_AFTER_SECONDS,
+        )
+    if error.code is Code.INSUFFICIENT_SCOPE:
+        return Refusal(
+            status=HTTPStatus.FORBIDDEN,
+            code=error.code,
+            detail=_scope_detail(error.scopes),
+            scopes=error.scopes,
+        )
+    if error.code is Code.NOT_AUTHENTICATED:
+        transport = get_settings().transports[0]
+        example = f"{transport} <token>" if transport.scheme else f"{transport}: <token>"
+        detail = f"No API token was sent. Send one in a header: {example}"
+    else:
+        detail = "The API token is not valid. Ask for a new one."
+    return Refusal(status=HTTPStatus.UNAUTHORIZED, code=error.code, detail=detail)
+
+
+def _scope_detail(scopes: tuple[str, ...]) -> str:
+    if not scopes:
+        return "This is not open to API tokens."
+    return f"The token lacks a scope that this needs: {' '.join(scopes)}"
+
+
+def plain_json(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:
+    """Format a refusal as ``{"detail", "code"}``, the default."""
+    return {"detail": refusal.detail, "code": str(refusal.code)}, "application/json"
+
+
+def problem_details(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:
+    """Format a refusal as problem details (RFC 9457)."""
+    body = {
+        "type": "about:blank",
+        "title": HTTPStatus(refusal.status).phrase,
+        "status": int(refusal.status),
+        "detail": refusal.detail,
+        "code": str(refusal.code),
+    }
+    return body, "application/problem+json"
+
+
+def render(error: Refused | Unavailable, request: HttpRequest) -> HttpResponse:
+    """Return the whole answer to a refused request."""
+    refusal = describe(error)
+    body, content_type = _format(refusal, request)
+    response = HttpResponse(_encode(body), content_type=content_type, status=refusal.status)
+    _set_headers(response, refusal)
+    return response
+
+
+def rewrite(response: Any, error: Refused, request: HttpRequest) -> None:
+    """Make a DRF response that is not rendered yet our answer to ``error``.
+
+    A renderer for people (the browsable API) stays and shows the body; JSON comes out byte for
+    byte as :func:`render` writes it.
+    """
+    refusal = describe(error)
+    body, content_type = _format(refusal, request)
+    response.status_code = refusal.status
+    response.data = body
+    renderer = getattr(response, "accepted_renderer", None)
+    if renderer is None or renderer.format == "json" or isinstance(body, (str, bytes)):
+        response.content = _encode(body)
+        response["Content-Type"] = content_type
+    _set_headers(response, refusal)
+
+
+def _set_headers(response: HttpResponseBase, refusal: Refusal) -> None:
+    response["Cache-Control"] = "no-store"
+    if refusal.retry_after is not None:
+        response["Retry-After"] = str(refusal.retry_after)
+    if refusal.challenge is None:
+        return
+    # The view may take other credentials too, Basic for one: RFC 9110 lets both be offered.
+    other = response.get("WWW-Authenticate", "")
+    keep = other and not other.startswith("Bearer")
+    response["WWW-Authenticate"] = f"{refusal.challenge}, {other}" if keep else refusal.challenge
+
+
+def _format(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:
+    return _load(get_settings().error_format)(refusal, request)
+
+
+@lru_cache(maxsize=8)
+def _load(path: str) -> ErrorFormat:
+    error_format: ErrorFormat = import_string(path)
+    return error_format
+
+
+def _encode(body: Any) -> bytes:
+    if isinstance(body, bytes):
+        return body
+    return (body if isinstance(body, str) else json.dumps(body)).encode()

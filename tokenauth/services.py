@@ -1,0 +1,365 @@
+"""The lifecycle of a token: every change to one is made here.
+
+Each function asks ``policy`` what ``by`` may do, changes the token and writes its audit row in
+one transaction. ``by=None`` stands for the project's own code, which may do everything. All
+raise ValidationError for input that can't be used (by field) and NotPermitted for what ``by``
+may not do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ValidationError
+from django.db import models, router, transaction
+from django.utils import timezone
+
+from tokenauth import audit, policy
+from tokenauth.client_info import NAME_LENGTH, Actor, sanitise
+from tokenauth.conf import get_settings
+from tokenauth.models import Event, Token, TokenStatus
+from tokenauth.scopes import ScopeSet, unknown
+from tokenauth.tokens import Plaintext, digest, generate, generate_public_id
+
+if TYPE_CHECKING:
+    from django.contrib.auth.base_user import AbstractBaseUser
+
+REASON_LENGTH = 200
+_USABLE = {TokenStatus.ACTIVE, TokenStatus.NOT_YET_VALID}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Issued:
+    """A new token and, this once, its text."""
+
+    plaintext: Plaintext = field(repr=False)
+    """What the client sends. It is stored nowhere: show it, then forget it."""
+    token: Token
+    """The stored token."""
+
+
+class Changes(TypedDict, total=False):
+    """What ``change`` can set; what is left out stays as it is."""
+
+    name: str
+    scopes: Iterable[str]
+    not_before: datetime | None
+    expires_at: datetime | None
+    allowed_networks: Iterable[str]
+
+
+def issue(
+    *,
+    client_id: str,
+    user: AbstractBaseUser | None = None,
+    name: str = "",
+    scopes: Iterable[str] = (),
+    not_before: datetime | None = None,
+    expires_at: datetime | None = None,
+    allowed_networks: Iterable[str] = (),
+    public_id: str = "",
+    by: Actor | None = None,
+) -> Issued:
+    """Issue a token.
+
+    ``client_id`` may be "" where there is a ``user``: then it is the user's name. Without
+    ``expires_at`` the token lives for ``MAX_LIFETIME``. ``allowed_networks`` are CIDRs of both
+    families; none: from anywhere. ``public_id`` is drawn where it isn't given; a form gives
+    one so that being sent twice can't issue twice (the second raises IntegrityError).
+    """
+    named: Any = user
+    token = Token(
+        public_id=public_id or generate_public_id(),
+        client_id=client_id or (named.get_username() if named is not None else ""),
+        user=named,
+        created_by=str(by) if by else "code",
+        created_at=timezone.now(),
+    )
+    _assign(
+        token,
+        {
+            "name": name,
+            "scopes": scopes,
+            "not_before": not_before,
+            "expires_at": expires_at,
+            "allowed_networks": allowed_networks,
+        },
+    )
+    _check_identity(token)
+    policy.check_grant(by, client_id=token.client_id, user=user, scopes=token.scope_set)
+    with _atomic():
+        plaintext = _insert(token)
+        audit.record(Event.TOKEN_ISSUED, token=token, by=by, details=_describe(token))
+    return Issued(plaintext=plaintext, token=token)
+
+
+def rotate(token: Token, *, by: Actor | None = None) -> Issued:
+    """Issue a successor with the same identity, scopes and networks.
+
+    The old token lives on for ``ROTATION_GRACE`` at most. The successor's life is as long as
+    the old one's was. Only a usable token that hasn't been rotated yet can be.
+    """
+    with _atomic():
+        old = _lock(token)
+        if old.replaced_by_id is not None:
+            raise ValidationError("This token has been rotated already.")
+        if old.status not in _USABLE:
+            raise ValidationError(f"This token is {old.status}; issue a new one instead.")
+        policy.check_grant(by, client_id=old.client_id, user=old.user, scopes=old.scope_set)
+        new = _successor(old, by)
+        plaintext = _insert(new)
+        grace_ends = timezone.now() + get_settings().rotation_grace
+        old.replaced_by = new
+        old.expires_at = grace_ends if old.ends_at is None else min(old.ends_at, grace_ends)
+        old.save(update_fields=["replaced_by", "expires_at"])
+        details = {"replaced_by": new.public_id, "expires_at": old.expires_at.isoformat()}
+        audit.record(Event.TOKEN_ROTATED, token=old, by=by, details=details)
+        details = {**_describe(new), "replaces": old.public_id}
+        audit.record(Event.TOKEN_ISSUED, token=new, by=by, details=details)
+    return Issued(plaintext=plaintext, token=new)
+
+
+def change(token: Token, *, by: Actor | None = None, **changes: Unpack[Changes]) -> Token:
+    """Change a token's label, scopes, dates or networks; return it as it is now.
+
+    A token's owner never changes. Nothing is written when nothing differs.
+    """
+    with _atomic():
+        token = _lock(token)
+        before, described = _copy(token), _describe(token)
+        _assign(token, changes)
+        now_described = _describe(token)
+        changed = [key for key, value in now_described.items() if described[key] != value]
+        if not changed:
+            return token
+        if token.revoked_at is not None:
+            raise ValidationError("A revoked token can't be changed.")
+        if _is_strengthened(before, token):
+            policy.check_grant(
+                by, client_id=token.client_id, user=token.user, scopes=token.scope_set
+            )
+        token.save(update_fields=changed)
+        details = {key: {"from": described[key], "to": now_described[key]} for key in changed}
+        audit.record(Event.TOKEN_CHANGED, token=token, by=by, details=details)
+    return token
+
+
+def enable(token: Token, *, by: Actor | None = None) -> Token:
+    """Let a disabled token work again; return it. Asks for as much as issuing it would."""
+    with _atomic():
+        token = _lock(token)
+        if token.revoked_at is not None:
+            raise ValidationError("A revoked token can't be enabled: revoking is final.")
+        if not token.enabled:
+            policy.check_grant(
+                by, client_id=token.client_id, user=token.user, scopes=token.scope_set
+            )
+            token.enabled = True
+            token.save(update_fields=["enabled"])
+            audit.record(Event.TOKEN_ENABLED, token=token, by=by)
+    return token
+
+
+def disable(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
+    """Stop a token until it is enabled again; return it."""
+    reason = sanitise(reason, REASON_LENGTH)
+    with _atomic():
+        token = _lock(token)
+        if token.revoked_at is not None:
+            raise ValidationError("This token is revoked already.")
+        if token.enabled:
+            token.enabled = False
+            token.save(update_fields=["enabled"])
+            audit.record(Event.TOKEN_DISABLED, token=token, by=by, reason=reason)
+    return token
+
+
+def revoke(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
+    """Stop a token for good, from the next request on; return it. A second time does nothing."""
+    reason = sanitise(reason, REASON_LENGTH)
+    with _atomic():
+        token = _lock(token)
+        if token.revoked_at is None:
+            token.revoked_at = timezone.now()
+            token.revoked_by = str(by) if by else "code"
+            token.revoked_reason = reason
+            token.save(update_fields=["revoked_at", "revoked_by", "revoked_reason"])
+            audit.record(Event.TOKEN_REVOKED, token=token, by=by, reason=reason)
+    return token
+
+
+def on_token_deleted(sender: type[Token], instance: Token, origin: Any, **_kwargs: Any) -> None:
+    """Write the row of a token that is being deleted, mostly along with its owner (pre_delete)."""
+    model = origin.model if isinstance(origin, models.QuerySet) else type(origin)
+    reason = "deleted" if model is sender else "owner_deleted"
+    audit.record(Event.TOKEN_REVOKED, token=instance, by=None, reason=reason)
+
+
+def clean_networks(texts: Iterable[str]) -> list[str]:
+    """Return CIDRs in their canonical form; raises ValidationError (``allowed_networks``)."""
+    networks = []
+    for text in texts:
+        try:
+            networks.append(str(ip_network(text.strip(), strict=False)))
+        except ValueError:
+            raise ValidationError(
+                {
+                    "allowed_networks": f"{text[:50]!r} is not a network; write for example "
+                    "192.0.2.0/24, 2001:db8::/32 or a single address."
+                }
+            ) from None
+    return list(dict.fromkeys(networks))
+
+
+def clean_scopes(scopes: Iterable[str], *, kept: Iterable[str] = ()) -> list[str]:
+    """Return the scopes without repetitions; raises ValidationError (``scopes``) for unknown ones.
+
+    ``kept`` are granted already: they may stay though ``SCOPES`` has dropped them since.
+    """
+    scopes = list(dict.fromkeys(scopes))
+    declared = get_settings().scopes
+    wrong = [scope for scope in unknown(scopes, declared) if scope not in set(kept)]
+    if wrong:
+        known = f" Known are: {', '.join(declared)}." if declared else ""
+        raise ValidationError({"scopes": f"No such scope: {', '.join(wrong)}.{known}"[:1_000]})
+    return scopes
+
+
+def _atomic() -> transaction.Atomic:
+    return transaction.atomic(using=router.db_for_write(Token))
+
+
+def _lock(token: Token) -> Token:
+    # Without the user's table in the query: an outer join can't be locked on PostgreSQL.
+    return Token.objects.using(router.db_for_write(Token)).select_for_update().get(pk=token.pk)
+
+
+def _copy(token: Token) -> Token:
+    return Token(**{field.attname: getattr(token, field.attname) for field in token._meta.fields})
+
+
+def _insert(token: Token) -> Plaintext:
+    settings = get_settings()
+    plaintext = generate(settings.prefix, token.public_id)
+    token.pepper_id, pepper = next(iter(settings.peppers.items()))
+    token.digest = digest(plaintext, pepper)
+    token.save(force_insert=True)
+    return plaintext
+
+
+def _successor(old: Token, by: Actor | None) -> Token:
+    now = timezone.now()
+    new = Token(
+        public_id=generate_public_id(),
+        created_by=str(by) if by else "code",
+        created_at=now,
+        **{
+            name: getattr(old, name)
+            for name in ("client_id", "user_id", "name", "scopes", "allowed_networks")
+        },
+    )
+    if old.expires_at is not None:
+        new.expires_at = now + (old.expires_at - old.created_at)
+    _set_lifetime(new)
+    return new
+
+
+def _check_identity(token: Token) -> None:
+    client_id = token.client_id
+    if not client_id:
+        raise ValidationError({"client_id": "Name the client, or the user it acts for."})
+    if len(client_id) > NAME_LENGTH or not client_id.isprintable() or client_id != client_id.strip():
+        raise ValidationError(
+            {"client_id": f"Use at most {NAME_LENGTH} printable characters, no space around them."}
+        )
+    if token.user_id is not None and not isinstance(token.user, get_user_model()):
+        raise ValidationError({"user": "This is no user."})
+
+
+def _assign(token: Token, changes: Changes) -> None:
+    if "name" in changes:
+        token.name = changes["name"]
+        if len(token.name) > 100 or not token.name.isprintable():
+            raise ValidationError({"name": "Use at most 100 printable characters."})
+    if "scopes" in changes:
+        token.scopes = " ".join(clean_scopes(changes["scopes"], kept=token.scope_set))
+    if "allowed_networks" in changes:
+        token.allowed_networks = " ".join(clean_networks(changes["allowed_networks"]))
+    if "not_before" in changes:
+        token.not_before = changes["not_before"]
+    if "expires_at" in changes:
+        token.expires_at = changes["expires_at"]
+        _set_lifetime(token)
+    if token.not_before and token.expires_at and token.not_before >= token.expires_at:
+        raise ValidationError({"expires_at": "It would end before it begins."})
+
+
+def _set_lifetime(token: Token) -> None:
+    """Fill and check ``expires_at`` by ``MAX_LIFETIME``, counted from when it was issued."""
+    limit = get_settings().max_lifetime
+    if limit is None:
+        return
+    longest = token.created_at + limit
+    if token.expires_at is None:
+        token.expires_at = longest
+    elif token.expires_at > longest:
+        raise ValidationError(
+            {"expires_at": f"Tokens live for {limit} at most: until {longest:%Y-%m-%d %H:%M}."}
+        )
+
+
+def _describe(token: Token) -> dict[str, Any]:
+    """Return what ``change`` can change, as the audit's details show it."""
+    return {
+        "name": token.name,
+        "scopes": token.scopes,
+        "not_before": token.not_before and token.not_before.isoformat(),
+        "expires_at": token.expires_at and token.expires_at.isoformat(),
+        "allowed_networks": token.allowed_networks,
+    }
+
+
+def _is_strengthened(before: Token, after: Token) -> bool:
+    """Tell whether the change gives the token anything it didn't have."""
+    granted = before.scope_set
+    return (
+        any(scope not in granted for scope in after.scope_set)
+        or _is_prolonged(before, after)
+        or _is_widened(before.networks, after.networks)
+    )
+
+
+def _is_prolonged(before: Token, after: Token) -> bool:
+    if before.expires_at is not None and (
+        after.expires_at is None or after.expires_at > before.expires_at
+    ):
+        return True
+    return before.not_before is not None and (
+        after.not_before is None or after.not_before < before.not_before
+    )
+
+
+def _is_widened(
+    before: tuple[IPv4Network | IPv6Network, ...], after: tuple[IPv4Network | IPv6Network, ...]
+) -> bool:
+    if not before:
+        return False
+    return not after or not all(_is_covered(network, before) for network in after)
+
+
+def _is_covered(
+    network: IPv4Network | IPv6Network, others: tuple[IPv4Network | IPv6Network, ...]
+) -> bool:
+    for other in others:
+        if isinstance(network, IPv4Network) and isinstance(other, IPv4Network):
+            if network.subnet_of(other):
+                return True
+        elif isinstance(network, IPv6Network) and isinstance(other, IPv6Network):
+            if network.subnet_of(other):
+                return True
+    return False

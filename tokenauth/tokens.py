@@ -1,0 +1,120 @@
+"""The text of a token: make it, read it, check it, digest it. Pure: no settings, no database.
+
+A token reads ``tka_<public id>_<secret><checksum>``: 12 characters of 0-9a-z that may be shown
+and logged, 32 of base62 that may not, and a CRC32 over all before it in 6 of base62. The
+underscores keep a double click selecting the whole; the checksum lets garbage be refused
+without a query and lets secret scanners be certain.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from tokenauth.exceptions import Reason, Refused
+
+BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+# Lower case only: MariaDB's default collation can't tell "a" from "A".
+PUBLIC_ID_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
+PUBLIC_ID_LENGTH = 12
+SECRET_LENGTH = 32
+CHECKSUM_LENGTH = 6
+SHORTEST = 32
+"""No stored token is shorter than this many characters, imported ones included."""
+
+
+class Plaintext(str):
+    """A token's text that doesn't print itself: tracebacks and logs show reprs of locals."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<token>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParsedToken:
+    """What can be read off a token's text without a database."""
+
+    public_id: str
+    """The part that may be shown and logged."""
+
+
+@lru_cache(maxsize=8)
+def _pattern(prefix: str) -> re.Pattern[str]:
+    return re.compile(
+        rf"{re.escape(prefix)}_(?P<public_id>[0-9a-z]{{{PUBLIC_ID_LENGTH}}})_"
+        rf"[0-9A-Za-z]{{{SECRET_LENGTH + CHECKSUM_LENGTH}}}"
+    )
+
+
+def checksum(text: str) -> str:
+    """Return the CRC32 of ``text`` in six base62 digits, most significant first."""
+    number = zlib.crc32(text.encode())
+    digits = ""
+    for _ in range(CHECKSUM_LENGTH):
+        number, digit = divmod(number, 62)
+        digits = BASE62[digit] + digits
+    return digits
+
+
+def generate_public_id() -> str:
+    """Return a new random public id."""
+    return "".join(secrets.choice(PUBLIC_ID_ALPHABET) for _ in range(PUBLIC_ID_LENGTH))
+
+
+def generate(prefix: str, public_id: str) -> Plaintext:
+    """Return the text of a new token with this prefix and public id (190 random bits)."""
+    secret = "".join(secrets.choice(BASE62) for _ in range(SECRET_LENGTH))
+    body = f"{prefix}_{public_id}_{secret}"
+    return Plaintext(body + checksum(body))
+
+
+def parse(text: str, prefix: str) -> ParsedToken | None:
+    """Read a token of our own format; None when the text has another format.
+
+    Raises Refused (``malformed`` or ``bad_checksum``) when it claims to be ours and isn't.
+    """
+    if not text.startswith(prefix + "_"):
+        return None
+    match = _pattern(prefix).fullmatch(text)
+    if match is None:
+        raise Refused(Reason.MALFORMED)
+    if checksum(text[:-CHECKSUM_LENGTH]) != text[-CHECKSUM_LENGTH:]:
+        raise Refused(Reason.BAD_CHECKSUM)
+    return ParsedToken(public_id=match["public_id"])
+
+
+def digest(text: str, pepper: str) -> str:
+    """Return what is stored of a token: the hex HMAC-SHA256 of its whole text under ``pepper``.
+
+    An empty pepper stands for plain SHA-256. A fast hash is right here: the text holds at least
+    128 random bits, which no amount of guessing finds. Slow hashes are for passwords.
+    """
+    if not pepper:
+        return hashlib.sha256(text.encode()).hexdigest()
+    return hmac.digest(pepper.encode(), text.encode(), "sha256").hex()
+
+
+def digests(text: str, peppers: Mapping[str, str]) -> dict[str, str]:
+    """Return the digest of ``text`` under each pepper of the ring, by pepper id, in its order."""
+    return {pepper_id: digest(text, pepper) for pepper_id, pepper in peppers.items()}
+
+
+def redact(text: str, prefix: str) -> str:
+    """Cut the secret out of every token of ours in ``text``; the public id stays."""
+    if prefix + "_" not in text:
+        return text
+    return _embedded(prefix).sub(r"\g<1>…", text)
+
+
+@lru_cache(maxsize=8)
+def _embedded(prefix: str) -> re.Pattern[str]:
+    # From a few characters of the secret on: a token cut short by a length limit is one too.
+    return re.compile(rf"({re.escape(prefix)}_[0-9a-z]{{{PUBLIC_ID_LENGTH}}}_)[0-9A-Za-z]+")
