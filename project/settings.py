@@ -57,7 +57,10 @@ def _database() -> dict[str, object]:
         import pymysql  # noqa: PLC0415 - only where MariaDB or MySQL is used
 
         pymysql.install_as_MySQLdb()
-        database["OPTIONS"] = {"charset": "utf8mb4", "init_command": "SET sql_mode='STRICT_ALL_TABLES'"}
+        database["OPTIONS"] = {
+            "charset": "utf8mb4",
+            "init_command": "SET sql_mode='STRICT_ALL_TABLES'",
+        }
     return database
 
 
@@ -147,8 +150,7 @@ USE_I18N = True
 USE_TZ = True
 
 STATIC_URL = "static/"
-STATIC_ROOT = DATA_DIR / "static"
-# Serves each app's files where they lie, so that nothing has to be collected first.
+# WhiteNoise serves each app's files where they lie, so that nothing has to be collected first.
 WHITENOISE_USE_FINDERS = True
 
 REST_FRAMEWORK = {

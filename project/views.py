@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
@@ -16,6 +16,7 @@ from rest_framework.views import APIView
 from project.models import Sample
 from tokenauth.authentication import TokenAuthentication
 from tokenauth.permissions import HasScopes
+from tokenauth.principal import Principal
 
 
 class SampleSerializer(serializers.ModelSerializer[Sample]):
@@ -48,7 +49,8 @@ class SampleViewSet(
 
     def perform_create(self, serializer: BaseSerializer[Sample]) -> None:
         """Store the sample as the caller's."""
-        serializer.save(owner=str(self.request.user.pk), client_id=self.request.auth.client_id)
+        principal = cast("Principal", self.request.auth)
+        serializer.save(owner=str(self.request.user.pk), client_id=principal.client_id)
 
 
 class WhoAmIView(APIView):
@@ -59,7 +61,7 @@ class WhoAmIView(APIView):
 
     def get(self, request: Request) -> Response:
         """Return the token's client, user and scopes."""
-        principal = request.auth
+        principal = cast("Principal", request.auth)
         return Response(
             {
                 "client_id": principal.client_id,

@@ -1,5 +1,479 @@
-"""Admin."""
-from django.contrib import admin
-from tokenauth.models import AuditEvent, Token
-admin.site.register(Token)
-admin.site.register(AuditEvent)
+"""The admin: issue, change, rotate, disable, enable and revoke tokens; read the audit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, ClassVar
+
+from django.contrib import admin, messages
+from django.contrib.admin.options import csrf_protect_m
+from django.contrib.auth import get_user_model
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.paginator import Paginator
+from django.db import IntegrityError, router, transaction
+from django.db.models import TextField, Value
+from django.db.models.functions import Concat
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import path, reverse
+from django.utils import timezone
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+
+from tokenauth import policy, services
+from tokenauth.checks import guarded_views
+from tokenauth.client_info import Actor
+from tokenauth.conf import get_settings
+from tokenauth.exceptions import NotPermitted
+from tokenauth.forms import ChangeForm, ConfirmForm, IssueForm
+from tokenauth.models import AuditEvent, Token, TokenStatus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """Something that can be done to tokens, one or many, after a confirmation."""
+
+    name: str
+    """As in the URL and the action's name."""
+    title: str | Promise
+    """What the button says."""
+    question: str | Promise
+    """What the confirmation says will happen."""
+    done: str | Promise
+    """What the message says afterwards; ``%d`` is how many."""
+    run: Callable[..., Any]
+    """The service."""
+
+
+OPERATIONS = {
+    operation.name: operation
+    for operation in (
+        Operation(
+            name="rotate",
+            title=_("Rotate"),
+            question=_("A successor is issued and its text shown once. The old one ends soon."),
+            done=_("%d rotated."),
+            run=services.rotate,
+        ),
+        Operation(
+            name="disable",
+            title=_("Disable"),
+            question=_("It is refused from the next request on, until it is enabled again."),
+            done=_("%d disabled."),
+            run=services.disable,
+        ),
+        Operation(
+            name="enable",
+            title=_("Enable"),
+            question=_("It is accepted again."),
+            done=_("%d enabled."),
+            run=services.enable,
+        ),
+        Operation(
+            name="revoke",
+            title=_("Revoke"),
+            question=_("It is refused from the next request on. This can't be undone."),
+            done=_("%d revoked."),
+            run=services.revoke,
+        ),
+    )
+}
+
+_OFFERED = {
+    TokenStatus.ACTIVE: ("rotate", "disable", "revoke"),
+    TokenStatus.NOT_YET_VALID: ("rotate", "disable", "revoke"),
+    TokenStatus.EXPIRED: ("disable", "revoke"),
+    TokenStatus.OWNER_INACTIVE: ("disable", "revoke"),
+    TokenStatus.DISABLED: ("enable", "revoke"),
+    TokenStatus.REVOKED: (),
+}
+_STATUS_LABELS = {
+    TokenStatus.ACTIVE: _("active"),
+    TokenStatus.NOT_YET_VALID: _("not yet valid"),
+    TokenStatus.EXPIRED: _("expired"),
+    TokenStatus.OWNER_INACTIVE: _("owner inactive"),
+    TokenStatus.DISABLED: _("disabled"),
+    TokenStatus.REVOKED: _("revoked"),
+}
+
+
+class BoundedPaginator(Paginator):  # type: ignore[type-arg]
+    """Counts no further than ``limit`` rows: a COUNT over millions costs more than the page."""
+
+    limit = 10_000
+
+    @cached_property
+    def count(self) -> int:
+        """Return how many rows there are, at most ``limit``."""
+        rows: Any = self.object_list
+        return int(rows.values("pk")[: self.limit].count())
+
+
+class StatusFilter(admin.SimpleListFilter):
+    """Filters tokens by what they are worth now."""
+
+    title = _("status")
+    parameter_name = "status"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        """Return the states."""
+        return [(status.value, label) for status, label in _STATUS_LABELS.items()]
+
+    def queryset(self, request: HttpRequest, queryset: Any) -> Any:
+        """Return the tokens in the chosen state."""
+        status = self.value()
+        if status is None or status not in set(TokenStatus):
+            return queryset
+        return queryset.with_status(TokenStatus(status), timezone.now())
+
+
+class ScopeFilter(admin.SimpleListFilter):
+    """Filters tokens by a scope of ``SCOPES`` that was granted by name."""
+
+    title = _("scope")
+    parameter_name = "scope"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        """Return the project's scopes."""
+        return [(scope, scope) for scope in get_settings().scopes]
+
+    def queryset(self, request: HttpRequest, queryset: Any) -> Any:
+        """Return the tokens with the chosen scope."""
+        if not (scope := self.value()):
+            return queryset
+        space = Value(" ", output_field=TextField())
+        padded = Concat(space, "scopes", space, output_field=TextField())
+        return queryset.annotate(padded_scopes=padded).filter(padded_scopes__contains=f" {scope} ")
+
+
+@admin.register(Token)
+class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """Tokens. All writes go through ``services``; a token's text is shown once and kept nowhere."""
+
+    form = ChangeForm
+    list_display = [
+        "public_id",
+        "state",
+        "client_id",
+        "user",
+        "name",
+        "scopes",
+        "ends",
+        "last_used_at",
+    ]
+    list_filter = [
+        StatusFilter,
+        ScopeFilter,
+        ("expires_at", admin.DateFieldListFilter),
+        ("last_used_at", admin.EmptyFieldListFilter),
+    ]
+    list_select_related = ["user"]
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    paginator = BoundedPaginator
+    raw_id_fields = ["user"]
+    actions = [f"{name}_selected" for name in OPERATIONS]
+    change_form_template = "admin/tokenauth/token/change_form.html"
+    readonly_fields = [
+        "public_id",
+        "state",
+        "client_id",
+        "user",
+        "created_at",
+        "created_by",
+        "last_used_at",
+        "last_used_ip",
+        "revoked_at",
+        "revoked_by",
+        "revoked_reason",
+        "replaced_by",
+    ]
+    fieldsets = [
+        (None, {"fields": ["public_id", "state", "client_id", "user"]}),
+        (
+            _("Can be changed"),
+            {"fields": ["name", "scopes", "not_before", "expires_at", "allowed_networks"]},
+        ),
+        (_("History"), {"fields": [*readonly_fields[4:]]}),
+    ]
+
+    def get_search_fields(self, request: HttpRequest) -> list[str]:
+        """Search by what people know a token by; never by its text, which isn't stored."""
+        users: Any = get_user_model()
+        return ["public_id__exact", "client_id", "name", f"user__{users.USERNAME_FIELD}"]
+
+    @admin.display(description=_("status"))
+    def state(self, token: Token) -> Any:
+        """Return what the token is worth now."""
+        return _STATUS_LABELS[token.status]
+
+    @admin.display(description=_("expires"), ordering="expires_at")
+    def ends(self, token: Token) -> Any:
+        """Return when it ends at the latest."""
+        return token.ends_at
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Tokens are revoked, not deleted; but a user's can go with the user."""
+        page = request.resolver_match.url_name if request.resolver_match else None
+        if (page or "").startswith("tokenauth_token_"):
+            return False
+        return super().has_delete_permission(request, obj)
+
+    def get_form(
+        self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
+    ) -> Any:
+        """Return the form, knowing who fills it in."""
+        if obj is None:
+            kwargs["form"] = IssueForm
+        form = super().get_form(request, obj, change=change, **kwargs)
+        return type(form.__name__, (form,), {"actor": Actor.from_request(request)})
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Return the groups of fields; those of the empty form when there is no token yet."""
+        if obj is not None:
+            return super().get_fieldsets(request, obj)
+        owner = ["user"] if policy.may_issue_for_others(Actor.from_request(request)) else []
+        names = ["client_id", "name", "scopes", "not_before", "expires_at", "allowed_networks"]
+        return [(None, {"fields": [*owner, *names, "ticket"]})]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Return what can't be edited; in the empty form, nothing."""
+        return [] if obj is None else super().get_readonly_fields(request, obj)
+
+    @csrf_protect_m  # type: ignore[untyped-decorator]
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: Any = None,
+        form_url: str = "",
+        extra_context: Any = None,
+    ) -> Any:
+        """Show or take a form. One sent twice at the same moment issues once."""
+        try:
+            return super().changeform_view(request, object_id, form_url, extra_context)
+        except IntegrityError:
+            if object_id is not None:
+                raise
+            self.message_user(request, _("This form was sent already."), messages.ERROR)
+            return HttpResponseRedirect(self._url("changelist"))
+
+    def render_change_form(
+        self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Add the buttons that fit the token's status, and no others than "Save"."""
+        token = context.get("original")
+        context["show_save_and_add_another"] = context["show_save_and_continue"] = False
+        if token is not None and self.has_change_permission(request, token):
+            context["operations"] = [OPERATIONS[name] for name in _OFFERED[token.status]]
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    def save_model(self, request: Any, obj: Token, form: Any, change: bool) -> None:
+        """Issue or change by way of ``services``."""
+        if change:
+            services.change(obj, by=form.actor, **form.get_changes())
+            return
+        issued = services.issue(
+            client_id=form.cleaned_data["client_id"],
+            user=form.get_user(),
+            public_id=form.get_public_id(),
+            by=form.actor,
+            **form.get_changes(),
+        )
+        vars(obj).update(vars(issued.token))
+        request.tokenauth_issued = [issued]
+
+    def response_add(self, request: Any, obj: Token, post_url_continue: Any = None) -> HttpResponse:
+        """Answer the form with the new token's text: no redirect, so it needs to be kept nowhere."""
+        return self._show_issued(request, request.tokenauth_issued)
+
+    def get_urls(self) -> Any:
+        """Add a page for each operation."""
+        pages = [
+            path(
+                f"<path:object_id>/{name}/",
+                self.admin_site.admin_view(partial(self.operation_view, operation=operation)),
+                name=f"tokenauth_token_{name}",
+            )
+            for name, operation in OPERATIONS.items()
+        ]
+        return [*pages, *super().get_urls()]
+
+    def operation_view(
+        self, request: HttpRequest, object_id: str, operation: Operation
+    ) -> HttpResponse:
+        """Confirm and do one operation on one token."""
+        token = self.get_object(request, object_id)
+        if token is None:
+            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
+        if not self.has_change_permission(request, token):
+            raise PermissionDenied
+        back = self._url("change", token.pk)
+        return self._confirm(request, operation, [token], back)
+
+    @admin.action(description=_("Rotate selected tokens"), permissions=["change"])
+    def rotate_selected(self, request: HttpRequest, queryset: Any) -> HttpResponse:
+        """Rotate many."""
+        return self._confirm_selected(request, "rotate", queryset)
+
+    @admin.action(description=_("Disable selected tokens"), permissions=["change"])
+    def disable_selected(self, request: HttpRequest, queryset: Any) -> HttpResponse:
+        """Disable many."""
+        return self._confirm_selected(request, "disable", queryset)
+
+    @admin.action(description=_("Enable selected tokens"), permissions=["change"])
+    def enable_selected(self, request: HttpRequest, queryset: Any) -> HttpResponse:
+        """Enable many."""
+        return self._confirm_selected(request, "enable", queryset)
+
+    @admin.action(description=_("Revoke selected tokens"), permissions=["change"])
+    def revoke_selected(self, request: HttpRequest, queryset: Any) -> HttpResponse:
+        """Revoke many."""
+        return self._confirm_selected(request, "revoke", queryset)
+
+    def _url(self, page: str, *args: Any) -> str:
+        name = f"admin:tokenauth_token_{page}"
+        return reverse(name, args=args, current_app=self.admin_site.name)
+
+    def _confirm_selected(self, request: HttpRequest, name: str, queryset: Any) -> HttpResponse:
+        back = self._url("changelist")
+        return self._confirm(
+            request, OPERATIONS[name], list(queryset), back, action=f"{name}_selected"
+        )
+
+    def _confirm(
+        self,
+        request: HttpRequest,
+        operation: Operation,
+        tokens: list[Token],
+        back: str,
+        action: str = "",
+    ) -> HttpResponse:
+        """Ask on the first call, do it once it is confirmed by POST."""
+        confirmed = request.method == "POST" and "confirmed" in request.POST
+        form = ConfirmForm(request.POST if confirmed else None)
+        if confirmed and form.is_valid():
+            issued = self._run(request, operation, tokens, form.cleaned_data["reason"])
+            return self._show_issued(request, issued) if issued else HttpResponseRedirect(back)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": operation.title,
+            "opts": self.opts,
+            "operation": operation,
+            "tokens": tokens,
+            "form": form,
+            "action": action,
+            "back": back,
+            "media": self.media,
+        }
+        return TemplateResponse(request, "admin/tokenauth/token/confirm.html", context)
+
+    def _run(
+        self, request: HttpRequest, operation: Operation, tokens: Iterable[Token], reason: str
+    ) -> list[services.Issued]:
+        """Do it to each token and say how it went; return what was issued.
+
+        One transaction: were the third of five to fail for a reason nobody foresaw, the texts of
+        the first two would be lost.
+        """
+        actor, done, issued = Actor.from_request(request), 0, []
+        with transaction.atomic(using=router.db_for_write(Token)):
+            for token in tokens:
+                try:
+                    result = operation.run(token, reason=reason, by=actor)
+                except (ValidationError, NotPermitted) as refusal:
+                    texts = getattr(refusal, "messages", None) or [str(refusal)]
+                    self.message_user(request, f"{token}: {' '.join(texts)}", messages.ERROR)
+                    continue
+                done += 1
+                self.log_change(
+                    request, token, f"{operation.name}: {reason}" if reason else operation.name
+                )
+                if isinstance(result, services.Issued):
+                    issued.append(result)
+        if done:
+            self.message_user(request, operation.done % done, messages.SUCCESS)
+        return issued
+
+    def _show_issued(self, request: HttpRequest, issued: list[services.Issued]) -> HttpResponse:
+        """Show new tokens, this once."""
+        transport = get_settings().transports[0]
+        header = f"{transport.header}: {transport.scheme}".rstrip(": ") + (
+            " " if transport.scheme else ": "
+        )
+        context = {
+            **self.admin_site.each_context(request),
+            "title": _("New token"),
+            "opts": self.opts,
+            "issued": issued,
+            "header": header,
+            "url": request.build_absolute_uri(_example_path()),
+        }
+        response = TemplateResponse(request, "admin/tokenauth/token/issued.html", context)
+        response["Cache-Control"] = "no-store"
+        response["Referrer-Policy"] = "no-referrer"
+        return response
+
+
+@admin.register(AuditEvent)
+class AuditEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """The audit: to read, filter and search; never to edit."""
+
+    list_display = [
+        "at",
+        "event",
+        "reason",
+        "severity",
+        "token_id",
+        "client_id",
+        "user_name",
+        "actor",
+        "ip",
+        "method",
+        "path",
+    ]
+    list_display_links = ["at"]
+    list_filter = ["event", "outcome", "severity", ("at", admin.DateFieldListFilter)]
+    search_fields = ["token_id__exact", "client_id__exact", "user_name__exact", "request_id__exact"]
+    search_help_text = _("Exact token id, client, user or request id.")
+    ordering: ClassVar = ["-id"]
+    sortable_by: ClassVar = []
+    actions = None
+    list_per_page = 100
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    paginator = BoundedPaginator
+    change_list_template = "admin/tokenauth/auditevent/change_list.html"
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Return False."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Return False."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Return False."""
+        return False
+
+    def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> Any:
+        """Search for the whole term: names may hold spaces."""
+        return super().get_search_results(
+            request, queryset, f'"{search_term}"' if search_term else ""
+        )
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
+        """Show the list, saying how far it goes."""
+        return super().changelist_view(
+            request, {"limit": BoundedPaginator.limit, **(extra_context or {})}
+        )
+
+
+def _example_path() -> str:
+    """Return the path of a view that takes tokens and no parameters, for the ready curl line."""
+    for route, _view in guarded_views():
+        if not any(character in route for character in "<>^$\\()?"):
+            return route
+    return "/"

@@ -77,7 +77,7 @@ def admit_request(request: HttpRequest, *, shared: bool = False) -> Principal | 
     if not state.decided:
         state.decided = True
         try:
-            state.principal = _decide(request, state, shared)
+            state.principal = _decide(request, state, shared=shared)
         except (Refused, Unavailable) as failure:
             state.failure = failure
     if state.failure is not None:
@@ -110,7 +110,7 @@ def deny(reason: Reason, principal: Principal, scopes: tuple[str, ...] = ()) -> 
     )
 
 
-def _decide(request: HttpRequest, state: RequestState, shared: bool) -> Principal | None:
+def _decide(request: HttpRequest, state: RequestState, *, shared: bool) -> Principal | None:
     try:
         credential = read_credential(request)
     except Refused as refused:
@@ -130,7 +130,7 @@ def _admit(credential: Credential, client_info: ClientInfo) -> Principal | None:
     except Refused as refused:
         raise _refuse(refused, client_info) from None
     except DatabaseFailure as error:
-        logger.error("tokens can't be verified: the database failed", exc_info=True)
+        logger.exception("tokens can't be verified: the database failed")
         raise Unavailable from error
     if principal is not None and get_settings().audit_successes:
         audit.record_now(Event.AUTH_ACCEPTED, client_info=client_info, subject=principal)

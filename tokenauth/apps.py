@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
-from django.core.checks import register
+from django.core.checks import Tags, register
 from django.db.models.signals import pre_delete
 from django.utils.translation import gettext_lazy as _
 
@@ -22,5 +22,8 @@ class TokenAuthConfig(AppConfig):
         pre_delete.connect(
             services.on_token_deleted, sender="tokenauth.Token", dispatch_uid="tokenauth.deleted"
         )
-        for check, tags, options in checks.CHECKS:
-            register(check, *tags, **options)
+        register(checks.check_settings, "tokenauth")
+        register(checks.check_middleware, "tokenauth")
+        register(checks.check_views, "tokenauth")
+        register(checks.check_peppers, "tokenauth", Tags.database)
+        register(checks.check_deployment, "tokenauth", deploy=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from django.http import HttpRequest
 from rest_framework.authentication import (
     BaseAuthentication,
     BasicAuthentication,
@@ -78,7 +77,8 @@ def authentication_classes_of(view: Any) -> list[type]:
     )
 
 
-def underlying(request: Any) -> HttpRequest:
-    """Return Django's request of a DRF request, or the request itself."""
-    django_request: HttpRequest = getattr(request, "_request", request)
-    return django_request
+def is_guarded(view: Any) -> bool:
+    """Tell whether a view function carries the marker of our class or our decorators."""
+    return getattr(view, "tokenauth_guard", False) or any(
+        getattr(cls, "tokenauth_guard", False) for cls in authentication_classes_of(view)
+    )

@@ -96,10 +96,10 @@ class Actor:
 
 
 def sanitise(text: str, limit: int) -> str:
-    """Return ``text`` safe for logs and databases, at most ``limit`` characters long.
+    r"""Return ``text`` safe for logs and databases, at most ``limit`` characters long.
 
     What isn't printable (NUL and other controls, line ends, ESC, bidi controls, lone
-    surrogates) is escaped as Python would write it, ``\\n`` or ``\\u202e``, and so is the
+    surrogates) is escaped as Python would write it, ``\n`` or ``\u202e``, and so is the
     backslash, so that an escape in the log can't be forged.
     """
     # Cut before and after: escaping 100 kB to keep 300 characters would be work for nothing.

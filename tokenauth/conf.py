@@ -142,7 +142,9 @@ def _peppers(key: str, value: object) -> Mapping[str, str]:
     for pepper_id, secret in value.items():
         if pepper_id == "":
             if secret != "":
-                raise _wrong(key, 'gives the id "" a secret; "" stands for plain SHA-256, so write "".')
+                raise _wrong(
+                    key, 'gives the id "" a secret; "" stands for plain SHA-256, so write "".'
+                )
         elif not isinstance(pepper_id, str) or not _PEPPER_ID.fullmatch(pepper_id):
             raise _wrong(key, f"has the id {pepper_id!r}; use 1 to 32 of a-z, 0-9, '.', '_', '-'.")
         elif not isinstance(secret, str) or not secret:
@@ -154,7 +156,9 @@ def _scopes(key: str, value: object) -> Mapping[str, str]:
     if not isinstance(value, Mapping) or not all(
         isinstance(name, str) and isinstance(about, str) for name, about in value.items()
     ):
-        raise _wrong(key, 'must map scopes to descriptions, for example {"samples:read": "Read samples"}.')
+        raise _wrong(
+            key, 'must map scopes to descriptions, for example {"samples:read": "Read samples"}.'
+        )
     return MappingProxyType(dict(value))
 
 

@@ -37,7 +37,7 @@ def scopes_required(*scopes: str) -> Callable[[View], View]:
     return decorate
 
 
-def _guard(view: Any, scopes: tuple[str, ...]) -> Any:
+def _guard(view: View, scopes: tuple[str, ...]) -> View:
     if iscoroutinefunction(view):
 
         @wraps(view)
@@ -53,7 +53,7 @@ def _guard(view: Any, scopes: tuple[str, ...]) -> Any:
 
     guarded.tokenauth_guard = True  # type: ignore[attr-defined]
     guarded.tokenauth_scopes = scopes  # type: ignore[attr-defined]
-    return guarded
+    return guarded  # type: ignore[return-value]
 
 
 def _enter(request: HttpRequest, scopes: tuple[str, ...]) -> HttpResponse | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
@@ -10,7 +11,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
 from tokenauth import responses
 from tokenauth.admission import RequestState, admit_request, audit_refusal, state_of
-from tokenauth.authentication import authentication_classes_of, is_shared
+from tokenauth.authentication import authentication_classes_of, is_guarded, is_shared
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import Reason, Refused, Unavailable
 
@@ -60,11 +61,12 @@ class TokenAuthMiddleware:
         self, request: HttpRequest, view: Any, args: Any, kwargs: Any
     ) -> HttpResponse | None:
         """Admit a request whose view is guarded: outside ATOMIC_REQUESTS, before the view."""
-        classes = authentication_classes_of(view)
-        by_class = any(getattr(cls, "tokenauth_guard", False) for cls in classes)
-        if not by_class and not getattr(view, "tokenauth_guard", False):
+        if not is_guarded(view):
             return None
-        return _admit(request, shared=by_class and is_shared(classes))
+        # A decorator's guard is strict: its view has no other way to authenticate.
+        decorated = getattr(view, "tokenauth_guard", False)
+        shared = not decorated and is_shared(authentication_classes_of(view))
+        return _admit(request, shared=shared)
 
     def process_template_response(self, request: HttpRequest, response: Any) -> Any:
         """Make a refusal by a DRF view ours, before it is rendered.
@@ -143,10 +145,10 @@ def _write_note(request: HttpRequest) -> HttpResponse | None:
 
 def _refused_by_view(state: RequestState, response: Any) -> Refused | None:
     """Return our refusal that a DRF view ended with, noting it for the audit; None for others."""
-    if response.status_code == 403 and state.denied is not None:
+    if response.status_code == HTTPStatus.FORBIDDEN and state.denied is not None:
         state.to_audit = state.denied
         return state.denied
-    if response.status_code != 401 or state.principal is not None:
+    if response.status_code != HTTPStatus.UNAUTHORIZED or state.principal is not None:
         return None
     if isinstance(state.failure, Refused):
         return state.failure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -31,6 +31,7 @@ from tokenauth.tokens import PUBLIC_ID_LENGTH
 
 logger = logging.getLogger("tokenauth")
 
+LABEL_LENGTH = 100
 LAST_USE_INTERVAL = timedelta(minutes=1)
 """A token's last use is written at most this often."""
 
@@ -119,12 +120,12 @@ class Token(models.Model):
         help_text=_("The user in whose name it acts; empty for a client without an account."),
     )
     name = models.CharField(
-        _("name"), max_length=100, blank=True, help_text=_("A label to tell it by.")
+        _("name"), max_length=LABEL_LENGTH, blank=True, help_text=_("A label to tell it by.")
     )
-    scopes = models.TextField(_("scopes"), blank=True, editable=False)
+    scopes = models.TextField(_("scopes"), blank=True)
     not_before = models.DateTimeField(_("valid from"), null=True, blank=True)
     expires_at = models.DateTimeField(_("expires"), null=True, blank=True)
-    allowed_networks = models.TextField(_("allowed networks"), blank=True, editable=False)
+    allowed_networks = models.TextField(_("allowed networks"), blank=True)
     enabled = models.BooleanField(_("enabled"), default=True, editable=False)
     revoked_at = models.DateTimeField(_("revoked"), null=True, editable=False)
     revoked_by = models.CharField(_("revoked by"), max_length=200, blank=True, editable=False)
@@ -247,12 +248,13 @@ class AppendOnlyQuerySet(models.QuerySet["AuditEvent"]):
         batch_size: int | None = None,
         ignore_conflicts: bool = False,
         update_conflicts: bool = False,
-        **kwargs: Any,
+        update_fields: Collection[str] | None = None,
+        unique_fields: Collection[str] | None = None,
     ) -> list[AuditEvent]:
         """Insert many rows; updating the ones that are there already is refused."""
         if update_conflicts:
             self._refuse()
-        return super().bulk_create(objs, batch_size, ignore_conflicts, **kwargs)
+        return super().bulk_create(objs, batch_size, ignore_conflicts)
 
 
 class AuditEvent(models.Model):

@@ -1,7 +1,7 @@
-"""Scopes: reading them, and telling what a set of them grants. Pure.
+r"""Scopes: reading them, and telling what a set of them grants. Pure.
 
 A scope is a scope-token of RFC 6749 section 3.3: printable ASCII without space, ``"`` and
-``\\``. ``*`` grants everything, ``ns:*`` every scope under ``ns:``.
+``\``. ``*`` grants everything, ``ns:*`` every scope under ``ns:``.
 """
 
 from __future__ import annotations
@@ -71,12 +71,9 @@ def unknown(scopes: Iterable[str], declared: Mapping[str, str]) -> list[str]:
     Nothing declared: every well-formed scope can be. A wildcard can be granted when it covers
     a declared scope; one that covers nothing is a slip.
     """
-    scopes = list(scopes)
-    if not declared:
-        return [scope for scope in scopes if not is_well_formed(scope)]
     return [
         scope
         for scope in scopes
-        if scope not in declared
-        and not (is_well_formed(scope) and any(name in ScopeSet([scope]) for name in declared))
+        if not is_well_formed(scope)
+        or (declared and not any(name in ScopeSet([scope]) for name in declared))
     ]

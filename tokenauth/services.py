@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
@@ -22,8 +22,8 @@ from django.utils import timezone
 from tokenauth import audit, policy
 from tokenauth.client_info import NAME_LENGTH, Actor, sanitise
 from tokenauth.conf import get_settings
-from tokenauth.models import Event, Token, TokenStatus
-from tokenauth.scopes import ScopeSet, unknown
+from tokenauth.models import LABEL_LENGTH, Event, Token, TokenStatus
+from tokenauth.scopes import unknown
 from tokenauth.tokens import Plaintext, digest, generate, generate_public_id
 
 if TYPE_CHECKING:
@@ -72,17 +72,11 @@ def issue(
     families; none: from anywhere. ``public_id`` is drawn where it isn't given; a form gives
     one so that being sent twice can't issue twice (the second raises IntegrityError).
     """
-    named: Any = user
-    token = Token(
-        public_id=public_id or generate_public_id(),
-        client_id=client_id or (named.get_username() if named is not None else ""),
-        user=named,
-        created_by=str(by) if by else "code",
-        created_at=timezone.now(),
-    )
-    _assign(
-        token,
-        {
+    token = _draft(
+        client_id=client_id,
+        user=user,
+        by=by,
+        changes={
             "name": name,
             "scopes": scopes,
             "not_before": not_before,
@@ -90,20 +84,31 @@ def issue(
             "allowed_networks": allowed_networks,
         },
     )
-    _check_identity(token)
-    policy.check_grant(by, client_id=token.client_id, user=user, scopes=token.scope_set)
+    token.public_id = public_id or generate_public_id()
     with _atomic():
         plaintext = _insert(token)
         audit.record(Event.TOKEN_ISSUED, token=token, by=by, details=_describe(token))
     return Issued(plaintext=plaintext, token=token)
 
 
-def rotate(token: Token, *, by: Actor | None = None) -> Issued:
+def check_issue(
+    *,
+    client_id: str,
+    user: AbstractBaseUser | None = None,
+    by: Actor | None = None,
+    **changes: Unpack[Changes],
+) -> None:
+    """Raise what ``issue`` would raise for this input; write nothing."""
+    _draft(client_id=client_id, user=user, by=by, changes=changes)
+
+
+def rotate(token: Token, *, reason: str = "", by: Actor | None = None) -> Issued:
     """Issue a successor with the same identity, scopes and networks.
 
     The old token lives on for ``ROTATION_GRACE`` at most. The successor's life is as long as
     the old one's was. Only a usable token that hasn't been rotated yet can be.
     """
+    reason = sanitise(reason, REASON_LENGTH)
     with _atomic():
         old = _lock(token)
         if old.replaced_by_id is not None:
@@ -118,7 +123,7 @@ def rotate(token: Token, *, by: Actor | None = None) -> Issued:
         old.expires_at = grace_ends if old.ends_at is None else min(old.ends_at, grace_ends)
         old.save(update_fields=["replaced_by", "expires_at"])
         details = {"replaced_by": new.public_id, "expires_at": old.expires_at.isoformat()}
-        audit.record(Event.TOKEN_ROTATED, token=old, by=by, details=details)
+        audit.record(Event.TOKEN_ROTATED, token=old, by=by, reason=reason, details=details)
         details = {**_describe(new), "replaces": old.public_id}
         audit.record(Event.TOKEN_ISSUED, token=new, by=by, details=details)
     return Issued(plaintext=plaintext, token=new)
@@ -131,26 +136,24 @@ def change(token: Token, *, by: Actor | None = None, **changes: Unpack[Changes])
     """
     with _atomic():
         token = _lock(token)
-        before, described = _copy(token), _describe(token)
-        _assign(token, changes)
-        now_described = _describe(token)
-        changed = [key for key, value in now_described.items() if described[key] != value]
-        if not changed:
-            return token
-        if token.revoked_at is not None:
-            raise ValidationError("A revoked token can't be changed.")
-        if _is_strengthened(before, token):
-            policy.check_grant(
-                by, client_id=token.client_id, user=token.user, scopes=token.scope_set
-            )
-        token.save(update_fields=changed)
-        details = {key: {"from": described[key], "to": now_described[key]} for key in changed}
-        audit.record(Event.TOKEN_CHANGED, token=token, by=by, details=details)
+        described = _describe(token)
+        changed = _apply(token, changes, by)
+        if changed:
+            token.save(update_fields=changed)
+            now_described = _describe(token)
+            details = {key: {"from": described[key], "to": now_described[key]} for key in changed}
+            audit.record(Event.TOKEN_CHANGED, token=token, by=by, details=details)
     return token
 
 
-def enable(token: Token, *, by: Actor | None = None) -> Token:
+def check_change(token: Token, *, by: Actor | None = None, **changes: Unpack[Changes]) -> None:
+    """Raise what ``change`` would raise for this input; write nothing."""
+    _apply(_copy(token), changes, by)
+
+
+def enable(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
     """Let a disabled token work again; return it. Asks for as much as issuing it would."""
+    reason = sanitise(reason, REASON_LENGTH)
     with _atomic():
         token = _lock(token)
         if token.revoked_at is not None:
@@ -161,7 +164,7 @@ def enable(token: Token, *, by: Actor | None = None) -> Token:
             )
             token.enabled = True
             token.save(update_fields=["enabled"])
-            audit.record(Event.TOKEN_ENABLED, token=token, by=by)
+            audit.record(Event.TOKEN_ENABLED, token=token, by=by, reason=reason)
     return token
 
 
@@ -269,11 +272,46 @@ def _successor(old: Token, by: Actor | None) -> Token:
     return new
 
 
+def _draft(
+    *, client_id: str, user: AbstractBaseUser | None, by: Actor | None, changes: Changes
+) -> Token:
+    """Return a new token, checked and not stored."""
+    named: Any = user
+    if not client_id and named is not None:
+        client_id = named.get_username()
+    token = Token(
+        client_id=client_id,
+        user=named,
+        created_by=str(by) if by else "code",
+        created_at=timezone.now(),
+    )
+    _check_identity(token)
+    _assign(token, {"expires_at": None, **changes})
+    policy.check_grant(by, client_id=client_id, user=user, scopes=token.scope_set)
+    return token
+
+
+def _apply(token: Token, changes: Changes, by: Actor | None) -> list[str]:
+    """Set ``changes`` on ``token``, checked and not stored; return the names of what differs."""
+    before, described = _copy(token), _describe(token)
+    _assign(token, changes)
+    changed = [key for key, value in _describe(token).items() if described[key] != value]
+    if changed and token.revoked_at is not None:
+        raise ValidationError("A revoked token can't be changed.")
+    if _is_strengthened(before, token):
+        policy.check_grant(by, client_id=token.client_id, user=token.user, scopes=token.scope_set)
+    return changed
+
+
 def _check_identity(token: Token) -> None:
     client_id = token.client_id
     if not client_id:
         raise ValidationError({"client_id": "Name the client, or the user it acts for."})
-    if len(client_id) > NAME_LENGTH or not client_id.isprintable() or client_id != client_id.strip():
+    if (
+        len(client_id) > NAME_LENGTH
+        or not client_id.isprintable()
+        or client_id != client_id.strip()
+    ):
         raise ValidationError(
             {"client_id": f"Use at most {NAME_LENGTH} printable characters, no space around them."}
         )
@@ -284,8 +322,8 @@ def _check_identity(token: Token) -> None:
 def _assign(token: Token, changes: Changes) -> None:
     if "name" in changes:
         token.name = changes["name"]
-        if len(token.name) > 100 or not token.name.isprintable():
-            raise ValidationError({"name": "Use at most 100 printable characters."})
+        if len(token.name) > LABEL_LENGTH or not token.name.isprintable():
+            raise ValidationError({"name": f"Use at most {LABEL_LENGTH} printable characters."})
     if "scopes" in changes:
         token.scopes = " ".join(clean_scopes(changes["scopes"], kept=token.scope_set))
     if "allowed_networks" in changes:
@@ -309,8 +347,15 @@ def _set_lifetime(token: Token) -> None:
         token.expires_at = longest
     elif token.expires_at > longest:
         raise ValidationError(
-            {"expires_at": f"Tokens live for {limit} at most: until {longest:%Y-%m-%d %H:%M}."}
+            {
+                "expires_at": f"Tokens live for {_in_days(limit)} at most: "
+                f"until {longest:%Y-%m-%d %H:%M}."
+            }
         )
+
+
+def _in_days(duration: timedelta) -> str:
+    return str(duration).removesuffix(", 0:00:00")
 
 
 def _describe(token: Token) -> dict[str, Any]:
@@ -355,11 +400,9 @@ def _is_widened(
 def _is_covered(
     network: IPv4Network | IPv6Network, others: tuple[IPv4Network | IPv6Network, ...]
 ) -> bool:
-    for other in others:
-        if isinstance(network, IPv4Network) and isinstance(other, IPv4Network):
-            if network.subnet_of(other):
-                return True
-        elif isinstance(network, IPv6Network) and isinstance(other, IPv6Network):
-            if network.subnet_of(other):
-                return True
-    return False
+    # Of two families, neither holds the other.
+    return any(
+        network.subnet_of(cast("Any", other))
+        for other in others
+        if network.version == other.version
+    )

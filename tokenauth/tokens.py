@@ -116,5 +116,5 @@ def redact(text: str, prefix: str) -> str:
 
 @lru_cache(maxsize=8)
 def _embedded(prefix: str) -> re.Pattern[str]:
-    # From a few characters of the secret on: a token cut short by a length limit is one too.
-    return re.compile(rf"({re.escape(prefix)}_[0-9a-z]{{{PUBLIC_ID_LENGTH}}}_)[0-9A-Za-z]+")
+    # However much of the secret there is: a token cut short by a length limit is one too.
+    return re.compile(rf"({re.escape(prefix)}_[0-9a-z]{{{PUBLIC_ID_LENGTH}}}_)\w+", re.ASCII)

@@ -35,13 +35,20 @@ class Subject(Protocol):
     """Whoever an event is about: a Principal, or a Refused that knows the token."""
 
     @property
-    def token_id(self) -> str: ...
+    def token_id(self) -> str:
+        """The token's public id, "" for none."""
+
     @property
-    def client_id(self) -> str: ...
+    def client_id(self) -> str:
+        """The owner's identity as a client."""
+
     @property
-    def user_id(self) -> str: ...
+    def user_id(self) -> str:
+        """The owning user's key as text, "" for none."""
+
     @property
-    def user_name(self) -> str: ...
+    def user_name(self) -> str:
+        """The owning user's name, "" for none."""
 
 
 def record(
@@ -90,7 +97,7 @@ def record_now(
         _refuse_open_transaction(using)
         row.save(using=using)
     except DatabaseFailure as error:
-        logger.error("audit row not written: %s", _summary(row), exc_info=True)
+        logger.exception("audit row not written: %s", _summary(row))
         if get_settings().audit_required:
             raise Unavailable from error
 
@@ -120,7 +127,7 @@ def _refuse_open_transaction(using: str) -> None:
     connection = connections[using]
     if connection.in_atomic_block:
         # The test Django itself makes for `atomic(durable=True)`.
-        is_open = not connection.atomic_blocks[-1]._from_testcase
+        is_open = not connection.atomic_blocks[-1]._from_testcase  # type: ignore[attr-defined]
     else:
         is_open = not connection.get_autocommit()
     if is_open:

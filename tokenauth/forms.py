@@ -1,0 +1,220 @@
+"""What staff type in: issuing, changing and confirming. Rules live in ``services`` and ``policy``."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, cast
+
+from django import forms
+from django.core.exceptions import ValidationError
+from django.core.signing import BadSignature, Signer
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from tokenauth import policy, services
+from tokenauth.client_info import Actor
+from tokenauth.conf import get_settings
+from tokenauth.exceptions import NotPermitted
+from tokenauth.models import Token
+from tokenauth.services import Changes
+from tokenauth.tokens import generate_public_id
+
+_SEPARATORS = re.compile(r"[\s,]+")
+
+
+class ListField(forms.CharField):
+    """Words separated by spaces, commas or lines; cleans to a list."""
+
+    def to_python(self, value: Any) -> Any:
+        """Return the words; a list stays one."""
+        if isinstance(value, list):
+            return value
+        return [word for word in _SEPARATORS.split(value or "") if word]
+
+    def prepare_value(self, value: Any) -> Any:
+        """Show a list one word a line."""
+        return "\n".join(value) if isinstance(value, list) else value
+
+    def has_changed(self, initial: Any, data: Any) -> bool:
+        """Compare what both mean, not how they are laid out."""
+        return bool(self.to_python(initial) != self.to_python(data))
+
+
+class _TokenForm(forms.ModelForm):  # type: ignore[type-arg]
+    """What issuing and changing share. ``actor`` is set by the admin on a subclass."""
+
+    actor: Actor
+
+    scopes = forms.MultipleChoiceField(
+        label=_("Scopes"), required=False, widget=forms.CheckboxSelectMultiple
+    )
+    allowed_networks = ListField(
+        label=_("Allowed networks"),
+        required=False,
+        strip=False,
+        widget=forms.Textarea(attrs={"rows": 3, "cols": 40}),
+        help_text=_("One a line, for example 192.0.2.0/24 or 2001:db8::/32. Empty: from anywhere."),
+    )
+
+    class Meta:
+        model = Token
+        fields = ["name", "not_before", "expires_at"]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        granted = list(self.instance.scope_set)
+        if "scopes" in self.fields:
+            self.fields["scopes"] = self._make_scopes_field(granted)
+            self.initial["scopes"] = granted
+        if "allowed_networks" in self.fields:
+            self.initial["allowed_networks"] = self.instance.allowed_networks.split()
+
+    def _make_scopes_field(self, granted: list[str]) -> forms.Field:
+        """Offer what the actor may grant, and what the token has."""
+        declared = get_settings().scopes
+        if not declared and policy.may_grant_any_scope(self.actor):
+            return ListField(
+                label=_("Scopes"),
+                required=False,
+                help_text=_("Separated by spaces; * grants everything, ns:* all under ns:"),
+            )
+        offered = {**(declared or dict.fromkeys(get_settings().self_service_scopes, ""))}
+        refused = set(policy.ungrantable(self.actor, offered))
+        choices = {scope: about for scope, about in offered.items() if scope not in refused}
+        choices |= {scope: offered.get(scope, "") for scope in granted}
+        return forms.MultipleChoiceField(
+            label=_("Scopes"),
+            required=False,
+            widget=forms.CheckboxSelectMultiple,
+            choices=[
+                (scope, f"{scope} – {about}" if about else scope)  # noqa: RUF001
+                for scope, about in choices.items()
+            ],
+            help_text="" if choices else _("There is no scope that you may grant."),
+        )
+
+    def _post_clean(self) -> None:
+        """Leave the instance as it is stored: ``services`` checks, changes and saves it."""
+
+    def clean_expires_at(self) -> Any:
+        """Refuse a new end that is over already: disabling and revoking stop a token."""
+        expires_at = self.cleaned_data["expires_at"]
+        if "expires_at" in self.changed_data and expires_at and expires_at <= timezone.now():
+            raise ValidationError(_("This is in the past. To stop a token, disable or revoke it."))
+        return expires_at
+
+    def get_changes(self) -> Changes:
+        """Return what was typed in, as ``services`` takes it."""
+        names = ("name", "scopes", "not_before", "expires_at", "allowed_networks")
+        cleaned = {name: self.cleaned_data[name] for name in names if name in self.fields}
+        return cast("Changes", cleaned)
+
+    def add_refusal(self, refusal: ValidationError | NotPermitted) -> None:
+        """Show what ``services`` said beside the field that it is about."""
+        if isinstance(refusal, NotPermitted):
+            refusal = ValidationError({refusal.field: refusal.message})
+        by_field = getattr(refusal, "error_dict", None) or {"": refusal.error_list}
+        for name, errors in by_field.items():
+            for error in errors:
+                self.add_error(name if name in self.fields else None, error)
+
+
+class IssueForm(_TokenForm):
+    """Issues a token. Sent twice, it issues once: the token's public id comes with the form."""
+
+    ticket = forms.CharField(required=False, widget=forms.HiddenInput)
+
+    class Meta(_TokenForm.Meta):
+        fields = ["user", "client_id", *_TokenForm.Meta.fields]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.initial["ticket"] = _signer().sign(generate_public_id())
+        limit = get_settings().max_lifetime
+        self.fields["client_id"].required = False
+        self.fields["client_id"].help_text = _(
+            "Who calls with it, for example claude-desktop. Empty: the user's name."
+        )
+        self.fields["expires_at"].help_text = (
+            _("Empty: after %(limit)s, the longest life there is.") % {"limit": limit}
+            if limit
+            else _("Empty: never.")
+        )
+        if not policy.may_issue_for_others(self.actor):
+            self.fields.pop("user", None)
+
+    def get_public_id(self) -> str:
+        """Return the public id that the form came with; "" where it came without."""
+        return str(self.cleaned_data.get("ticket") or "")
+
+    def get_user(self) -> Any:
+        """Return the owner: the chosen user, or oneself where there is no choice."""
+        return self.cleaned_data.get("user") if "user" in self.fields else self.actor.user
+
+    def clean_ticket(self) -> str:
+        """Refuse a form that was sent before, and one that isn't ours."""
+        ticket = self.cleaned_data["ticket"]
+        try:
+            public_id = _signer().unsign(ticket) if ticket else ""
+        except BadSignature:
+            raise ValidationError(_("This form is damaged. Open it anew.")) from None
+        if public_id and Token.objects.filter(public_id=public_id).exists():
+            raise ValidationError(
+                _("This form was sent already: token %(id)s was issued and its text shown then."),
+                params={"id": public_id},
+            )
+        return public_id
+
+    def clean(self) -> None:
+        """Ask ``services`` whether this can be issued."""
+        super().clean()
+        if self.errors:
+            return
+        try:
+            services.check_issue(
+                client_id=self.cleaned_data["client_id"],
+                user=self.get_user(),
+                by=self.actor,
+                **self.get_changes(),
+            )
+        except (ValidationError, NotPermitted) as refusal:
+            self.add_refusal(refusal)
+
+
+class ChangeForm(_TokenForm):
+    """Changes a token's label, scopes, dates and networks; its owner never changes."""
+
+    def get_changes(self) -> Changes:
+        """Return only what differs: dates lose their microseconds on the way through a form."""
+        changed = {
+            name: value
+            for name, value in super().get_changes().items()
+            if name in self.changed_data
+        }
+        return cast("Changes", changed)
+
+    def clean(self) -> None:
+        """Ask ``services`` whether the token can be changed like this."""
+        super().clean()
+        if self.errors:
+            return
+        try:
+            services.check_change(self.instance, by=self.actor, **self.get_changes())
+        except (ValidationError, NotPermitted) as refusal:
+            self.add_refusal(refusal)
+
+
+class ConfirmForm(forms.Form):
+    """Confirms an operation and says why, for the audit."""
+
+    reason = forms.CharField(
+        label=_("Reason"),
+        max_length=services.REASON_LENGTH,
+        required=False,
+        help_text=_("Goes to the audit."),
+        widget=forms.TextInput(attrs={"class": "vTextField"}),
+    )
+
+
+def _signer() -> Signer:
+    return Signer(salt="tokenauth.issue")

@@ -1,0 +1,223 @@
+"""``manage.py tokenauth``: issue, list and stop tokens at the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils import timezone
+
+from tokenauth import services
+from tokenauth.client_info import Actor
+from tokenauth.conf import parse_duration
+from tokenauth.exceptions import NotPermitted
+from tokenauth.models import Token, TokenStatus
+from tokenauth.services import Issued
+from tokenauth.tokens import PUBLIC_ID_LENGTH
+
+_PUBLIC_ID = re.compile(rf"[0-9a-z]{{{PUBLIC_ID_LENGTH}}}")
+
+
+class Command(BaseCommand):
+    """Whoever can run this may do everything; each change leaves its row in the audit.
+
+    Standard output carries what was asked for, and nothing else: the token after ``issue`` and
+    ``rotate``, the tokens' data after ``list`` and ``show``, JSON with ``--json``. What is said
+    beside that goes to standard error.
+    """
+
+    help = "Issue, list, show, rotate, revoke, enable and disable API tokens."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Declare the verbs and their options."""
+        verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+        common = CommandParser(add_help=False)
+        common.add_argument("--json", action="store_true", help="print JSON")
+        one = CommandParser(add_help=False)
+        one.add_argument("id", type=_public_id, help="the token's public id")
+        why = CommandParser(add_help=False)
+        why.add_argument("--reason", default="", metavar="TEXT", help="why; goes to the audit")
+
+        issue = verbs.add_parser("issue", parents=[common], help="issue a token, shown this once")
+        issue.add_argument("--client", required=True, metavar="NAME", help="who calls with it")
+        issue.add_argument("--user", metavar="USERNAME", help="the user in whose name it acts")
+        issue.add_argument("--name", default="", metavar="LABEL", help="a label to tell it by")
+        issue.add_argument("--scope", action="append", default=[], metavar="S", help="repeatable")
+        issue.add_argument(
+            "--ttl", type=_duration, metavar="30d", help="its life: 90s, 15m, 12h, 30d, 2w"
+        )
+        issue.add_argument(
+            "--network", action="append", default=[], metavar="CIDR", help="repeatable"
+        )
+        listing = verbs.add_parser("list", parents=[common], help="list tokens")
+        listing.add_argument("--client", metavar="NAME", help="only this client's")
+        listing.add_argument("--status", choices=[*map(str, TokenStatus)], help="only these")
+        verbs.add_parser("show", parents=[common, one], help="show a token's data")
+        verbs.add_parser("rotate", parents=[common, one, why], help="issue a successor")
+        verbs.add_parser("revoke", parents=[common, one, why], help="stop a token for good")
+        verbs.add_parser("enable", parents=[common, one, why], help="let a token work again")
+        verbs.add_parser("disable", parents=[common, one, why], help="stop a token for now")
+
+    def handle(self, *_args: Any, verb: str, **options: Any) -> None:
+        """Do what the verb says; raises CommandError with a message for people."""
+        handlers: dict[str, Callable[..., None]] = {
+            "issue": self._issue,
+            "list": self._list,
+            "show": self._show,
+            "rotate": self._rotate,
+        }
+        try:
+            handle: Callable[..., None] = handlers.get(verb, self._operate)
+            handle(verb=verb, **options)
+        except ValidationError as error:
+            raise CommandError(_explain(error)) from None
+        except NotPermitted as error:
+            raise CommandError(error.message) from None
+
+    def _issue(
+        self, *, client: str, user: str | None, ttl: timedelta | None, **options: Any
+    ) -> None:
+        issued = services.issue(
+            client_id=client,
+            user=_find_user(user) if user is not None else None,
+            name=options["name"],
+            scopes=options["scope"],
+            expires_at=timezone.now() + ttl if ttl is not None else None,
+            allowed_networks=options["network"],
+            by=Actor.from_command(),
+        )
+        self._print_issued(issued, as_json=options["json"])
+
+    def _rotate(self, *, id: str, reason: str, **options: Any) -> None:  # noqa: A002 - the option's name
+        issued = services.rotate(_find(id), reason=reason, by=Actor.from_command())
+        self._print_issued(issued, as_json=options["json"])
+        old = _find(id)
+        self.stderr.write(f"The old one, {id}, works until {old.ends_at:%Y-%m-%d %H:%M:%S %Z}.")
+
+    def _operate(self, *, verb: str, id: str, reason: str, **options: Any) -> None:  # noqa: A002
+        run = {"revoke": services.revoke, "enable": services.enable, "disable": services.disable}
+        token = run[verb](_find(id), reason=reason, by=Actor.from_command())
+        if options["json"]:
+            self._print_json(_describe(token))
+        self.stderr.write(f"{token}: {token.status}.")
+
+    def _show(self, *, id: str, **options: Any) -> None:  # noqa: A002
+        description = _describe(_find(id))
+        if options["json"]:
+            self._print_json(description)
+            return
+        for key, value in description.items():
+            self.stdout.write(
+                f"{key}: {' '.join(value) if isinstance(value, list) else value or '-'}"
+            )
+
+    def _list(self, *, client: str | None, status: str | None, **options: Any) -> None:
+        tokens = Token.objects.select_related("user", "replaced_by")
+        if client is not None:
+            tokens = tokens.filter(client_id=client)
+        if status is not None:
+            tokens = tokens.with_status(TokenStatus(status), timezone.now())
+        if options["json"]:
+            self._print_json([_describe(token) for token in tokens.iterator(chunk_size=1_000)])
+            return
+        self._print_table(tokens.iterator(chunk_size=1_000))
+
+    def _print_table(self, tokens: Iterable[Token]) -> None:
+        line = "{:<12}  {:<14}  {:<24}  {:<16}  {}"
+        self.stdout.write(line.format("ID", "STATUS", "CLIENT", "EXPIRES", "SCOPES"))
+        for token in tokens:
+            ends = f"{token.ends_at:%Y-%m-%d %H:%M}" if token.ends_at else "never"
+            self.stdout.write(
+                line.format(
+                    token.public_id, token.status, token.client_id, ends, token.scopes
+                ).rstrip()
+            )
+
+    def _print_issued(self, issued: Issued, *, as_json: bool) -> None:
+        if as_json:
+            self._print_json({"token": str(issued.plaintext), **_describe(issued.token)})
+        else:
+            self.stdout.write(str(issued.plaintext))
+        self.stderr.write(f"Issued {issued.token}. Its text is shown this once.")
+
+    def _print_json(self, value: Any) -> None:
+        self.stdout.write(json.dumps(value))
+
+
+def _describe(token: Token) -> dict[str, Any]:
+    user: Any = token.user
+    return {
+        "id": token.public_id,
+        "client_id": token.client_id,
+        "user": None if user is None else user.get_username(),
+        "name": token.name,
+        "scopes": list(token.scope_set),
+        "not_before": _iso(token.not_before),
+        "expires_at": _iso(token.ends_at),
+        "allowed_networks": token.allowed_networks.split(),
+        "status": str(token.status),
+        "created_at": _iso(token.created_at),
+        "last_used_at": _iso(token.last_used_at),
+        "replaced_by": token.replaced_by.public_id if token.replaced_by else None,
+    }
+
+
+def _iso(moment: Any) -> str | None:
+    return None if moment is None else moment.isoformat()
+
+
+def _explain(error: ValidationError) -> str:
+    options = {
+        "client_id": "--client",
+        "scopes": "--scope",
+        "expires_at": "--ttl",
+        "allowed_networks": "--network",
+    }
+    by_field = getattr(error, "error_dict", None)
+    if by_field is None:
+        return " ".join(error.messages)
+    return " ".join(
+        f"{options.get(name, '--' + name)}: {' '.join(ValidationError(errors).messages)}"
+        for name, errors in by_field.items()
+    )
+
+
+def _find(public_id: str) -> Token:
+    token = Token.objects.select_related("user", "replaced_by").filter(public_id=public_id).first()
+    if token is None:
+        raise CommandError(f"There is no token with the id {public_id}.")
+    return token
+
+
+def _find_user(username: str) -> Any:
+    users: Any = get_user_model()
+    try:
+        return users._default_manager.get_by_natural_key(username)
+    except users.DoesNotExist:
+        raise CommandError(f"There is no user {username!r}.") from None
+
+
+def _public_id(text: str) -> str:
+    if not _PUBLIC_ID.fullmatch(text):
+        # What was typed isn't repeated: it may be a token.
+        raise argparse.ArgumentTypeError(
+            "give the public id, 12 characters of 0-9 and a-z, not the token"
+        )
+    return text
+
+
+def _duration(text: str) -> timedelta:
+    try:
+        duration = parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not duration:
+        raise argparse.ArgumentTypeError("a token has to live for a while")
+    return duration
