@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.contrib.auth import get_user_model
+from pytest_django import Settings
+from django.db import OperationalError, connection
+from django.test import AsyncClient, Client
+from django.utils import timezone
 
+from tests import views
 from tokenauth import services
+from tokenauth.models import AuditEvent, Token
+from tokenauth.tokens import generate
 
 Issue = Callable[..., services.Issued]
+Knock = Callable[..., Any]
+
+OURS = "tokenauth.middleware.TokenAuthMiddleware"
+DOORS = [
+    (path, server, middleware)
+    for middleware in ("TokenAuthMiddleware", "TokenRequiredMiddleware")
+    for path in ("/drf/", "/plain/", "/async/")
+    for server in ("wsgi", "asgi")
+]
+
+
+@pytest.fixture(autouse=True)
+def _fast_passwords(settings: Settings) -> None:
+    # Slow on purpose elsewhere; here nobody guesses.
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 
 @pytest.fixture
@@ -31,6 +55,128 @@ def make_user(db: None) -> Callable[..., Any]:
         return get_user_model().objects.create_user(username, password="a good password", **fields)
 
     return create
+
+
+@pytest.fixture
+def configure(settings: Any) -> Callable[..., None]:
+    """Change single keys of TOKENAUTH: ``configure(AUDIT_REQUIRED=False)``."""
+
+    def change(**options: Any) -> None:
+        settings.TOKENAUTH = {**settings.TOKENAUTH, **options}
+
+    return change
+
+
+@pytest.fixture
+def calls() -> list[str]:
+    """Return the paths of the views in ``tests.views`` that ran, none to begin with."""
+    views.CALLS.clear()
+    return views.CALLS
+
+
+@pytest.fixture(params=DOORS, ids=" ".join)
+def knock(request: pytest.FixtureRequest, settings: Any, calls: list[str]) -> Knock:
+    """Ask a guarded view, once of each kind: ``knock({"X-Api-Key": "…"}, method="post")``."""
+    path, server, middleware = request.param
+    use_middleware(settings, f"tokenauth.middleware.{middleware}")
+
+    def ask_view(headers: dict[str, str] | None = None, **options: Any) -> Any:
+        return ask(path, headers, asgi=server == "asgi", **options)
+
+    return ask_view
+
+
+@pytest.fixture
+def bad_credentials(issue: Issue) -> list[tuple[str, Any]]:
+    """Return (reason, headers) for every way of being refused."""
+    now = timezone.now()
+
+    def stored(**changes: Any) -> dict[str, str]:
+        issued = issue()
+        Token.objects.filter(pk=issued.token.pk).update(**changes)
+        return header(issued)
+
+    gone = get_user_model().objects.create(username="gone", is_active=False)
+    good, other = str(issue().plaintext), str(issue().plaintext)
+    disabled, revoked = issue(), issue()
+    services.disable(disabled.token)
+    services.revoke(revoked.token)
+    bearer_texts = {
+        "bad_checksum": [good[:-1] + ("A" if good[-1] != "A" else "B")],
+        "unknown": [str(generate("tka", "0" * 12)), "f" * 40, "short"],
+        "malformed": ["", "tka_", good[:-2], f"{good} {good}", "é" * 40, "\x00" * 40, "x" * 4_097],
+    }
+    return [
+        ("owner_inactive", header(issue(user=gone))),
+        ("expired", stored(expires_at=now)),
+        ("expired", stored(created_at=now - timedelta(days=366), expires_at=None)),
+        ("not_yet_valid", stored(not_before=now + timedelta(hours=1))),
+        ("disabled", header(disabled)),
+        ("revoked", header(revoked)),
+        ("wrong_network", header(issue(allowed_networks=["192.0.2.0/24"]))),
+        ("ambiguous", {"Authorization": f"Bearer {good}", "X-Api-Key": other}),
+        *((why, {"Authorization": f"Bearer {t}"}) for why, ts in bearer_texts.items() for t in ts),
+        ("malformed", {"X-Api-Key": ""}),
+        ("malformed", {"X-Api-Key": good[:20]}),
+        ("malformed", {"X-Api-Key": good, "Authorization": f"Bearer {good} {good}"}),
+    ]
+
+
+@pytest.fixture
+def atomic_requests(transactional_db: None) -> Iterator[None]:
+    """Run views in transactions."""
+    connection.settings_dict["ATOMIC_REQUESTS"] = True
+    yield
+    connection.settings_dict["ATOMIC_REQUESTS"] = False
+
+
+@pytest.fixture
+def broken_audit(transactional_db: None) -> Iterator[None]:
+    """Take the audit's table away."""
+    table = AuditEvent._meta.db_table
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE {table} RENAME TO {table}_away")
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE {table}_away RENAME TO {table}")
+
+
+@pytest.fixture
+def database_down() -> Iterator[None]:
+    """Let every statement fail as it does when the server has gone away."""
+
+    def fail(*_args: Any) -> Any:
+        raise OperationalError("server closed the connection unexpectedly")
+
+    with connection.execute_wrapper(fail):
+        yield
+
+
+def use_middleware(settings: Any, replacement: str | None) -> None:
+    """Put ``replacement`` where TokenAuthMiddleware stands; None: take it out."""
+    others = [name for name in settings.MIDDLEWARE if name != OURS]
+    settings.MIDDLEWARE = [replacement, *others] if replacement else others
+
+
+def ask(
+    path: str, headers: dict[str, str] | None = None, *, asgi: bool = False, **options: Any
+) -> Any:
+    """Return the answer to one request, ``method="get"`` unless told, over WSGI or ASGI."""
+    method = options.pop("method", "get")
+    if asgi:
+        return async_to_sync(getattr(AsyncClient(), method))(path, headers=headers, **options)
+    return getattr(Client(), method)(path, headers=headers, **options)
+
+
+def header(issued: services.Issued) -> dict[str, str]:
+    """Return the header that sends this token, for clients of either kind."""
+    return {"Authorization": f"Bearer {str(issued.plaintext)}"}
+
+
+def events() -> list[tuple[str, str]]:
+    """Return (event, reason) of each audit row about a request, oldest first."""
+    rows = AuditEvent.objects.order_by("id").exclude(event__startswith="token.")
+    return list(rows.values_list("event", "reason"))
 
 
 def bearer(issued: services.Issued) -> dict[str, str]:

@@ -1,0 +1,169 @@
+"""The system checks: what they find, under which id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.core.checks import run_checks
+from django.urls import path
+from django.views import View
+from pytest_django import Settings
+from rest_framework.authentication import SessionAuthentication
+from rest_framework.permissions import IsAdminUser
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from tests.conftest import Issue
+from tokenauth.authentication import TokenAuthentication
+from tokenauth.decorators import scopes_required
+from tokenauth.permissions import HasScopes
+
+MIDDLEWARE = "tokenauth.middleware.TokenAuthMiddleware"
+CSRF = "django.middleware.csrf.CsrfViewMiddleware"
+
+
+class Base(APIView):
+    authentication_classes = [TokenAuthentication]
+    permission_classes: Any = [HasScopes]
+    required_scopes: Any = ["samples:read"]
+
+    def get(self, request: Any) -> Response:
+        return Response()
+
+
+class Good(Base):
+    pass
+
+
+class SessionFirst(Base):
+    authentication_classes = [SessionAuthentication, TokenAuthentication]
+
+
+class NothingDeclared(Base):
+    required_scopes = ()
+
+
+class NothingDeclaredComposed(Base):
+    permission_classes = [HasScopes | IsAdminUser]
+    required_scopes = ()
+
+
+class LoneString(Base):
+    required_scopes = "samples:read"
+
+
+class Misspelt(Base):
+    action_scopes = {"get": ["sample:read"]}
+
+
+class Unguarded(View):
+    pass
+
+
+@scopes_required("sample:read")
+def misspelt(request: Any) -> None:
+    """Never called."""
+
+
+def found(**options: Any) -> list[str]:
+    return [str(message.id) for message in run_checks(tags=["tokenauth"], **options)]
+
+
+class Routes:
+    """A URLconf with these views."""
+
+    def __init__(self, *views: Any) -> None:
+        self.urlpatterns = [
+            path(f"{number}/", view.as_view() if isinstance(view, type) else view)
+            for number, view in enumerate(views)
+        ]
+
+
+def test_the_example_site_is_clean() -> None:
+    assert found() == []
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        (Good, []),
+        (SessionFirst, ["tokenauth.W002"]),
+        (NothingDeclared, ["tokenauth.W003"]),
+        (NothingDeclaredComposed, ["tokenauth.W003"]),
+        (LoneString, ["tokenauth.E006"]),
+        (Misspelt, ["tokenauth.E006"]),
+        (misspelt, ["tokenauth.E006"]),
+        (Unguarded, []),
+    ],
+)
+def test_views(settings: Settings, view: Any, expected: list[str]) -> None:
+    settings.ROOT_URLCONF = Routes(view)
+    assert found() == expected
+
+
+@pytest.mark.parametrize(
+    ("middleware", "atomic", "expected"),
+    [
+        ([MIDDLEWARE, CSRF], True, []),
+        (["tokenauth.middleware.TokenRequiredMiddleware", CSRF], True, []),
+        ([CSRF, MIDDLEWARE], False, ["tokenauth.E005"]),
+        ([CSRF], False, ["tokenauth.W001"]),
+        ([CSRF], True, ["tokenauth.E004"]),
+    ],
+)
+def test_middleware(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    middleware: list[str],
+    atomic: bool,
+    expected: list[str],
+) -> None:
+    settings.ROOT_URLCONF = Routes(Good)
+    settings.MIDDLEWARE = middleware
+    monkeypatch.setitem(settings.DATABASES["default"], "ATOMIC_REQUESTS", atomic)
+    assert found() == expected
+
+
+def test_no_middleware_is_needed_where_no_view_takes_tokens(settings: Settings) -> None:
+    settings.ROOT_URLCONF = Routes(Unguarded)
+    settings.MIDDLEWARE = []
+    assert found() == []
+
+
+@pytest.mark.parametrize(
+    ("tokenauth", "expected"),
+    [
+        ({"SCOPE": {}}, ["tokenauth.E001"]),
+        ({"VERIFIERS": ["no.such.Verifier"]}, ["tokenauth.E002"]),
+        ({"ERROR_FORMAT": "tokenauth.responses.nothing"}, ["tokenauth.E002"]),
+        ({"SCOPES": {"a": "A"}, "SELF_SERVICE_SCOPES": ["b"]}, ["tokenauth.E003"]),
+    ],
+)
+def test_settings(settings: Settings, tokenauth: Any, expected: list[str]) -> None:
+    settings.ROOT_URLCONF = Routes(Unguarded)
+    settings.TOKENAUTH = tokenauth
+    assert found(include_deployment_checks=False) == expected
+
+
+def test_peppers_are_counted(issue: Issue, settings: Settings) -> None:
+    issue()
+    assert found(databases=["default"]) == []
+    settings.TOKENAUTH = {**settings.TOKENAUTH, "PEPPERS": {"new": "secret", "": ""}}
+    assert found(databases=["default"]) == ["tokenauth.W005"]
+    settings.TOKENAUTH = {**settings.TOKENAUTH, "PEPPERS": {"new": "secret"}}
+    assert found(databases=["default"]) == ["tokenauth.W004", "tokenauth.W005"]
+
+
+def test_deployment(settings: Settings) -> None:
+    settings.TOKENAUTH = {"AUDIT_REQUIRED": False}
+    settings.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    assert found(include_deployment_checks=True) == [
+        f"tokenauth.W{number:03}" for number in (6, 7, 8, 9)
+    ]
+    settings.TOKENAUTH = {
+        "MAX_LIFETIME": "30d",
+        "PEPPERS": {"1": "secret"},
+        "TRUSTED_PROXIES": 1,
+    }
+    assert found(include_deployment_checks=True) == []

@@ -1,0 +1,165 @@
+"""``manage.py tokenauth``: what goes in, what comes out, and where."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from django.test import Client
+from django.utils import timezone
+from pytest_django import Settings
+
+from tests.conftest import Issue, bearer
+from tokenauth.models import AuditEvent, Token, TokenStatus
+
+pytestmark = pytest.mark.django_db
+
+PLAINTEXT = re.compile(r"tka_[0-9a-z]{12}_[0-9A-Za-z]{38}")
+
+
+class Run:
+    """Runs the command and keeps what it printed."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+        self.out = self.err = ""
+
+    def __call__(self, *args: str) -> str:
+        try:
+            call_command("tokenauth", *args)
+        finally:
+            self.out, self.err = self.capsys.readouterr()
+        return self.out
+
+    def json(self, *args: str) -> Any:
+        return json.loads(self(*args, "--json"))
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    return Run(capsys)
+
+
+def test_issue_prints_the_token_alone(run: Run, client: Client) -> None:
+    out = run("issue", "--client", "claude-desktop", "--scope", "samples:read")
+    assert PLAINTEXT.fullmatch(out.strip())
+    assert not PLAINTEXT.search(run.err)
+    assert Token.objects.get().public_id in run.err
+    answer = client.get("/api/v1/whoami/", HTTP_AUTHORIZATION=f"Bearer {out.strip()}")
+    assert answer.json()["client_id"] == "claude-desktop"
+
+
+def test_issue_as_json(run: Run, make_user: Callable[..., Any]) -> None:
+    make_user("jo")
+    issued = run.json(
+        "issue", "--client", "c", "--user", "jo", "--name", "CI", "--ttl", "30d",
+        "--scope", "samples:read", "--scope", "samples:write", "--network", "10.0.0.0/8",
+    )  # fmt: skip
+    token = Token.objects.get()
+    assert PLAINTEXT.fullmatch(issued["token"])
+    assert issued["token"].split("_")[1] == issued["id"] == token.public_id
+    assert (issued["client_id"], issued["user"], issued["status"]) == ("c", "jo", "active")
+    assert issued["scopes"] == ["samples:read", "samples:write"]
+    life = datetime.fromisoformat(issued["expires_at"]) - timezone.now()
+    assert timedelta(days=30) - life < timedelta(minutes=1)
+    assert (token.name, token.allowed_networks) == ("CI", "10.0.0.0/8")
+    assert AuditEvent.objects.get().actor.startswith("command:")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--ttl", "30"], "not a duration"),
+        (["--ttl", "0d"], "live for a while"),
+        (["--ttl", "99999999d"], "hundred years"),
+        (["--ttl", "400d"], "--ttl: Tokens live for 365 days at most"),
+        (["--scope", "nope"], "--scope: No such scope: nope"),
+        (["--network", "here"], "--network: 'here' is not a network"),
+        (["--user", "nobody"], "no user 'nobody'"),
+        (["--name", "a\nb"], "--name: Use at most"),
+        (["--client", ""], "--client: Name the client"),
+        (["--rate", "600/m"], "unrecognized arguments"),
+    ],
+)
+def test_issue_explains_what_is_wrong(run: Run, args: list[str], message: str) -> None:
+    with pytest.raises(CommandError, match=re.escape(message)):
+        run("issue", "--client", "c", *args)
+    assert run.out == ""
+    assert not Token.objects.exists()
+
+
+@pytest.mark.parametrize("verb", ["show", "rotate", "revoke", "enable", "disable"])
+def test_a_token_given_for_an_id_is_not_repeated(run: Run, issue: Issue, verb: str) -> None:
+    plaintext = str(issue().plaintext)
+    with pytest.raises(CommandError, match="public id") as raised:
+        run(verb, plaintext)
+    assert plaintext not in f"{raised.value}{run.out}{run.err}"
+
+
+@pytest.mark.parametrize("verb", ["show", "rotate", "revoke", "enable", "disable"])
+def test_an_unknown_id_is_said_so(run: Run, verb: str) -> None:
+    with pytest.raises(CommandError, match="no token with the id aaaaaaaaaaaa"):
+        run(verb, "aaaaaaaaaaaa")
+
+
+def test_list(run: Run, issue: Issue) -> None:
+    first = issue(client_id="first", scopes=["samples:read"]).token
+    second = issue(client_id="second").token
+    run("revoke", first.public_id)
+    assert [token["id"] for token in run.json("list")] == [second.public_id, first.public_id]
+    assert [token["id"] for token in run.json("list", "--client", "first")] == [first.public_id]
+    assert [t["id"] for t in run.json("list", "--status", "active")] == [second.public_id]
+    lines = run("list").splitlines()
+    assert lines[0].split() == ["ID", "STATUS", "CLIENT", "EXPIRES", "SCOPES"]
+    assert lines[2].split()[:3] == [first.public_id, "revoked", "first"]
+    assert "token" not in run.json("list")[0]
+
+
+def test_show(run: Run, issue: Issue) -> None:
+    issued = issue(scopes=["samples:read"], name="CI")
+    shown = run.json("show", issued.token.public_id)
+    assert (shown["id"], shown["name"], shown["scopes"]) == (
+        issued.token.public_id,
+        "CI",
+        ["samples:read"],
+    )
+    assert "token" not in shown
+    assert "scopes: samples:read" in run("show", issued.token.public_id).splitlines()
+
+
+def test_rotate(run: Run, issue: Issue, client: Client) -> None:
+    old = issue(client_id="c")
+    new = run.json("rotate", old.token.public_id, "--reason", "leaked")
+    assert new["client_id"] == "c"
+    assert new["id"] != old.token.public_id
+    for header in (f"Bearer {new['token']}", bearer(old)["HTTP_AUTHORIZATION"]):
+        assert client.get("/api/v1/whoami/", HTTP_AUTHORIZATION=header).status_code == 200
+    assert run.json("show", old.token.public_id)["replaced_by"] == new["id"]
+    assert AuditEvent.objects.get(event="token.rotated").reason == "leaked"
+    with pytest.raises(CommandError, match="rotated already"):
+        run("rotate", old.token.public_id)
+
+
+def test_disable_enable_revoke(run: Run, issue: Issue) -> None:
+    token = issue().token
+    for verb, status in [
+        ("disable", TokenStatus.DISABLED),
+        ("enable", TokenStatus.ACTIVE),
+        ("revoke", TokenStatus.REVOKED),
+    ]:
+        assert run.json(verb, token.public_id, "--reason", "test")["status"] == status
+        assert AuditEvent.objects.first().reason == "test"  # type: ignore[union-attr]
+    with pytest.raises(CommandError, match="final"):
+        run("enable", token.public_id)
+    assert run("revoke", token.public_id) == ""
+
+
+def test_the_command_is_not_bound_by_self_service(run: Run, settings: Settings) -> None:
+    settings.TOKENAUTH = {"SCOPES": {"a": "A"}, "SELF_SERVICE_SCOPES": []}
+    assert run.json("issue", "--client", "c", "--scope", "*")["scopes"] == ["*"]

@@ -1,0 +1,259 @@
+"""The example site, from the first command on: real processes, real HTTP."""
+
+from __future__ import annotations
+
+import http.cookiejar
+import json
+import os
+import re
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.test import Client
+
+from tests.conftest import Issue, bearer
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLES = "/api/v1/samples/"
+
+
+def run(data: Path, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run manage.py as on a machine that knows nothing but this data directory."""
+    keep = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    return subprocess.run(
+        [sys.executable, "manage.py", *args],
+        cwd=ROOT,
+        env={**keep, "DATA_DIR": str(data), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+class Site:
+    """A site that quickstart serves."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.base = f"http://127.0.0.1:{self.port}"
+        self.log = (data / "log").open("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "manage.py", "quickstart", "--port", str(self.port)],
+            cwd=ROOT,
+            env={"PATH": os.environ["PATH"], "DATA_DIR": str(data)},
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
+        self.browser = urllib.request.build_opener(
+            urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
+        )
+
+    def printed(self) -> str:
+        return (self.data / "log").read_text()
+
+    def wait(self) -> None:
+        for _ in range(300):
+            try:
+                if self.call("/health")[0] == 200:
+                    return
+            except OSError:
+                time.sleep(0.1)
+        pytest.fail(f"quickstart doesn't answer:\n{self.printed()}")
+
+    def call(self, path: str, token: str = "", **data: str) -> tuple[int, Any]:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        body = urllib.parse.urlencode(data).encode() if data else None
+        request = urllib.request.Request(self.base + path, data=body, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as response:
+                status, content = response.status, response.read()
+        except urllib.error.HTTPError as error:
+            status, content = error.code, error.read()
+        return status, json.loads(content)
+
+    def admin(self, path: str, **data: str) -> str:
+        """Open a page of the admin, then send its form filled in like this."""
+        with self.browser.open(self.base + path, timeout=10) as response:
+            page = response.read().decode()
+        if not data:
+            return str(page)
+        [csrf] = set(re.findall(r'name="csrfmiddlewaretoken" value="([^"]+)"', page))
+        body = urllib.parse.urlencode({"csrfmiddlewaretoken": csrf, **data}).encode()
+        with self.browser.open(self.base + path, body, timeout=10) as response:
+            return str(response.read().decode())
+
+    def events(self) -> list[tuple[str, str, str]]:
+        with sqlite3.connect(self.data / "db.sqlite3") as database:
+            return database.execute(
+                "SELECT event, reason, client_id FROM tokenauth_auditevent ORDER BY id"
+            ).fetchall()
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=10)
+        self.log.close()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path)
+    try:
+        site.wait()
+        yield site
+    finally:
+        site.stop()
+
+
+def test_from_the_first_command_to_the_audit(site: Site) -> None:
+    token = re.search(r"tka_\w+", site.printed())
+    password = re.search(r"user admin, password (\S+)", site.printed())
+    assert token
+    assert password
+    assert site.call(SAMPLES, token="tka_wrong")[0] == 401
+    assert site.call(SAMPLES)[0] == 401
+    assert site.call(SAMPLES, token[0], name="first")[0] == 201
+    assert [sample["name"] for sample in site.call(SAMPLES, token[0])[1]["results"]] == ["first"]
+
+    site.admin("/admin/login/", username="admin", password=password[1], next="/admin/")
+    issued = site.admin("/admin/tokenauth/token/add/", client_id="reader", scopes="samples:read")
+    reader = re.search(r"tka_\w{51}", issued)
+    assert reader
+    assert site.call(SAMPLES, reader[0]) == (
+        200,
+        {"count": 0, "next": None, "previous": None, "results": []},
+    )
+    status, body = site.call(SAMPLES, reader[0], name="not mine to write")
+    assert (status, body["code"]) == (403, "insufficient_scope")
+
+    shown = site.admin("/admin/tokenauth/token/?q=" + reader[0].split("_")[1])
+    page = re.search(r"/admin/tokenauth/token/\d+/", shown)
+    assert page
+    site.admin(page[0] + "revoke/", confirmed="yes", reason="test")
+    assert site.call(SAMPLES, reader[0])[0] == 401
+
+    assert site.events() == [
+        ("token.issued", "", "quickstart"),
+        ("auth.rejected", "malformed", ""),
+        ("auth.rejected", "missing", ""),
+        ("auth.accepted", "", "quickstart"),
+        ("auth.accepted", "", "quickstart"),
+        ("token.issued", "", "reader"),
+        ("auth.accepted", "", "reader"),
+        ("auth.accepted", "", "reader"),
+        ("access.denied", "insufficient_scope", "reader"),
+        ("token.revoked", "test", "reader"),
+        ("auth.rejected", "revoked", "reader"),
+    ]
+    assert "auth.rejected" in site.admin("/admin/tokenauth/auditevent/?event__exact=auth.rejected")
+    assert "tka_" + reader[0][4:] not in site.printed()
+
+
+def test_the_printed_curl_lines_work(site: Site) -> None:
+    lines = re.findall(r"^  (curl .*)$", site.printed(), re.MULTILINE)
+    answers = [
+        subprocess.run(
+            ["bash", "-c", f"{line} -s -o /dev/null -w '%{{http_code}}'"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        ).stdout
+        for line in lines
+    ]
+    assert answers == ["200", "201", "200", "401"]
+
+
+def test_a_second_quickstart_keeps_the_data_and_says_so(tmp_path: Path) -> None:
+    first = run(tmp_path, "quickstart", "--no-serve")
+    assert (first.returncode, first.stderr) == (0, "")
+    second = run(tmp_path, "quickstart", "--no-serve")
+    assert (second.returncode, second.stderr) == (0, "")
+    assert "kept" in second.stdout
+    assert "password was shown on the first run" in second.stdout
+    assert not re.search(r"tka_\w{51}", second.stdout)
+    listed = json.loads(run(tmp_path, "tokenauth", "list", "--json").stdout)
+    assert len(listed) == 1
+
+
+def test_a_taken_port_is_explained(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        result = run(tmp_path, "quickstart", "--port", str(taken.getsockname()[1]))
+    assert result.returncode == 1
+    assert "choose another" in result.stderr
+    assert not (tmp_path / "db.sqlite3").exists()
+
+
+def test_the_generated_secret_key_is_ours_alone(tmp_path: Path) -> None:
+    assert run(tmp_path / "new", "check").returncode == 0
+    key = tmp_path / "new" / "secret_key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert len(key.read_text()) >= 50
+    key.write_text("")
+    assert "is empty" in run(tmp_path / "new", "check").stderr
+
+
+def test_settings_come_from_the_environment(tmp_path: Path) -> None:
+    show = (
+        "from django.conf import settings as s;"
+        "print(s.DEBUG, s.SECRET_KEY, s.ALLOWED_HOSTS, s.CSRF_TRUSTED_ORIGINS,"
+        " s.CACHES['default']['LOCATION'], s.DATABASES['default']['NAME'])"
+    )
+    result = run(
+        tmp_path, "shell", "-v0", "-c", show, DEBUG="1", SECRET_KEY="k" * 50,
+        ALLOWED_HOSTS="a.example,b.example", PUBLIC_URL="https://api.example/",
+        REDIS_URL="redis://cache/1", DATABASE_URL="postgres://u@h/shop",
+    )  # fmt: skip
+    assert result.stdout.split("\n")[0] == (
+        f"True {'k' * 50} ['a.example', 'b.example', 'api.example'] ['https://api.example'] "
+        "redis://cache/1 shop"
+    )
+    assert "DEBUG must be 0 or 1" in run(tmp_path, "check", DEBUG="maybe").stderr
+
+
+def test_sqlite_is_in_wal_mode(tmp_path: Path) -> None:
+    assert run(tmp_path, "quickstart", "--no-serve").returncode == 0
+    with sqlite3.connect(tmp_path / "db.sqlite3") as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+@pytest.mark.django_db
+def test_samples_belong_to_whoever_made_them(issue: Issue, client: Client) -> None:
+    scopes = ["samples:read", "samples:write"]
+    one, two = issue(client_id="one", scopes=scopes), issue(client_id="two", scopes=scopes)
+    made = client.post(SAMPLES, {"name": "mine", "owner": "two", "client_id": "two"}, **bearer(one))
+    assert made.json()["owner"] == "client:one"
+    assert made.json()["client_id"] == "one"
+    url = f"{SAMPLES}{made.json()['id']}/"
+    assert client.get(url, **bearer(one)).json()["name"] == "mine"
+    assert client.get(SAMPLES, **bearer(two)).json()["count"] == 0
+    assert client.get(url, **bearer(two)).status_code == 404
+    assert client.delete(url, **bearer(two)).status_code == 404
+    assert client.delete(url, **bearer(one)).status_code == 204
+
+
+@pytest.mark.django_db
+def test_whoami_and_open_pages(issue: Issue, client: Client, admin_user: Any) -> None:
+    mine = issue(client_id="laptop", user=admin_user, scopes=["samples:read"])
+    assert client.get("/api/v1/whoami/", **bearer(mine)).json() == {
+        "client_id": "laptop",
+        "user": "admin",
+        "scopes": ["samples:read"],
+    }
+    assert client.get("/").status_code == 200
+    assert client.get("/health").json() == {"status": "healthy"}
