@@ -179,6 +179,6 @@ def events() -> list[tuple[str, str]]:
     return list(rows.values_list("event", "reason"))
 
 
-def bearer(issued: services.Issued) -> dict[str, str]:
+def bearer(issued: services.Issued) -> dict[str, Any]:
     """Return the test client's keyword argument that sends this token."""
     return {"HTTP_AUTHORIZATION": f"Bearer {str(issued.plaintext)}"}

@@ -117,7 +117,7 @@ def test_the_text_is_kept_nowhere(admin_client: Client) -> None:
     response = admin_client.post(ADD, fill_in(admin_client, client_id="c"))
     [plaintext] = set(PLAINTEXT.findall(response.content.decode()))
     secret = plaintext.rpartition("_")[2]
-    kept = [session.get_decoded() for session in Session.objects.all()]
+    kept: list[Any] = [session.get_decoded() for session in Session.objects.all()]
     kept += [*LogEntry.objects.values(), *AuditEvent.objects.values(), *Token.objects.values()]
     assert secret not in repr(kept)
     assert secret not in str(response.cookies) + str(admin_client.cookies)
@@ -158,9 +158,7 @@ def test_two_at_the_same_moment_issue_one(admin_client: Client, monkeypatch: Any
         ("name", "x" * 101, "at most 100"),
     ],
 )
-def test_bad_input_is_explained(
-    admin_client: Client, field: str, value: Any, message: str
-) -> None:
+def test_bad_input_is_explained(admin_client: Client, field: str, value: Any, message: str) -> None:
     data = fill_in(admin_client, client_id="c", expires_at_1="00:00:00" * ("expires" in field))
     response = admin_client.post(ADD, {**data, field: value})
     assert response.status_code == 200
@@ -168,9 +166,7 @@ def test_bad_input_is_explained(
     assert not Token.objects.exists()
 
 
-def test_without_declared_scopes_they_are_typed(
-    admin_client: Client, settings: Settings
-) -> None:
+def test_without_declared_scopes_they_are_typed(admin_client: Client, settings: Settings) -> None:
     settings.TOKENAUTH = {}
     admin_client.post(ADD, fill_in(admin_client, client_id="c", scopes="a:b, c:*"))
     assert Token.objects.get().scopes == "a:b c:*"
@@ -207,9 +203,7 @@ def test_staff_cannot_grant_more_than_self_service(staff_client: Client, scope: 
     assert not Token.objects.exists()
 
 
-def test_permissions_lift_the_limits(
-    staff_client: Client, staff: Any, make_user: MakeUser
-) -> None:
+def test_permissions_lift_the_limits(staff_client: Client, staff: Any, make_user: MakeUser) -> None:
     grant(staff, "issue_token_for_others")
     grant(staff, "grant_any_scope")
     other, boss = make_user("other"), make_user("boss", is_superuser=True)
@@ -363,10 +357,19 @@ def test_nothing_happens_without_confirmation(
 def test_no_page_changes_anything_on_get(admin_client: Client, issue: Issue) -> None:
     token = issue().token
     event = AuditEvent.objects.get()
-    urls = [LIST, ADD, AUDIT, page(token), f"{AUDIT}{event.pk}/change/", f"{LIST}{token.pk}/history/"]
+    urls = [
+        LIST,
+        ADD,
+        AUDIT,
+        page(token),
+        f"{AUDIT}{event.pk}/change/",
+        f"{LIST}{token.pk}/history/",
+    ]
     urls += [page(token, name) for name in OPERATIONS]
     for url in urls:
-        with CaptureQueriesContext(connection, ) as queries:
+        with CaptureQueriesContext(
+            connection,
+        ) as queries:
             assert admin_client.get(url, {"confirmed": "yes"}, follow=True).status_code == 200
         writes = [
             query["sql"]
@@ -505,7 +508,7 @@ def test_the_audit_can_be_filtered_and_searched(admin_client: Client, issue: Iss
         ({"event__exact": "token.issued"}, [other.public_id, mine.public_id]),
         ({"event__exact": "auth.accepted"}, []),
         ({"token_id__exact": mine.public_id}, [mine.public_id]),
-        ({"q": 'odd " \' \\ %'}, []),
+        ({"q": "odd \" ' \\ %"}, []),
     ]:
         shown = admin_client.get(AUDIT, query).context["cl"].queryset
         assert [event.token_id for event in shown] == expected

@@ -53,7 +53,10 @@ OPERATIONS = {
         Operation(
             name="rotate",
             title=_("Rotate"),
-            question=_("A successor is issued and its text shown once. The old one ends soon."),
+            question=_(
+                "A successor is issued and its text shown once. "
+                "The old one lives on for the grace period."
+            ),
             done=_("%d rotated."),
             run=services.rotate,
         ),
@@ -152,16 +155,19 @@ class ScopeFilter(admin.SimpleListFilter):
 class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Tokens. All writes go through ``services``; a token's text is shown once and kept nowhere."""
 
+    class Media:
+        css: ClassVar = {"all": ["tokenauth/token.css"]}
+
     form = ChangeForm
     list_display = [
         "public_id",
         "state",
         "client_id",
         "user",
-        "name",
         "scopes",
         "ends",
         "last_used_at",
+        "name",
     ]
     list_filter = [
         StatusFilter,
@@ -421,19 +427,17 @@ class AuditEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """The audit: to read, filter and search; never to edit."""
 
     list_display = [
-        "at",
+        "time",
         "event",
         "reason",
-        "severity",
         "token_id",
         "client_id",
         "user_name",
         "actor",
         "ip",
-        "method",
         "path",
     ]
-    list_display_links = ["at"]
+    list_display_links = ["time"]
     list_filter = ["event", "outcome", "severity", ("at", admin.DateFieldListFilter)]
     search_fields = ["token_id__exact", "client_id__exact", "user_name__exact", "request_id__exact"]
     search_help_text = _("Exact token id, client, user or request id.")
@@ -457,6 +461,12 @@ class AuditEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Return False."""
         return False
+
+    @admin.display(description=_("time"))
+    def time(self, event: AuditEvent) -> str:
+        """Return when it happened, to the millisecond: order matters here."""
+        at = timezone.localtime(event.at) if timezone.is_aware(event.at) else event.at
+        return at.isoformat(sep=" ", timespec="milliseconds")
 
     def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> Any:
         """Search for the whole term: names may hold spaces."""

@@ -99,6 +99,11 @@ def parse_duration(text: str) -> timedelta:
     return timedelta(seconds=seconds)
 
 
+def format_duration(duration: timedelta) -> str:
+    """Write a duration for people: ``365 days``, ``1 day, 2:00:00``."""
+    return str(duration).removesuffix(", 0:00:00")
+
+
 def header_meta_key(header: str) -> str:
     """Return the key under which WSGI and ASGI requests carry ``header`` in ``META``."""
     return "HTTP_" + header.upper().replace("-", "_")

@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy as _
 
 from tokenauth import policy, services
 from tokenauth.client_info import Actor
-from tokenauth.conf import get_settings
+from tokenauth.conf import format_duration, get_settings
 from tokenauth.exceptions import NotPermitted
 from tokenauth.models import Token
 from tokenauth.services import Changes
@@ -136,12 +136,26 @@ class IssueForm(_TokenForm):
             "Who calls with it, for example claude-desktop. Empty: the user's name."
         )
         self.fields["expires_at"].help_text = (
-            _("Empty: after %(limit)s, the longest life there is.") % {"limit": limit}
+            _("Empty: after %(limit)s, the longest life there is.")
+            % {"limit": format_duration(limit)}
             if limit
             else _("Empty: never.")
         )
         if not policy.may_issue_for_others(self.actor):
             self.fields.pop("user", None)
+
+    def _clean_ticket(self) -> None:
+        # Not as the field's own error: that of a hidden field is easily overlooked.
+        ticket = self.cleaned_data.get("ticket") or ""
+        try:
+            public_id = _signer().unsign(ticket) if ticket else ""
+        except BadSignature:
+            self.add_error(None, _("This form is damaged. Open it anew."))
+            return
+        if public_id and Token.objects.filter(public_id=public_id).exists():
+            text = _("This form was sent already: token %(id)s was issued and its text shown then.")
+            self.add_error(None, ValidationError(text, params={"id": public_id}))
+        self.cleaned_data["ticket"] = public_id
 
     def get_public_id(self) -> str:
         """Return the public id that the form came with; "" where it came without."""
@@ -151,23 +165,10 @@ class IssueForm(_TokenForm):
         """Return the owner: the chosen user, or oneself where there is no choice."""
         return self.cleaned_data.get("user") if "user" in self.fields else self.actor.user
 
-    def clean_ticket(self) -> str:
-        """Refuse a form that was sent before, and one that isn't ours."""
-        ticket = self.cleaned_data["ticket"]
-        try:
-            public_id = _signer().unsign(ticket) if ticket else ""
-        except BadSignature:
-            raise ValidationError(_("This form is damaged. Open it anew.")) from None
-        if public_id and Token.objects.filter(public_id=public_id).exists():
-            raise ValidationError(
-                _("This form was sent already: token %(id)s was issued and its text shown then."),
-                params={"id": public_id},
-            )
-        return public_id
-
     def clean(self) -> None:
-        """Ask ``services`` whether this can be issued."""
+        """Ask ``services`` whether this can be issued; refuse a form that was sent before."""
         super().clean()
+        self._clean_ticket()
         if self.errors:
             return
         try:

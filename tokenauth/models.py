@@ -204,17 +204,17 @@ class Token(models.Model):
 
 
 class Event(models.TextChoices):
-    """Everything that is audited. Closed: a name not in here can't be written."""
+    """Everything that is audited, shown by these names. Closed: no other can be written."""
 
-    AUTH_ACCEPTED = "auth.accepted", _("accepted")
-    AUTH_REJECTED = "auth.rejected", _("rejected")
-    ACCESS_DENIED = "access.denied", _("access denied")
-    TOKEN_ISSUED = "token.issued", _("token issued")
-    TOKEN_ROTATED = "token.rotated", _("token rotated")
-    TOKEN_CHANGED = "token.changed", _("token changed")
-    TOKEN_DISABLED = "token.disabled", _("token disabled")
-    TOKEN_ENABLED = "token.enabled", _("token enabled")
-    TOKEN_REVOKED = "token.revoked", _("token revoked")
+    AUTH_ACCEPTED = "auth.accepted", "auth.accepted"
+    AUTH_REJECTED = "auth.rejected", "auth.rejected"
+    ACCESS_DENIED = "access.denied", "access.denied"
+    TOKEN_ISSUED = "token.issued", "token.issued"
+    TOKEN_ROTATED = "token.rotated", "token.rotated"
+    TOKEN_CHANGED = "token.changed", "token.changed"
+    TOKEN_DISABLED = "token.disabled", "token.disabled"
+    TOKEN_ENABLED = "token.enabled", "token.enabled"
+    TOKEN_REVOKED = "token.revoked", "token.revoked"
 
 
 class Outcome(models.TextChoices):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
@@ -21,7 +21,7 @@ from django.utils import timezone
 
 from tokenauth import audit, policy
 from tokenauth.client_info import NAME_LENGTH, Actor, sanitise
-from tokenauth.conf import get_settings
+from tokenauth.conf import format_duration, get_settings
 from tokenauth.models import LABEL_LENGTH, Event, Token, TokenStatus
 from tokenauth.scopes import unknown
 from tokenauth.tokens import Plaintext, digest, generate, generate_public_id
@@ -348,14 +348,10 @@ def _set_lifetime(token: Token) -> None:
     elif token.expires_at > longest:
         raise ValidationError(
             {
-                "expires_at": f"Tokens live for {_in_days(limit)} at most: "
+                "expires_at": f"Tokens live for {format_duration(limit)} at most: "
                 f"until {longest:%Y-%m-%d %H:%M}."
             }
         )
-
-
-def _in_days(duration: timedelta) -> str:
-    return str(duration).removesuffix(", 0:00:00")
 
 
 def _describe(token: Token) -> dict[str, Any]:
