@@ -40,9 +40,13 @@ class RequestState:
     unclaimed: bool = False
     """A credential came that no verifier knows; the view has other classes that might."""
     denied: Refused | None = None
-    """The first refusal by a permission; counts only if the view ends with it."""
+    """What ``HasScopes`` said last; counts only if DRF stops the request for it."""
+    stopped: Refused | None = None
+    """Why a DRF view's permissions stopped the request; counts only if the view answers so."""
     to_audit: Refused | None = None
     """A refusal that an adapter decided on and the middleware has still to write."""
+    answered: bool = False
+    """Whether the answer to a refusal is ours already."""
 
 
 def state_of(request: HttpRequest) -> RequestState:
@@ -75,11 +79,12 @@ def admit_request(request: HttpRequest, *, shared: bool = False) -> Principal | 
     """
     state = state_of(request)
     if not state.decided:
-        state.decided = True
         try:
             state.principal = _decide(request, state, shared=shared)
         except (Refused, Unavailable) as failure:
             state.failure = failure
+        # Not before: asked again after a loud error, it must not say "nobody".
+        state.decided = True
     if state.failure is not None:
         raise state.failure
     return state.principal

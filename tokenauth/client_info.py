@@ -77,13 +77,17 @@ class Actor:
     def __str__(self) -> str:
         return f"{self.kind}:{self.name}"
 
+    def __post_init__(self) -> None:
+        # Whoever makes an actor, its name is safe to store.
+        object.__setattr__(self, "name", sanitise(self.name, NAME_LENGTH))
+
     @classmethod
     def from_request(cls, request: HttpRequest) -> Actor:
         """Return the logged-in user of ``request``, as in the admin."""
         user: Any = request.user
         return cls(
             kind=ActorKind.USER,
-            name=sanitise(user.get_username(), NAME_LENGTH),
+            name=user.get_username(),
             user=user,
             client_info=read_client_info(request),
         )
@@ -92,7 +96,7 @@ class Actor:
     def from_command(cls) -> Actor:
         """Return the operator at the command line, who may do everything."""
         name = os.environ.get("SUDO_USER") or os.environ.get("USER") or f"uid {os.getuid()}"
-        return cls(kind=ActorKind.COMMAND, name=sanitise(name, NAME_LENGTH))
+        return cls(kind=ActorKind.COMMAND, name=name)
 
 
 def sanitise(text: str, limit: int) -> str:
@@ -176,7 +180,6 @@ def _is_trusted(address: IPAddress | None, passed: int, trusted: TrustedProxies)
 def read_client_info(request: HttpRequest) -> ClientInfo:
     """Read the audit's part of ``request``."""
     settings = get_settings()
-    request_id = read_header(request, "HTTP_X_REQUEST_ID") or ""
     return ClientInfo(
         ip=client_address(
             read_header(request, "REMOTE_ADDR") or "",
@@ -184,7 +187,7 @@ def read_client_info(request: HttpRequest) -> ClientInfo:
             settings.trusted_proxies,
         ),
         user_agent=sanitise(read_header(request, "HTTP_USER_AGENT") or "", AGENT_LENGTH),
-        request_id=request_id if _REQUEST_ID.fullmatch(request_id) else "",
+        request_id=_clean_request_id(read_header(request, "HTTP_X_REQUEST_ID") or ""),
         claimed_actor=(
             sanitise(read_header(request, settings.actor_header) or "", NAME_LENGTH)
             if settings.actor_header
@@ -194,6 +197,11 @@ def read_client_info(request: HttpRequest) -> ClientInfo:
         path=sanitise(request.path, PATH_LENGTH),
         view_name=_view_name(request),
     )
+
+
+def _clean_request_id(text: str) -> str:
+    well_formed = _REQUEST_ID.fullmatch(text) and text == redact(text, get_settings().prefix)
+    return text if well_formed else ""
 
 
 def _view_name(request: HttpRequest) -> str:

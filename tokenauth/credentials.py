@@ -20,6 +20,7 @@ LONGEST = 4_096
 """The longest credential that is looked at, in characters."""
 
 # Visible ASCII. Wider than RFC 6750's b64token: imported tokens may hold any of it.
+_WORD = re.compile(r"[^ \t]+")
 _TEXT = re.compile(r"[\x21-\x7e]+")
 
 
@@ -54,9 +55,12 @@ def read_credential(request: HttpRequest) -> Credential | None:
 
 def _extract(value: str, transport: Transport) -> Plaintext | None:
     if transport.scheme:
-        scheme, _, text = value.strip(" \t").partition(" ")
-        if scheme.lower() != transport.scheme.lower():
+        scheme = _WORD.match(value.strip(" \t"))
+        if scheme is None or scheme[0].lower() != transport.scheme.lower():
             return None
+        text = value.strip(" \t")[scheme.end() :]
+        if not text.startswith(" "):
+            raise Refused(Reason.MALFORMED)
     else:
         text = value
     text = text.strip(" \t")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.http import HttpRequest, HttpResponse
@@ -12,7 +12,6 @@ from django.http import HttpRequest, HttpResponse
 from tokenauth import responses
 from tokenauth.admission import admit_request, deny, state_of
 from tokenauth.exceptions import Reason, Refused, Unavailable
-from tokenauth.principal import Principal
 from tokenauth.scopes import missing
 
 View = TypeVar("View", bound=Callable[..., Any])
@@ -51,31 +50,46 @@ def _guard(view: View, scopes: tuple[str, ...]) -> View:
         def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
             return _enter(request, scopes) or view(request, *args, **kwargs)
 
-    guarded.tokenauth_guard = True  # type: ignore[attr-defined]
-    guarded.tokenauth_scopes = scopes  # type: ignore[attr-defined]
-    return guarded  # type: ignore[return-value]
+    marked: Any = guarded
+    marked.tokenauth_guard = True
+    marked.tokenauth_scopes = scopes
+    # What DRF's views say too: LoginRequiredMiddleware would send clients to a login page.
+    marked.login_required = False
+    return cast("View", guarded)
 
 
-def _enter(request: HttpRequest, scopes: tuple[str, ...]) -> HttpResponse | None:
-    """Put the caller on the request; return the answer where it may not pass."""
+def refusal_of(request: HttpRequest, scopes: tuple[str, ...]) -> HttpResponse | None:
+    """Return the answer where the caller isn't verified or lacks one of ``scopes``; else None.
+
+    The middleware asks before the view runs, the decorator again around the view.
+    """
     try:
         principal = admit_request(request)
     except (Refused, Unavailable) as error:
+        state_of(request).answered = True
         return responses.render(error, request)
     if principal is None:
         return _refuse(request, Refused(Reason.MISSING))
     if missing(scopes, principal.scopes):
         return _refuse(request, deny(Reason.INSUFFICIENT_SCOPE, principal, scopes))
-    _set_caller(request, principal)
     return None
 
 
+def _enter(request: HttpRequest, scopes: tuple[str, ...]) -> HttpResponse | None:
+    """Put the caller on the request; return the answer where it may not pass."""
+    refusal = refusal_of(request, scopes)
+    if refusal is None:
+        _set_caller(request, state_of(request).principal)
+    return refusal
+
+
 def _refuse(request: HttpRequest, refused: Refused) -> HttpResponse:
-    state_of(request).to_audit = refused
+    state = state_of(request)
+    state.to_audit, state.answered = refused, True
     return responses.render(refused, request)
 
 
-def _set_caller(request: Any, principal: Principal) -> None:
+def _set_caller(request: Any, principal: Any) -> None:
     async def auser() -> Any:
         return principal.user
 

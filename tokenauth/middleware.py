@@ -10,10 +10,13 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_asy
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
 from tokenauth import responses
-from tokenauth.admission import RequestState, admit_request, audit_refusal, state_of
+from tokenauth.admission import admit_request, audit_refusal, state_of
 from tokenauth.authentication import authentication_classes_of, is_guarded, is_shared
 from tokenauth.conf import get_settings
-from tokenauth.exceptions import Reason, Refused, Unavailable
+from tokenauth.decorators import refusal_of
+from tokenauth.exceptions import Refused, Unavailable
+
+_REFUSED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 
 
 class TokenAuthMiddleware:
@@ -43,12 +46,14 @@ class TokenAuthMiddleware:
         _prepare(request)
         refusal = _require(request) if self.is_closed(request) else None
         response = refusal or self.get_response(request)
+        _settle(request, response)
         return _write_note(request) or response
 
     async def _acall(self, request: HttpRequest) -> HttpResponseBase:
         _prepare(request)
         refusal = await sync_to_async(_require)(request) if self.is_closed(request) else None
         response: HttpResponseBase = refusal or await self.get_response(request)
+        _settle(request, response)
         if _has_note(request):
             return await sync_to_async(_write_note)(request) or response
         return response
@@ -63,21 +68,22 @@ class TokenAuthMiddleware:
         """Admit a request whose view is guarded: outside ATOMIC_REQUESTS, before the view."""
         if not is_guarded(view):
             return None
-        # A decorator's guard is strict: its view has no other way to authenticate.
-        decorated = getattr(view, "tokenauth_guard", False)
-        shared = not decorated and is_shared(authentication_classes_of(view))
-        return _admit(request, shared=shared)
+        if getattr(view, "tokenauth_guard", False):
+            refusal = refusal_of(request, view.tokenauth_scopes)
+        else:
+            refusal = _admit(request, shared=is_shared(authentication_classes_of(view)))
+        if refusal is None:
+            _let_in(request)
+        return refusal
 
     def process_template_response(self, request: HttpRequest, response: Any) -> Any:
         """Make a refusal by a DRF view ours, before it is rendered.
 
         Here, not later: the browsable API asks the permissions again for each form it draws.
         """
-        state: RequestState | None = getattr(request, "_tokenauth", None)
-        if state is not None and getattr(response, "exception", False):
-            refused = _refused_by_view(state, response)
-            if refused is not None:
-                responses.rewrite(response, refused, request)
+        _settle(request, response)
+        if _has_state(request):
+            state_of(request).answered = True
         return response
 
 
@@ -101,32 +107,38 @@ def _prepare(request: Any) -> None:
         request.tokenauth = None
 
 
-def _admit(request: Any, *, shared: bool = False) -> HttpResponse | None:
+def _admit(request: HttpRequest, *, shared: bool) -> HttpResponse | None:
     try:
-        principal = admit_request(request, shared=shared)
+        admit_request(request, shared=shared)
     except (Refused, Unavailable) as error:
+        state_of(request).answered = True
         return responses.render(error, request)
-    request.tokenauth = principal
-    if principal is not None:
-        # A header is something no page of another site can make a browser send unasked, so a
-        # proven one needs no further protection against forged requests.
-        request._dont_enforce_csrf_checks = True
     return None
 
 
 def _require(request: HttpRequest) -> HttpResponse | None:
     """Admit the request before routing; return the answer where it may not pass."""
-    refusal = _admit(request)
-    state = state_of(request)
-    if refusal is None and state.principal is None:
-        state.to_audit = Refused(Reason.MISSING)
-        refusal = responses.render(state.to_audit, request)
+    refusal = refusal_of(request, ())
+    if refusal is None:
+        _let_in(request)
     return refusal
 
 
+def _let_in(request: Any) -> None:
+    principal = state_of(request).principal
+    request.tokenauth = principal
+    if principal is not None:
+        # A header is something no page of another site can make a browser send unasked, so a
+        # proven one needs no further protection against forged requests.
+        request._dont_enforce_csrf_checks = True
+
+
+def _has_state(request: HttpRequest) -> bool:
+    return hasattr(request, "_tokenauth")
+
+
 def _has_note(request: HttpRequest) -> bool:
-    state: RequestState | None = getattr(request, "_tokenauth", None)
-    return state is not None and state.to_audit is not None
+    return _has_state(request) and state_of(request).to_audit is not None
 
 
 def _write_note(request: HttpRequest) -> HttpResponse | None:
@@ -143,25 +155,22 @@ def _write_note(request: HttpRequest) -> HttpResponse | None:
     return None
 
 
-def _refused_by_view(state: RequestState, response: Any) -> Refused | None:
-    """Return our refusal that a DRF view ended with, noting it for the audit; None for others."""
-    if response.status_code == HTTPStatus.FORBIDDEN and state.denied is not None:
-        state.to_audit = state.denied
-        return state.denied
-    if response.status_code != HTTPStatus.UNAUTHORIZED or state.principal is not None:
-        return None
-    if isinstance(state.failure, Refused):
-        return state.failure
-    drf_request = (response.renderer_context or {}).get("request")
-    if drf_request is None or drf_request.successful_authenticator is not None:
-        return None
-    if _code_of(response) == "authentication_failed":
-        # Another class read the credential and refused it: its answer, not ours.
-        return None
-    state.to_audit = Refused(Reason.UNKNOWN if state.unclaimed else Reason.MISSING)
-    return state.to_audit
+def _settle(request: HttpRequest, response: Any) -> None:
+    """Give a view's answer our form where it was our refusal that it ended with.
 
-
-def _code_of(response: Any) -> str | None:
-    detail = response.data.get("detail") if isinstance(response.data, dict) else None
-    return getattr(detail, "code", None)
+    A project may hide its refusals, as a 404 for one; then that stays the answer.
+    """
+    if not _has_state(request) or response.status_code < HTTPStatus.BAD_REQUEST:
+        return
+    state = state_of(request)
+    if state.answered:
+        return
+    if state.stopped is not None:
+        state.to_audit = refused = state.stopped
+    elif isinstance(state.failure, Refused):
+        refused = state.failure  # The view admitted by itself; that is audited.
+    else:
+        return
+    state.answered = True
+    if response.status_code in _REFUSED:
+        responses.rewrite(response, refused, request)

@@ -309,11 +309,17 @@ class AuditEvent(models.Model):
     def __str__(self) -> str:
         return f"{self.event} {self.at:%Y-%m-%d %H:%M:%S}"
 
-    def save(self, *, using: str | None = None, **_kwargs: Any) -> None:
+    def save_base(self, *args: Any, **kwargs: Any) -> None:
         """Insert the row; raises AppendOnly when it is there already."""
-        if not self._state.adding:
+        if not self._state.adding or kwargs.get("force_update") or kwargs.get("update_fields"):
             raise AppendOnly("Audit rows can't be changed.")
-        super().save(force_insert=True, using=using)
+        super().save_base(*args, **{**kwargs, "force_insert": True})
+
+    def _do_update(self, base_qs: Any, using: str, pk_val: Any, *_args: Any, **_kwargs: Any) -> Any:
+        # Django tries this before it inserts a row with a key; ``loaddata`` comes only here.
+        if base_qs.filter(pk=pk_val).exists():
+            raise AppendOnly("Audit rows can't be changed.")
+        return []
 
     def delete(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         """Raise AppendOnly."""

@@ -25,6 +25,8 @@ class HasScopes(BasePermission):
     declares nothing refuses every token.
     """
 
+    tokenauth_scopes = True
+    """Marks the permission as ours to the authentication class."""
     code = Code.INSUFFICIENT_SCOPE
     message: Any = None
 
@@ -40,8 +42,7 @@ class HasScopes(BasePermission):
             return True
         reason = Reason.INSUFFICIENT_SCOPE if required else Reason.NO_SCOPES_DECLARED
         refused = deny(reason, principal, tuple(required))
-        state = state_of(request._request)
-        state.denied = state.denied or refused
+        state_of(request._request).denied = refused
         refusal = responses.describe(refused)
         self.message = {"detail": refusal.detail, "code": str(refusal.code)}
         return False

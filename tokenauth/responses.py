@@ -110,19 +110,22 @@ def render(error: Refused | Unavailable, request: HttpRequest) -> HttpResponse:
 
 
 def rewrite(response: Any, error: Refused, request: HttpRequest) -> None:
-    """Make a DRF response that is not rendered yet our answer to ``error``.
+    """Make a view's response our answer to ``error``.
 
-    A renderer for people (the browsable API) stays and shows the body; JSON comes out byte for
-    byte as :func:`render` writes it.
+    A DRF renderer for people (the browsable API) stays and shows the body, where it hasn't yet;
+    otherwise the content comes out byte for byte as :func:`render` writes it.
     """
     refusal = describe(error)
     body, content_type = _format(refusal, request)
     response.status_code = refusal.status
     response.data = body
     renderer = getattr(response, "accepted_renderer", None)
-    if renderer is None or renderer.format == "json" or isinstance(body, (str, bytes)):
+    for_people = renderer is not None and renderer.format != "json"
+    if not for_people or response.is_rendered or isinstance(body, (str, bytes)):
         response.content = _encode(body)
         response["Content-Type"] = content_type
+        for header in ("Content-Length", "Content-Encoding", "ETag"):
+            del response[header]
     _set_headers(response, refusal)
 
 

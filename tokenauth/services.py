@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
+from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.db import models, router, transaction
@@ -24,12 +25,13 @@ from tokenauth.client_info import NAME_LENGTH, Actor, sanitise
 from tokenauth.conf import format_duration, get_settings
 from tokenauth.models import LABEL_LENGTH, Event, Token, TokenStatus
 from tokenauth.scopes import unknown
-from tokenauth.tokens import Plaintext, digest, generate, generate_public_id
+from tokenauth.tokens import Plaintext, digest, generate, generate_public_id, is_public_id, redact
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
 
 REASON_LENGTH = 200
+_MAPPED_BITS = 96
 _USABLE = {TokenStatus.ACTIVE, TokenStatus.NOT_YET_VALID}
 
 
@@ -72,6 +74,8 @@ def issue(
     families; none: from anywhere. ``public_id`` is drawn where it isn't given; a form gives
     one so that being sent twice can't issue twice (the second raises IntegrityError).
     """
+    if public_id and not is_public_id(public_id):
+        raise ValidationError("A public id is 12 characters of 0-9 and a-z.")
     token = _draft(
         client_id=client_id,
         user=user,
@@ -208,7 +212,7 @@ def clean_networks(texts: Iterable[str]) -> list[str]:
     networks = []
     for text in texts:
         try:
-            networks.append(str(ip_network(text.strip(), strict=False)))
+            networks.append(str(_network(text.strip())))
         except ValueError:
             raise ValidationError(
                 {
@@ -219,11 +223,24 @@ def clean_networks(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(networks))
 
 
+def _network(text: str) -> IPv4Network | IPv6Network:
+    if "%" in text:
+        raise ValueError(text)  # A zone means something on one machine only.
+    network = ip_network(text, strict=False)
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped is None or network.prefixlen < _MAPPED_BITS:
+        return network
+    # Clients' addresses are told in IPv4 where they can be.
+    return IPv4Network((mapped, network.prefixlen - _MAPPED_BITS))
+
+
 def clean_scopes(scopes: Iterable[str], *, kept: Iterable[str] = ()) -> list[str]:
     """Return the scopes without repetitions; raises ValidationError (``scopes``) for unknown ones.
 
     ``kept`` are granted already: they may stay though ``SCOPES`` has dropped them since.
     """
+    if isinstance(scopes, str):
+        raise ValidationError({"scopes": f"Give a list of scopes: [{scopes!r}]."})
     scopes = list(dict.fromkeys(scopes))
     declared = get_settings().scopes
     wrong = [scope for scope in unknown(scopes, declared) if scope not in set(kept)]
@@ -247,9 +264,9 @@ def _copy(token: Token) -> Token:
 
 
 def _insert(token: Token) -> Plaintext:
-    settings = get_settings()
-    plaintext = generate(settings.prefix, token.public_id)
-    token.pepper_id, pepper = next(iter(settings.peppers.items()))
+    conf = get_settings()
+    plaintext = generate(conf.prefix, token.public_id)
+    token.pepper_id, pepper = next(iter(conf.peppers.items()))
     token.digest = digest(plaintext, pepper)
     token.save(force_insert=True)
     return plaintext
@@ -266,9 +283,13 @@ def _successor(old: Token, by: Actor | None) -> Token:
             for name in ("client_id", "user_id", "name", "scopes", "allowed_networks")
         },
     )
+    if old.not_before is not None and old.not_before > now:
+        new.not_before = old.not_before
+    limit = get_settings().max_lifetime
+    lives = [limit] if limit is not None else []
     if old.expires_at is not None:
-        new.expires_at = now + (old.expires_at - old.created_at)
-    _set_lifetime(new)
+        lives.append(old.expires_at - old.created_at)
+    new.expires_at = now + min(lives) if lives else None
     return new
 
 
@@ -277,15 +298,16 @@ def _draft(
 ) -> Token:
     """Return a new token, checked and not stored."""
     named: Any = user
-    if not client_id and named is not None:
-        client_id = named.get_username()
+    if named is not None and (not isinstance(named, get_user_model()) or named.pk is None):
+        raise ValidationError({"user": "This is no stored user."})
+    client_id = client_id or ("" if named is None else named.get_username())
+    _check_client_id(client_id)
     token = Token(
         client_id=client_id,
         user=named,
         created_by=str(by) if by else "code",
         created_at=timezone.now(),
     )
-    _check_identity(token)
     _assign(token, {"expires_at": None, **changes})
     policy.check_grant(by, client_id=client_id, user=user, scopes=token.scope_set)
     return token
@@ -303,38 +325,46 @@ def _apply(token: Token, changes: Changes, by: Actor | None) -> list[str]:
     return changed
 
 
-def _check_identity(token: Token) -> None:
-    client_id = token.client_id
+def _check_client_id(client_id: str) -> None:
     if not client_id:
         raise ValidationError({"client_id": "Name the client, or the user it acts for."})
-    if (
-        len(client_id) > NAME_LENGTH
-        or not client_id.isprintable()
-        or client_id != client_id.strip()
-    ):
+    _check_text("client_id", client_id, NAME_LENGTH)
+
+
+def _check_text(field: str, text: str, limit: int) -> None:
+    if len(text) > limit or not text.isprintable() or text != text.strip():
         raise ValidationError(
-            {"client_id": f"Use at most {NAME_LENGTH} printable characters, no space around them."}
+            {field: f"Use at most {limit} printable characters, no space around them."}
         )
-    if token.user_id is not None and not isinstance(token.user, get_user_model()):
-        raise ValidationError({"user": "This is no user."})
+    if redact(text, get_settings().prefix) != text:
+        raise ValidationError({field: "This holds a token's text, which is stored nowhere."})
 
 
 def _assign(token: Token, changes: Changes) -> None:
+    unknown_names = changes.keys() - Changes.__annotations__.keys()
+    if unknown_names:
+        raise TypeError(f"A token's {', '.join(sorted(unknown_names))} can't be changed.")
     if "name" in changes:
         token.name = changes["name"]
-        if len(token.name) > LABEL_LENGTH or not token.name.isprintable():
-            raise ValidationError({"name": f"Use at most {LABEL_LENGTH} printable characters."})
+        _check_text("name", token.name, LABEL_LENGTH)
     if "scopes" in changes:
         token.scopes = " ".join(clean_scopes(changes["scopes"], kept=token.scope_set))
     if "allowed_networks" in changes:
         token.allowed_networks = " ".join(clean_networks(changes["allowed_networks"]))
     if "not_before" in changes:
-        token.not_before = changes["not_before"]
+        token.not_before = _clean_moment("not_before", changes["not_before"])
     if "expires_at" in changes:
-        token.expires_at = changes["expires_at"]
+        token.expires_at = _clean_moment("expires_at", changes["expires_at"])
         _set_lifetime(token)
     if token.not_before and token.expires_at and token.not_before >= token.expires_at:
         raise ValidationError({"expires_at": "It would end before it begins."})
+
+
+def _clean_moment(name: str, moment: datetime | None) -> datetime | None:
+    if moment is not None and timezone.is_naive(moment) == settings.USE_TZ:
+        raise ValidationError({name: "Give a time with a time zone, as USE_TZ asks for."})
+    # In one zone, so that the audit doesn't tell of a change where there is none.
+    return moment and (moment.astimezone(UTC) if settings.USE_TZ else moment)
 
 
 def _set_lifetime(token: Token) -> None:

@@ -29,6 +29,9 @@ SHORTEST = 32
 """No stored token is shorter than this many characters, imported ones included."""
 
 
+_PUBLIC_ID = re.compile(rf"[0-9a-z]{{{PUBLIC_ID_LENGTH}}}")
+
+
 class Plaintext(str):
     """A token's text that doesn't print itself: tracebacks and logs show reprs of locals."""
 
@@ -67,6 +70,11 @@ def checksum(text: str) -> str:
 def generate_public_id() -> str:
     """Return a new random public id."""
     return "".join(secrets.choice(PUBLIC_ID_ALPHABET) for _ in range(PUBLIC_ID_LENGTH))
+
+
+def is_public_id(text: str) -> bool:
+    """Tell whether ``text`` looks like a public id."""
+    return _PUBLIC_ID.fullmatch(text) is not None
 
 
 def generate(prefix: str, public_id: str) -> Plaintext:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
@@ -20,9 +19,7 @@ from tokenauth.conf import parse_duration
 from tokenauth.exceptions import NotPermitted
 from tokenauth.models import Token, TokenStatus
 from tokenauth.services import Issued
-from tokenauth.tokens import PUBLIC_ID_LENGTH
-
-_PUBLIC_ID = re.compile(rf"[0-9a-z]{{{PUBLIC_ID_LENGTH}}}")
+from tokenauth.tokens import is_public_id
 
 
 class Command(BaseCommand):
@@ -205,7 +202,7 @@ def _find_user(username: str) -> Any:
 
 
 def _public_id(text: str) -> str:
-    if not _PUBLIC_ID.fullmatch(text):
+    if not is_public_id(text):
         # What was typed isn't repeated: it may be a token.
         raise argparse.ArgumentTypeError(
             "give the public id, 12 characters of 0-9 and a-z, not the token"
