@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth import get_user_model
-from pytest_django import Settings
 from django.db import OperationalError, connection
 from django.test import AsyncClient, Client
 from django.utils import timezone
+from pytest_django import Settings
 
 from tests import views
 from tokenauth import services
@@ -170,7 +170,7 @@ def ask(
 
 def header(issued: services.Issued) -> dict[str, str]:
     """Return the header that sends this token, for clients of either kind."""
-    return {"Authorization": f"Bearer {str(issued.plaintext)}"}
+    return {"Authorization": f"Bearer {issued.plaintext!s}"}
 
 
 def events() -> list[tuple[str, str]]:
@@ -181,4 +181,4 @@ def events() -> list[tuple[str, str]]:
 
 def bearer(issued: services.Issued) -> dict[str, Any]:
     """Return the test client's keyword argument that sends this token."""
-    return {"HTTP_AUTHORIZATION": f"Bearer {str(issued.plaintext)}"}
+    return {"HTTP_AUTHORIZATION": f"Bearer {issued.plaintext!s}"}

@@ -315,7 +315,9 @@ class AuditEvent(models.Model):
             raise AppendOnly("Audit rows can't be changed.")
         super().save_base(*args, **{**kwargs, "force_insert": True})
 
-    def _do_update(self, base_qs: Any, using: str, pk_val: Any, *_args: Any, **_kwargs: Any) -> Any:
+    def _do_update(
+        self, base_qs: Any, using: str | None, pk_val: Any, *_args: Any, **_kwargs: Any
+    ) -> Any:
         # Django tries this before it inserts a row with a key; ``loaddata`` comes only here.
         if base_qs.filter(pk=pk_val).exists():
             raise AppendOnly("Audit rows can't be changed.")
