@@ -210,16 +210,26 @@ def test_the_generated_secret_key_is_ours_alone(tmp_path: Path) -> None:
 
 def test_settings_come_from_the_environment(tmp_path: Path) -> None:
     show = (
-        "from django.conf import settings as s;"
-        "print(s.DEBUG, s.SECRET_KEY, s.ALLOWED_HOSTS, s.CSRF_TRUSTED_ORIGINS,"
-        " s.CACHES['default']['LOCATION'], s.DATABASES['default']['NAME'])"
+        "import project.settings as s; print(s.DEBUG, s.SECRET_KEY, s.ALLOWED_HOSTS,"
+        " s.CSRF_TRUSTED_ORIGINS, s.CACHES['default']['LOCATION'], s.DATABASES['default']['NAME'])"
     )
-    result = run(
-        tmp_path, "shell", "-v0", "-c", show, DEBUG="1", SECRET_KEY="k" * 50,
-        ALLOWED_HOSTS="a.example,b.example", PUBLIC_URL="https://api.example/",
-        REDIS_URL="redis://cache/1", DATABASE_URL="postgres://u@h/shop",
-    )  # fmt: skip
-    assert result.stdout.split("\n")[0] == (
+    result = subprocess.run(
+        [sys.executable, "-c", show],
+        cwd=ROOT,
+        env={
+            "DEBUG": "1",
+            "SECRET_KEY": "k" * 50,
+            "ALLOWED_HOSTS": "a.example,b.example",
+            "PUBLIC_URL": "https://api.example/",
+            "REDIS_URL": "redis://cache/1",
+            "DATABASE_URL": "postgres://u@h/shop",
+        },
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert result.stdout.strip() == (
         f"True {'k' * 50} ['a.example', 'b.example', 'api.example'] ['https://api.example'] "
         "redis://cache/1 shop"
     )
