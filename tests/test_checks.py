@@ -137,6 +137,7 @@ def test_no_middleware_is_needed_where_no_view_takes_tokens(settings: Settings) 
         ({"SCOPE": {}}, ["tokenauth.E001"]),
         ({"VERIFIERS": ["no.such.Verifier"]}, ["tokenauth.E002"]),
         ({"ERROR_FORMAT": "tokenauth.responses.nothing"}, ["tokenauth.E002"]),
+        ({"SCOPES": {"a b": "A"}}, ["tokenauth.E003"]),
         ({"SCOPES": {"a": "A"}, "SELF_SERVICE_SCOPES": ["b"]}, ["tokenauth.E003"]),
     ],
 )

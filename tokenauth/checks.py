@@ -61,6 +61,14 @@ def check_settings(**_kwargs: Any) -> list[CheckMessage]:
             messages.append(Error(f"TOKENAUTH: {error}", hint=hint, id="tokenauth.E002"))
     messages += [
         Error(
+            f"TOKENAUTH['SCOPES'] has {scope!r}, which no token can be granted.",
+            hint="Scopes are printable ASCII without spaces, quotes and backslashes (RFC 6749).",
+            id="tokenauth.E003",
+        )
+        for scope in unknown(settings.scopes, {})
+    ]
+    messages += [
+        Error(
             f"TOKENAUTH['SELF_SERVICE_SCOPES'] names {scope!r}, which SCOPES doesn't have.",
             hint="Add it to SCOPES with a description, or take it out.",
             id="tokenauth.E003",
@@ -239,7 +247,7 @@ def check_deployment(**_kwargs: Any) -> list[CheckMessage]:
             next(iter(settings.peppers)) == "",
             "W007",
             "Token digests have no pepper: whoever can write to the database can add a token.",
-            'Set TOKENAUTH[\'PEPPERS\'] = {"1": <32 random characters>, "": ""}.',
+            'Set PEPPERS to {"": "", "1": <32 random characters>}; once every process has it, put "1" first.',
         ),
         (
             not settings.audit_required,

@@ -217,6 +217,13 @@ def _transports(key: str, value: object) -> tuple[Transport, ...]:
     return transports
 
 
+def _verifiers(key: str, value: object) -> tuple[str, ...]:
+    paths = _texts(key, value)
+    if not paths:
+        raise _wrong(key, "is empty: nobody could be let in.")
+    return paths
+
+
 def _actor_header(key: str, value: object) -> str:
     text = _text(key, value)
     if text and not _HEADER.fullmatch(text):
@@ -271,7 +278,7 @@ _READERS: Mapping[str, Callable[[str, object], Any]] = {
     "ACTOR_HEADER": _actor_header,
     "PUBLIC_PATHS": _public_paths,
     "EXEMPT_PREFIXES": _prefixes,
-    "VERIFIERS": _texts,
+    "VERIFIERS": _verifiers,
     "TRUSTED_PROXIES": _proxies,
     "AUDIT_REQUIRED": _flag,
     "AUDIT_SUCCESSES": _flag,

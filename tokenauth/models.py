@@ -32,6 +32,7 @@ from tokenauth.tokens import PUBLIC_ID_LENGTH
 logger = logging.getLogger("tokenauth")
 
 LABEL_LENGTH = 100
+USER_ID_LENGTH = 64
 LAST_USE_INTERVAL = timedelta(minutes=1)
 """A token's last use is written at most this often."""
 
@@ -269,7 +270,7 @@ class AuditEvent(models.Model):
     severity = models.CharField(_("severity"), max_length=10, choices=Severity.choices)
     token_id = models.CharField(_("token"), max_length=PUBLIC_ID_LENGTH, blank=True)
     client_id = models.CharField(_("client"), max_length=NAME_LENGTH, blank=True)
-    user_id = models.CharField(_("user id"), max_length=64, blank=True)
+    user_id = models.CharField(_("user id"), max_length=USER_ID_LENGTH, blank=True)
     user_name = models.CharField(_("user"), max_length=NAME_LENGTH, blank=True)
     claimed_actor = models.CharField(
         _("claimed actor"),

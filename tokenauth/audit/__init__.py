@@ -16,7 +16,8 @@ from django.db import connections, router
 from tokenauth.client_info import NAME_LENGTH, Actor, ClientInfo, sanitise
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import OpenTransaction, Unavailable
-from tokenauth.models import AuditEvent, Event, Outcome, Severity, Token
+from tokenauth.models import USER_ID_LENGTH, AuditEvent, Event, Outcome, Severity, Token
+from tokenauth.tokens import PUBLIC_ID_LENGTH
 
 logger = logging.getLogger("tokenauth")
 
@@ -67,7 +68,7 @@ def record(
     user: Any = token.user
     row = _row(event, by.client_info if by else ClientInfo(), reason, details)
     row.token_id, row.client_id = token.public_id, token.client_id
-    row.user_id = "" if user is None else str(user.pk)
+    row.user_id = "" if user is None else sanitise(str(user.pk), USER_ID_LENGTH)
     row.user_name = "" if user is None else sanitise(user.get_username(), NAME_LENGTH)
     row.actor = str(by) if by else "code"
     row.save(using=router.db_for_write(Token, instance=token))
@@ -89,8 +90,10 @@ def record_now(
     """
     row = _row(event, client_info, reason, details)
     if subject is not None:
-        row.token_id, row.client_id = subject.token_id, subject.client_id
-        row.user_id = subject.user_id
+        # A verifier of the project's own may say anything.
+        row.token_id = sanitise(subject.token_id, PUBLIC_ID_LENGTH)
+        row.client_id = sanitise(subject.client_id, NAME_LENGTH)
+        row.user_id = sanitise(subject.user_id, USER_ID_LENGTH)
         row.user_name = sanitise(subject.user_name, NAME_LENGTH)
     using = router.db_for_write(AuditEvent)
     try:

@@ -1,0 +1,511 @@
+"""README and docs: their snippets run, their tables are complete, their links lead somewhere."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import re
+import shlex
+import sys
+import textwrap
+import unittest
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from django.core.management import call_command, get_commands, load_command_class
+from django.test import Client
+from django.urls import path
+from django.utils.module_loading import import_string
+from pytest_django import Settings
+from rest_framework.viewsets import ViewSetMixin
+
+from tests.conftest import Issue, bearer
+from tokenauth import audit, checks, conf, responses
+from tokenauth.client_info import ClientInfo
+from tokenauth.conf import parse_settings
+from tokenauth.exceptions import Code, Reason, Refused, Unavailable
+from tokenauth.models import AuditEvent, Event, Token
+from tokenauth.principal import Principal
+from tokenauth.responses import Refusal
+from tokenauth.verifiers.database import DatabaseVerifier
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = {page.name: page for page in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]}
+
+_BLOCK = re.compile(
+    r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S
+)
+_CODE = re.compile(r"`([^`]+)`")
+_LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)(?:#[^)\s]*)?\)")
+_MANAGE = re.compile(r"\bmanage\.py +([^|<>()&;\n]+)")
+_ENVIRONMENT = re.compile(r'os\.environ\["(\w+)"\]')
+_MODULE = re.compile(r"# (myproject)/(\w+)\.py\n")
+
+Row = dict[str, str]
+Run = Callable[["Block"], dict[str, Any]]
+Answer = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def blocks(language: str, page: str = "") -> list[Block]:
+    """Return the fenced blocks of one page or of all, in their order."""
+    return [
+        Block(
+            name, text.count("\n", 0, match.start()) + 1, language, textwrap.dedent(match["text"])
+        )
+        for name, text in ((name, file.read_text()) for name, file in PAGES.items())
+        for match in _BLOCK.finditer(text)
+        if match["language"] == language and page in {"", name}
+    ]
+
+
+def snippet(page: str, needle: str) -> Block:
+    """Return the one Python block of ``page`` that contains ``needle``."""
+    [found] = [block for block in blocks("python", page) if needle in block.text]
+    return found
+
+
+def prose(page: str) -> str:
+    """Return a page without its fenced blocks."""
+    return _BLOCK.sub("", PAGES[page].read_text())
+
+
+def table(page: str, first: str) -> list[Row]:
+    """Return the rows of the one table of ``page`` whose first column is headed ``first``."""
+    tables: list[list[Row]] = []
+    for lines in re.findall(r"(?:^\|.*\|\n)+", prose(page), re.M):
+        head, _, *rows = (row[1:-1].strip().split(" | ") for row in lines.splitlines())
+        names = [name.strip() for name in head]
+        if names[0] == first:
+            tables.append([dict(zip(names, row, strict=True)) for row in rows])
+    [found] = tables
+    return found
+
+
+def codes(text: str) -> list[str]:
+    """Return what stands in backticks."""
+    return _CODE.findall(text)
+
+
+def column(page: str, first: str) -> list[str]:
+    """Return what stands in backticks in the first column of a table."""
+    return [code for row in table(page, first) for code in codes(row[first])]
+
+
+def value(cell: str) -> Any:
+    """Return the Python value in a table's cell."""
+    return ast.literal_eval(cell.strip().strip("`"))
+
+
+def commands(page: str = "") -> list[tuple[Block, list[str]]]:
+    """Return the arguments of each ``manage.py …`` in a shell block."""
+    return [
+        (block, shlex.split(arguments))
+        for block in blocks("sh", page)
+        for arguments in _MANAGE.findall(block.text)
+    ]
+
+
+class Routes:
+    """A URLconf with these patterns."""
+
+    def __init__(self, *urlpatterns: Any) -> None:
+        self.urlpatterns = urlpatterns
+
+
+@pytest.fixture
+def run(db: None, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a Python block as it stands; return its names.
+
+    Variables of the environment that it reads are set, what a settings file has already is
+    there, and a block that says which module of ``myproject`` it is becomes that module.
+    """
+    monkeypatch.setitem(sys.modules, "myproject", ModuleType("myproject"))
+
+    def run_block(block: Block) -> dict[str, Any]:
+        for variable in _ENVIRONMENT.findall(block.text):
+            monkeypatch.setenv(variable, "partner-secret")
+        named = _MODULE.match(block.text)
+        module = ModuleType(".".join(named.groups()) if named else "snippet")
+        if "INSTALLED_APPS +=" in block.text:
+            vars(module).update(INSTALLED_APPS=["django.contrib.admin"], MIDDLEWARE=["last"])
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        exec(compile(block.text, str(block), "exec"), vars(module))
+        return vars(module)
+
+    return run_block
+
+
+@pytest.fixture
+def view_at(run: Run, settings: Settings, client: Client, issue: Issue) -> Answer:
+    """Mount a page's view and call it with a token of these scopes; None: without one."""
+
+    def call(page: str, name: str, method: str, scopes: list[str] | None, **owner: Any) -> Any:
+        view = run(snippet(page, f" {name}("))[name]
+        if hasattr(view, "as_view"):
+            is_set = issubclass(view, ViewSetMixin)
+            view = view.as_view({"get": "list", "post": "create"}) if is_set else view.as_view()
+        settings.ROOT_URLCONF = Routes(path("it/", view))
+        token = {} if scopes is None else bearer(issue(scopes=scopes, **owner))
+        return getattr(client, method)("/it/", **token)
+
+    return call
+
+
+# Python.
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_every_python_block_runs(block: Block, run: Run, settings: Settings) -> None:
+    names = run(block)
+    if "TOKENAUTH" in names:
+        for other in blocks("python"):
+            if _MODULE.match(other.text):
+                run(other)
+        parse_settings(names["TOKENAUTH"])
+        settings.TOKENAUTH = names["TOKENAUTH"]
+        assert checks.check_settings() == []
+    if "MIDDLEWARE" in names:
+        settings.MIDDLEWARE = names["MIDDLEWARE"]
+        assert checks.check_middleware() == []
+
+
+def test_readme_puts_the_middleware_first(run: Run) -> None:
+    names = run(snippet("README.md", "INSTALLED_APPS"))
+    assert names["MIDDLEWARE"] == ["tokenauth.middleware.TokenAuthMiddleware", "last"]
+    assert names["INSTALLED_APPS"] == ["django.contrib.admin", "rest_framework", "tokenauth"]
+
+
+READ, WRITE = "samples:read", "samples:write"
+
+
+@pytest.mark.parametrize(
+    ("page", "view", "method", "scopes", "status"),
+    [
+        ("README.md", "SampleViewSet", "get", [READ], 200),
+        ("README.md", "SampleViewSet", "get", [WRITE], 403),
+        ("README.md", "SampleViewSet", "get", None, 401),
+        ("README.md", "SampleViewSet", "post", [WRITE], 201),
+        ("README.md", "SampleViewSet", "post", [READ], 403),
+        ("README.md", "SampleViewSet", "post", None, 401),
+        ("README.md", "status", "get", [READ], 200),
+        ("README.md", "status", "get", [WRITE], 403),
+        ("README.md", "status", "get", None, 401),
+        ("authentication.md", "WhoAmI", "get", [], 200),
+        ("authentication.md", "WhoAmI", "get", None, 401),
+        ("permissions.md", "Report", "get", [READ], 200),
+        ("permissions.md", "Report", "get", [WRITE], 403),
+        ("permissions.md", "Report", "get", None, 401),
+        ("permissions.md", "Report", "post", [READ, WRITE], 201),
+        ("permissions.md", "Report", "post", [WRITE], 403),
+        ("permissions.md", "Export", "get", [READ], 200),
+        ("permissions.md", "Export", "get", [], 403),
+        ("permissions.md", "Export", "get", None, 401),
+        ("decorators.md", "whoami", "get", [], 200),
+        ("decorators.md", "whoami", "get", None, 401),
+        ("decorators.md", "status", "get", [READ], 200),
+        ("decorators.md", "status", "get", [], 403),
+        ("decorators.md", "status", "get", None, 401),
+        ("decorators.md", "Status", "get", [READ], 200),
+        ("decorators.md", "Status", "get", [], 403),
+        ("decorators.md", "Status", "get", None, 401),
+        ("decorators.md", "report", "get", [READ], 200),
+        ("decorators.md", "report", "get", [], 403),
+        ("decorators.md", "report", "get", None, 401),
+        ("principal.md", "MySamples", "get", [], 200),
+        ("principal.md", "MySamples", "get", None, 401),
+    ],
+)
+def test_views(
+    view_at: Answer, page: str, view: str, method: str, scopes: list[str] | None, status: int
+) -> None:
+    answer = view_at(page, view, method, scopes)
+    assert answer.status_code == status
+    expected = {401: "not_authenticated", 403: "insufficient_scope"}.get(status)
+    assert expected is None or answer.json()["code"] == expected
+
+
+def test_readme_views_say_who_calls(view_at: Answer) -> None:
+    assert view_at("README.md", "SampleViewSet", "get", [READ]).json() == {"client": "client"}
+    assert view_at("README.md", "status", "get", [READ]).json() == {"client": "client"}
+    created = view_at("README.md", "SampleViewSet", "post", [WRITE]).json()
+    assert created == {"owner": "client:client"}
+
+
+def test_a_token_of_staff_passes_is_admin_user(
+    view_at: Answer, make_user: Callable[..., Any]
+) -> None:
+    user = make_user("boss", is_staff=True)
+    assert view_at("permissions.md", "Export", "get", [], user=user).status_code == 200
+
+
+def test_a_user_stops_a_token_of_their_own(
+    run: Run, settings: Settings, issue: Issue, make_user: Callable[..., Any], client: Client
+) -> None:
+    stop = run(snippet("services.md", "def stop("))["stop"]
+    settings.ROOT_URLCONF = Routes(path("<public_id>/", stop))
+    user = make_user("jo", is_staff=True)
+    own, foreign = issue(user=user).token, issue().token
+    client.force_login(user)
+    assert client.post(f"/{own.public_id}/").status_code == 204
+    assert client.post(f"/{foreign.public_id}/").status_code == 404
+    row = AuditEvent.objects.get(event=Event.TOKEN_REVOKED)
+    assert (row.token_id, row.actor, row.reason) == (own.public_id, "user:jo", "by its owner")
+
+
+def test_services_do_what_their_snippet_says(run: Run) -> None:
+    names = run(snippet("services.md", "services.issue("))
+    assert names["text"].startswith("tka_")
+    assert names["token"].status == "revoked"
+    assert names["successor"].token.status == "active"
+    assert AuditEvent.objects.count() == 7
+
+
+def test_the_test_client_calls_with_its_token(run: Run) -> None:
+    client = run(snippet("authentication.md", "APIClient"))["client"]
+    assert client.get("/api/v1/samples/").status_code == 200
+
+
+def test_the_test_case_passes(run: Run) -> None:
+    case = run(snippet("audit.md", "class AuditTest"))["AuditTest"]
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
+    assert result.testsRun == 1
+    assert result.wasSuccessful(), (result.errors, result.failures)
+
+
+def test_the_closed_site_is_closed(run: Run, settings: Settings, client: Client) -> None:
+    names = run(snippet("middleware.md", "PUBLIC_PATHS"))
+    settings.MIDDLEWARE, settings.TOKENAUTH = names["MIDDLEWARE"], names["TOKENAUTH"]
+    assert client.get("/health").status_code == 200
+    assert client.get("/admin/login/").status_code == 200
+    assert client.get("/healthX").status_code == 401
+
+
+def test_own_verifier(run: Run, settings: Settings, client: Client) -> None:
+    run(snippet("verifiers.md", "class PartnerVerifier"))
+    settings.TOKENAUTH = run(snippet("verifiers.md", "TOKENAUTH"))["TOKENAUTH"]
+    answers = [
+        client.get("/api/v1/whoami/", HTTP_AUTHORIZATION=f"Bearer {text}")
+        for text in ("partner-secret", "partner-wrong", "other")
+    ]
+    assert [answer.status_code for answer in answers] == [200, 401, 401]
+    assert answers[0].json()["client_id"] == "partner"
+    row = AuditEvent.objects.get(event=Event.AUTH_REJECTED, client_id="partner")
+    assert row.reason == "unknown"
+
+
+def test_error_bodies(run: Run, settings: Settings, client: Client) -> None:
+    plain, problem = (json.loads(block.text) for block in blocks("json", "errors.md"))
+    bad: dict[str, Any] = {"HTTP_AUTHORIZATION": "Bearer bad"}
+    assert client.get("/api/v1/whoami/", **bad).json() == plain
+    settings.TOKENAUTH = run(snippet("errors.md", "problem_details"))["TOKENAUTH"]
+    answer = client.get("/api/v1/whoami/", **bad)
+    assert (answer.json(), answer["Content-Type"]) == (problem, "application/problem+json")
+    run(snippet("errors.md", "def envelope("))
+    settings.TOKENAUTH = run(snippet("errors.md", "myproject.errors.envelope"))["TOKENAUTH"]
+    answer = client.get("/api/v1/whoami/", **bad)
+    error = {"code": plain["code"], "message": plain["detail"], "path": "/api/v1/whoami/"}
+    assert answer.json() == {"success": False, "error": error}
+    assert (answer.status_code, answer["Cache-Control"]) == (401, "no-store")
+
+
+# Shell.
+
+
+@pytest.mark.parametrize(("block", "arguments"), commands(), ids=lambda item: str(item)[:60])
+def test_every_command_exists(block: Block, arguments: list[str], issue: Issue) -> None:
+    name, *rest = arguments
+    public_id = issue().token.public_id
+    parser = load_command_class(get_commands()[name], name).create_parser("manage.py", name)
+    parser.parse_args([public_id if argument == "ID" else argument for argument in rest])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_in_the_text_exists(page: str) -> None:
+    for code in codes(prose(page)):
+        for arguments in _MANAGE.findall(code):
+            assert arguments.split()[0] in get_commands(), code
+
+
+def test_the_commands_work_in_their_order(issue: Issue, capsys: pytest.CaptureFixture[str]) -> None:
+    token = issue().token
+    for _, arguments in commands("commands.md"):
+        call_command(*(token.public_id if word == "ID" else word for word in arguments))
+    token.refresh_from_db()
+    assert (token.status, token.revoked_reason) == ("revoked", "laptop stolen")
+    assert Token.objects.filter(client_id="ci", name="Build server").exists()
+
+
+def test_verbs_and_options() -> None:
+    parser = load_command_class("tokenauth", "tokenauth").create_parser("manage.py", "tokenauth")
+    [verbs] = [act for act in parser._actions if isinstance(act, argparse._SubParsersAction)]
+    options = {
+        verb: {option for act in sub._actions for option in act.option_strings} - {"-h", "--help"}
+        for verb, sub in verbs.choices.items()
+    }
+    listed = {
+        codes(row["verb"])[0]: set(codes(row["options"])) for row in table("commands.md", "verb")
+    }
+    assert listed == options
+
+
+def test_keys_of_the_json_output(db: None, capsys: pytest.CaptureFixture[str]) -> None:
+    call_command("tokenauth", "issue", "--client", "c", "--json")
+    assert sorted(column("commands.md", "key")) == sorted(json.loads(capsys.readouterr().out))
+
+
+def test_readme_has_two_commands() -> None:
+    section = re.split(r"^## ", PAGES["README.md"].read_text(), flags=re.M)[1]
+    assert section.startswith("Two commands\n")
+    lines = [match["text"].splitlines() for match in _BLOCK.finditer(section)]
+    assert [len(block) for block in lines] == [1, 1]
+    for [line] in lines:
+        assert line.startswith("python3 -m venv .venv && ")
+        steps = [shlex.split(step) for step in line.split(" && ")]
+        assert steps[1] == [".venv/bin/pip", "install", "-q", "-r", "requirements.txt"]
+        assert steps[2][0] == ".venv/bin/python"
+        assert len(steps) == 3
+
+
+# Tables.
+
+
+@pytest.mark.parametrize("page", ["README.md", "settings.md"])
+def test_settings_are_complete_and_their_defaults_true(page: str) -> None:
+    rows = {codes(row["key"])[0]: row["default"] for row in table(page, "key")}
+    assert sorted(rows) == sorted(conf._READERS)
+    for key, default in rows.items():
+        if default == "the database":
+            assert parse_settings({}).verifiers == (
+                f"{DatabaseVerifier.__module__}.DatabaseVerifier",
+            )
+        else:
+            assert parse_settings({key: value(default)}) == parse_settings({}), key
+
+
+def test_examples_of_settings_can_be_read() -> None:
+    for row in table("settings.md", "key"):
+        [key] = codes(row["key"])
+        assert parse_settings({key: value(row["example"])}) != parse_settings({}), key
+
+
+def test_every_setting_says_what_goes_wrong() -> None:
+    section = prose("settings.md").split("## What goes wrong")[1].split("\n## ")[0]
+    starts = re.findall(r"^- ((?:`[A-Z_]+`(?:, )?)+):", section, re.M)
+    assert sorted(codes(" ".join(starts))) == sorted(conf._READERS)
+
+
+def test_checks_are_complete() -> None:
+    source = Path(checks.__file__).read_text()
+    ids = {f"tokenauth.{number}" for number in re.findall(r"\b[EW]\d{3}\b", source)}
+    assert column("checks.md", "id") == sorted(ids)
+
+
+def test_events_are_complete() -> None:
+    for row in table("audit.md", "event"):
+        stored = audit._row(Event(codes(row["event"])[0]), ClientInfo(), "", None)
+        assert (row["outcome"], row["severity"]) == (stored.outcome, stored.severity)
+    assert sorted(column("audit.md", "event")) == sorted(Event.values)
+
+
+def test_reasons_are_complete() -> None:
+    [paragraph] = re.findall(r"^Reasons of refusals:.*?\n\n", prose("audit.md"), re.M | re.S)
+    assert sorted(codes(paragraph)) == sorted([*Reason, "deleted", "owner_deleted"])
+
+
+def test_columns_are_complete() -> None:
+    stored = [field.name for field in AuditEvent._meta.fields]
+    assert sorted(column("audit.md", "column")) == sorted(stored)
+
+
+def test_error_codes_are_complete_and_true() -> None:
+    rows = {codes(row["code"])[0]: row for row in table("errors.md", "code")}
+    assert sorted(rows) == sorted(Code)
+    failures: list[Refused | Unavailable] = [Unavailable(), *map(Refused, Reason)]
+    failures.append(Refused(Reason.INSUFFICIENT_SCOPE, scopes=("samples:write",)))
+    for failure in failures:
+        refusal = responses.describe(failure)
+        row = rows[refusal.code]
+        assert row["status"] == str(int(refusal.status))
+        challenge = row["challenge (`WWW-Authenticate`)"]
+        if refusal.challenge is None:
+            assert challenge == f"none; `Retry-After: {refusal.retry_after}`"
+        elif refusal.code is Code.INSUFFICIENT_SCOPE:
+            assert codes(challenge)[0].startswith(refusal.challenge)
+        else:
+            assert codes(challenge) == [refusal.challenge]
+
+
+@pytest.mark.parametrize(
+    ("page", "first", "cls"),
+    [("principal.md", "field", Principal), ("errors.md", "the refusal's", Refusal)],
+)
+def test_fields_are_complete(page: str, first: str, cls: Any) -> None:
+    properties = [name for name, member in vars(cls).items() if isinstance(member, property)]
+    assert sorted(column(page, first)) == sorted([f.name for f in fields(cls)] + properties)
+
+
+def test_permissions_are_complete() -> None:
+    known = [
+        name
+        for model in (Token, AuditEvent)
+        for name in [
+            *(f"{verb}_{model._meta.model_name}" for verb in model._meta.default_permissions),
+            *(codename for codename, _ in model._meta.permissions),
+        ]
+    ]
+    assert sorted(column("admin.md", "permission")) == sorted(known)
+
+
+# Links and names.
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    links = _LINK.findall(prose(page))
+    assert links
+    for link in links:
+        assert (PAGES[page].parent / link).exists(), link
+
+
+def test_the_index_links_every_page() -> None:
+    linked = set(_LINK.findall(prose("index.md")))
+    assert {file.name for file in DOCS.iterdir()} - linked == {"index.md"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_dotted_names_exist(page: str) -> None:
+    for code in codes(prose(page)):
+        name = code.strip('"')
+        if not re.fullmatch(r"tokenauth(\.[A-Za-z_]+)+", name):
+            continue
+        try:
+            import_module(name)
+        except ModuleNotFoundError:
+            if name not in permissions():
+                import_string(name)
+
+
+def permissions() -> set[str]:
+    """Return the names of the app's own permissions."""
+    return {f"tokenauth.{codename}" for codename, _ in Token._meta.permissions}
