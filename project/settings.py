@@ -112,12 +112,28 @@ WSGI_APPLICATION = "project.wsgi.application"
 DATABASES = {"default": _database()}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
+# Requests are counted in a cache of their own, where nothing else pushes counters out.
+RATELIMIT_USE_CACHE = "ratelimit"
+CACHES: dict[str, dict[str, object]]
 if redis_url := os.environ.get("REDIS_URL"):
     CACHES = {
         "default": {
             "BACKEND": "django.core.cache.backends.redis.RedisCache",
             "LOCATION": redis_url,
-        }
+        },
+        "ratelimit": {
+            "BACKEND": "tokenauth.cache.FallbackRedisCache",
+            "LOCATION": redis_url,
+        },
+    }
+else:
+    CACHES = {
+        "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
+        "ratelimit": {
+            "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
+            "LOCATION": "ratelimit",
+            "OPTIONS": {"MAX_ENTRIES": 100_000},
+        },
     }
 
 TEMPLATES = [

@@ -84,6 +84,7 @@ OPERATIONS = {
     )
 }
 
+_CHANGEABLE = ["name", "scopes", "not_before", "expires_at", "allowed_networks", "rate"]
 _OFFERED = {
     TokenStatus.ACTIVE: ("rotate", "disable", "revoke"),
     TokenStatus.NOT_YET_VALID: ("rotate", "disable", "revoke"),
@@ -200,7 +201,7 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         (None, {"fields": ["public_id", "state", "client_id", "user"]}),
         (
             _("Can be changed"),
-            {"fields": ["name", "scopes", "not_before", "expires_at", "allowed_networks"]},
+            {"fields": [*_CHANGEABLE]},
         ),
         (_("History"), {"fields": [*readonly_fields[4:]]}),
     ]
@@ -241,8 +242,7 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if obj is not None:
             return super().get_fieldsets(request, obj)
         owner = ["user"] if policy.may_issue_for_others(Actor.from_request(request)) else []
-        names = ["client_id", "name", "scopes", "not_before", "expires_at", "allowed_networks"]
-        return [(None, {"fields": [*owner, *names, "ticket"]})]
+        return [(None, {"fields": [*owner, "client_id", *_CHANGEABLE, "ticket"]})]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """Return what can't be edited; in the empty form, nothing."""

@@ -7,17 +7,18 @@ remembers the verdict, whoever asks for it (middleware, authentication class, de
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from django.db import Error as DatabaseFailure
 from django.http import HttpRequest
 from django.utils import timezone
 
-from tokenauth import audit
-from tokenauth.client_info import ClientInfo, read_client_info
+from tokenauth import audit, limits
+from tokenauth.client_info import ClientInfo, address_key, read_client_info
 from tokenauth.conf import get_settings
 from tokenauth.credentials import Credential, read_credential
-from tokenauth.exceptions import Code, Reason, Refused, Unavailable
+from tokenauth.exceptions import Code, Reason, Refused, Throttled, Unavailable
+from tokenauth.limits import Usage
 from tokenauth.models import Event
 from tokenauth.principal import Principal
 from tokenauth.verifiers import get_verifiers
@@ -47,6 +48,8 @@ class RequestState:
     """A refusal that an adapter decided on and the middleware has still to write."""
     answered: bool = False
     """Whether the answer to a refusal is ours already."""
+    usages: list[Usage] = field(default_factory=list)
+    """The limits that this request was counted against, for the answer's headers."""
 
 
 def state_of(request: HttpRequest) -> RequestState:
@@ -64,10 +67,7 @@ def admit(credential: Credential, client_info: ClientInfo) -> Principal:
     Raises Refused, audited, when the credential is no good; Unavailable when the tokens or the
     audit can't be reached; OpenTransaction inside a transaction.
     """
-    principal = _admit(credential, client_info)
-    if principal is None:
-        raise _refuse(Refused(Reason.UNKNOWN), client_info)
-    return principal
+    return _admit_or_refuse(credential, client_info, [])
 
 
 def admit_request(request: HttpRequest, *, shared: bool = False) -> Principal | None:
@@ -91,16 +91,35 @@ def admit_request(request: HttpRequest, *, shared: bool = False) -> Principal | 
 
 
 def audit_refusal(refused: Refused, client_info: ClientInfo) -> None:
-    """Write the row of a refusal durably; raises Unavailable or OpenTransaction if it can't be."""
+    """Write the row of a refusal durably; raises Unavailable or OpenTransaction if it can't be.
+
+    Of a flood there are the 1st, the 10th, the 100th … row, each with the count so far.
+    """
+    if isinstance(refused, Throttled):
+        if _is_power_of_ten(refused.excess):
+            audit.record_now(
+                Event.AUTH_THROTTLED,
+                client_info=client_info,
+                subject=refused,
+                reason=refused.reason.value,
+                count=refused.excess,
+                details={"refused_for": refused.refused_for} if refused.refused_for else None,
+            )
+        return
     denied = refused.code is Code.INSUFFICIENT_SCOPE
-    details = {"required_scopes": list(refused.scopes)} if refused.scopes else None
     audit.record_now(
         Event.ACCESS_DENIED if denied else Event.AUTH_REJECTED,
         client_info=client_info,
         subject=refused,
         reason=refused.reason.value,
-        details=details,
+        details={"required_scopes": list(refused.scopes)} if refused.scopes else None,
     )
+
+
+def report_outage(client_info: ClientInfo) -> None:
+    """Tell the audit, once an outage, that limits are counted in this process alone."""
+    if limits.take_outage():
+        audit.record_now(Event.SECURITY_LIMITS_DEGRADED, client_info=client_info, subject=None)
 
 
 def deny(reason: Reason, principal: Principal, scopes: tuple[str, ...] = ()) -> Refused:
@@ -115,30 +134,60 @@ def deny(reason: Reason, principal: Principal, scopes: tuple[str, ...] = ()) -> 
     )
 
 
+def throttle(reason: Reason, usage: Usage, principal: Principal | None) -> Throttled:
+    """Return the refusal of a caller who came too often."""
+    return Throttled(
+        reason,
+        retry_after=usage.reset,
+        excess=usage.excess,
+        token_id=principal.token_id if principal else "",
+        client_id=principal.client_id if principal else "",
+        user_id=principal.user_id if principal else "",
+        user_name=principal.user_name if principal else "",
+    )
+
+
+def _is_power_of_ten(number: int) -> bool:
+    return number == int("1".ljust(len(str(number)), "0"))
+
+
 def _decide(request: HttpRequest, state: RequestState, *, shared: bool) -> Principal | None:
     try:
         credential = read_credential(request)
     except Refused as refused:
-        raise _refuse(refused, state.client_info) from None
+        raise _refuse(refused, state.client_info, state.usages) from None
     if credential is None:
         return None
     if not shared:
-        return admit(credential, state.client_info)
-    principal = _admit(credential, state.client_info)
+        return _admit_or_refuse(credential, state.client_info, state.usages)
+    principal = _admit(credential, state.client_info, state.usages)
     state.unclaimed = principal is None
     return principal
 
 
-def _admit(credential: Credential, client_info: ClientInfo) -> Principal | None:
+def _admit_or_refuse(
+    credential: Credential, client_info: ClientInfo, usages: list[Usage]
+) -> Principal:
+    principal = _admit(credential, client_info, usages)
+    if principal is None:
+        raise _refuse(Refused(Reason.UNKNOWN), client_info, usages)
+    return principal
+
+
+def _admit(
+    credential: Credential, client_info: ClientInfo, usages: list[Usage]
+) -> Principal | None:
     try:
         principal = _verify(credential, client_info)
     except Refused as refused:
-        raise _refuse(refused, client_info) from None
+        raise _refuse(refused, client_info, usages) from None
     except DatabaseFailure as error:
         logger.exception("tokens can't be verified: the database failed")
         raise Unavailable from error
-    if principal is not None and get_settings().audit_successes:
-        audit.record_now(Event.AUTH_ACCEPTED, client_info=client_info, subject=principal)
+    if principal is not None:
+        _throttle(principal, client_info, usages)
+        if get_settings().audit_successes:
+            audit.record_now(Event.AUTH_ACCEPTED, client_info=client_info, subject=principal)
     return principal
 
 
@@ -151,6 +200,50 @@ def _verify(credential: Credential, client_info: ClientInfo) -> Principal | None
     return None
 
 
-def _refuse(refused: Refused, client_info: ClientInfo) -> Refused:
+def _throttle(principal: Principal, client_info: ClientInfo, usages: list[Usage]) -> None:
+    """Count a verified token against its rate; raises Throttled, audited, when it is over."""
+    rate = limits.read_rate(principal.rate or get_settings().token_rate)
+    if rate is None:
+        return
+    usage = limits.count("token", principal.token_id, rate)
+    report_outage(client_info)
+    if usage is None:
+        return
+    usages.append(usage)
+    if usage.excess:
+        throttled = throttle(Reason.TOKEN_RATE, usage, principal)
+        audit_refusal(throttled, client_info)
+        raise throttled
+
+
+def _refuse(refused: Refused, client_info: ClientInfo, usages: list[Usage]) -> Refused:
+    """Count and audit a bad credential; return the refusal, Throttled where they are too many.
+
+    Counted after the verdict and by address: a valid token passes from a locked-out address,
+    which others may share, and nobody can lock out somebody else's token.
+    """
+    rate = limits.read_rate(get_settings().failure_rate)
+    usage = rate and limits.count("failure", address_key(client_info.ip), rate)
+    report_outage(client_info)
+    if usage and usage.excess:
+        usages.append(usage)
+        throttled = Throttled(
+            Reason.TOO_MANY_FAILURES,
+            retry_after=usage.reset,
+            excess=usage.excess,
+            refused_for=refused.reason.value,
+            token_id=refused.token_id,
+            client_id=refused.client_id,
+            user_id=refused.user_id,
+            user_name=refused.user_name,
+        )
+        audit_refusal(throttled, client_info)
+        if usage.excess == 1:
+            audit.record_now(Event.SECURITY_LOCKED_OUT, client_info=client_info, subject=None)
+        return throttled
     audit_refusal(refused, client_info)
+    if refused.reason is Reason.REVOKED:
+        audit.record_now(
+            Event.SECURITY_REVOKED_TOKEN_USED, client_info=client_info, subject=refused
+        )
     return refused

@@ -8,6 +8,7 @@ from typing import Any, ParamSpec
 
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django's name for it
+from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseFailure
 from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils.module_loading import import_string
@@ -18,12 +19,19 @@ from tokenauth.conf import get_settings
 from tokenauth.exceptions import InvalidSettings
 from tokenauth.models import Token
 from tokenauth.permissions import HasScopes
+from tokenauth.rates import parse_rate
 from tokenauth.scopes import unknown
+from tokenauth.throttling import TokenRateThrottle, throttle_rate
 
 OUR_MIDDLEWARE = (
     "tokenauth.middleware.TokenAuthMiddleware",
     "tokenauth.middleware.TokenRequiredMiddleware",
 )
+LOCMEM = "django.core.cache.backends.locmem.LocMemCache"
+APART = tuple(
+    f"django.core.cache.backends.{name}." for name in ("locmem", "filebased", "db", "dummy")
+)
+ENOUGH_ENTRIES = 100_000
 CSRF_MIDDLEWARE = "django.middleware.csrf.CsrfViewMiddleware"
 
 
@@ -68,6 +76,14 @@ def check_settings(**_kwargs: Any) -> list[CheckMessage]:
         for scope in unknown(settings.scopes, {})
     ]
     messages += [
+        Error(f"TOKENAUTH[{key!r}]: {problem}", id="tokenauth.E008")
+        for key, text in (
+            ("FAILURE_RATE", settings.failure_rate),
+            ("TOKEN_RATE", settings.token_rate),
+        )
+        if (problem := _rate_problem(text))
+    ]
+    messages += [
         Error(
             f"TOKENAUTH['SELF_SERVICE_SCOPES'] names {scope!r}, which SCOPES doesn't have.",
             hint="Add it to SCOPES with a description, or take it out.",
@@ -76,6 +92,15 @@ def check_settings(**_kwargs: Any) -> list[CheckMessage]:
         for scope in unknown(settings.self_service_scopes, settings.scopes)
     ]
     return messages
+
+
+def _rate_problem(text: str) -> str:
+    try:
+        if text:
+            parse_rate(text)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def check_middleware(**_kwargs: Any) -> list[CheckMessage]:
@@ -121,11 +146,12 @@ def _check_missing_middleware() -> list[CheckMessage]:
 
 @_with_settings
 def check_views(**_kwargs: Any) -> list[CheckMessage]:
-    """Check each view that takes our tokens (E006, W002, W003)."""
+    """Check each view that takes our tokens (E006, E009, W002, W003)."""
     messages: list[CheckMessage] = []
     for route, view in guarded_views():
         messages += _check_challenge(route, view)
         messages += _check_scopes(route, view)
+        messages += _check_throttle(route, view)
     return messages
 
 
@@ -176,6 +202,21 @@ def _check_declared(route: str, scopes: str | Sequence[str]) -> list[CheckMessag
         problem = f"asks for {', '.join(map(repr, wrong))}, which no token can have"
         hint = "Correct the name, or add it to TOKENAUTH['SCOPES']."
     return [Error(f"The view at {route!r} {problem}.", hint=hint, id="tokenauth.E006")]
+
+
+def _check_throttle(route: str, view: Any) -> list[CheckMessage]:
+    cls = getattr(view, "cls", None)
+    classes = getattr(view, "initkwargs", {}).get(
+        "throttle_classes", getattr(cls, "throttle_classes", ())
+    )
+    if not any(issubclass(item, TokenRateThrottle) for item in classes):
+        return []
+    try:
+        throttle_rate(cls)
+    except ImproperlyConfigured as error:
+        hint = "Give the view a throttle_rate."
+        return [Error(f"The view at {route!r}: {error}", hint=hint, id="tokenauth.E009")]
+    return []
 
 
 def _uses_scopes(view: Any) -> bool:
@@ -231,9 +272,69 @@ def check_peppers(databases: Iterable[str] | None = None, **_kwargs: Any) -> lis
     return messages
 
 
+def check_cache(**_kwargs: Any) -> list[CheckMessage]:
+    """Check that the cache for the counters holds them all (W010, W011)."""
+    messages: list[CheckMessage] = []
+    _alias, cache = _counters_cache()
+    if cache.get("BACKEND") == LOCMEM:
+        options = {**cache, **cache.get("OPTIONS", {})}
+        if int(options.get("MAX_ENTRIES", 300)) < ENOUGH_ENTRIES:
+            messages.append(
+                Warning(
+                    "The cache that counts requests keeps few entries: many addresses at once "
+                    "push each other's counters out.",
+                    hint=f"Set RATELIMIT_USE_CACHE to a cache of its own with "
+                    f'"OPTIONS": {{"MAX_ENTRIES": {ENOUGH_ENTRIES}}}.',
+                    id="tokenauth.W010",
+                )
+            )
+    if "django_ratelimit" in django_settings.INSTALLED_APPS:
+        messages.append(
+            Warning(
+                "django_ratelimit is in INSTALLED_APPS, which tokenauth doesn't need: its checks "
+                "refuse caches that these limits work with.",
+                hint="Take it out, or put django_ratelimit.E003 and W001 into "
+                "SILENCED_SYSTEM_CHECKS if you use it yourself.",
+                id="tokenauth.W011",
+            )
+        )
+    return messages
+
+
+def check_shared_cache(**_kwargs: Any) -> list[CheckMessage]:
+    """Check that all processes count together and go on when the cache fails (E007, W012)."""
+    alias, cache = _counters_cache()
+    backend = str(cache.get("BACKEND", ""))
+    if not backend or backend.startswith(APART):
+        return [
+            Error(
+                f"The cache {alias!r} that counts requests is {backend or 'missing'}: processes "
+                "count apart, so limits are as many times looser.",
+                hint='Give it "BACKEND": "tokenauth.cache.FallbackRedisCache" and "LOCATION": '
+                f'"redis://…" in CACHES[{alias!r}].',
+                id="tokenauth.E007",
+            )
+        ]
+    if backend != "tokenauth.cache.FallbackRedisCache":
+        return [
+            Warning(
+                f"When the cache {alias!r} ({backend}) can't be reached, requests that have to be "
+                "counted are answered with 503, and may wait for its timeout.",
+                hint="tokenauth.cache.FallbackRedisCache counts on by itself.",
+                id="tokenauth.W012",
+            )
+        ]
+    return []
+
+
+def _counters_cache() -> tuple[str, dict[str, Any]]:
+    alias = getattr(django_settings, "RATELIMIT_USE_CACHE", "default")
+    return alias, django_settings.CACHES.get(alias, {})
+
+
 @_with_settings
 def check_deployment(**_kwargs: Any) -> list[CheckMessage]:
-    """Check what matters in production (W006 to W009); for ``check --deploy``."""
+    """Check what matters in production (W006 to W009, W013, W014); for ``check --deploy``."""
     settings = get_settings()
     proxied = bool(django_settings.SECURE_PROXY_SSL_HEADER or django_settings.USE_X_FORWARDED_HOST)
     findings = [
@@ -260,6 +361,18 @@ def check_deployment(**_kwargs: Any) -> list[CheckMessage]:
             "W009",
             "There seems to be a proxy, and TRUSTED_PROXIES is 0: every client has its address.",
             "Set TOKENAUTH['TRUSTED_PROXIES'] to the number of proxies, or to their networks.",
+        ),
+        (
+            not settings.failure_rate or not getattr(django_settings, "RATELIMIT_ENABLE", True),
+            "W013",
+            "Bad credentials are not limited: addresses may try as many as they like.",
+            "Set TOKENAUTH['FAILURE_RATE'], and don't set RATELIMIT_ENABLE to False.",
+        ),
+        (
+            getattr(django_settings, "RATELIMIT_FAIL_OPEN", False),
+            "W014",
+            "RATELIMIT_FAIL_OPEN is on: a counter that gets lost counts as no limit.",
+            "Take it out of the settings.",
         ),
     ]
     return [

@@ -10,7 +10,7 @@ import os
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 from django.http import HttpRequest
@@ -175,6 +175,16 @@ def _is_trusted(address: IPAddress | None, passed: int, trusted: TrustedProxies)
         # Counted from the right; a proxy on a Unix socket counts without having an address.
         return passed < trusted
     return address is not None and any(address in network for network in trusted)
+
+
+def address_key(ip: str | None) -> str:
+    """Return under which key requests from ``ip`` are counted together.
+
+    That is the address in IPv4; in IPv6 its /64, within which one host can take any address.
+    """
+    if ip is None:
+        return "unknown"
+    return ip if ":" not in ip else str(ip_network((ip, 64), strict=False))
 
 
 def read_client_info(request: HttpRequest) -> ClientInfo:

@@ -76,6 +76,10 @@ class Settings:
     """Dotted paths of the verifier classes, asked in this order."""
     trusted_proxies: TrustedProxies = 0
     """How many proxies stand before us, or their networks."""
+    failure_rate: str = "20/m"
+    """How many bad credentials an address may send; "" for any number."""
+    token_rate: str = ""
+    """How many requests a token is good for where it has no rate of its own; "" for any number."""
     audit_required: bool = True
     """No row, no entry."""
     audit_successes: bool = True
@@ -132,6 +136,11 @@ def _texts(key: str, value: object) -> tuple[str, ...]:
         if all(isinstance(text, str) for text in texts):
             return texts
     raise _wrong(key, 'must be a list of strings, for example ["/health"].')
+
+
+def _rate(key: str, value: object) -> str:
+    # Read further below, by ``rates``; a check names one that can't be.
+    return "" if value is None else _text(key, value)
 
 
 def _prefix(key: str, value: object) -> str:
@@ -280,6 +289,8 @@ _READERS: Mapping[str, Callable[[str, object], Any]] = {
     "EXEMPT_PREFIXES": _prefixes,
     "VERIFIERS": _verifiers,
     "TRUSTED_PROXIES": _proxies,
+    "FAILURE_RATE": _rate,
+    "TOKEN_RATE": _rate,
     "AUDIT_REQUIRED": _flag,
     "AUDIT_SUCCESSES": _flag,
     "ERROR_FORMAT": _text,

@@ -23,14 +23,18 @@ class Reason(StrEnum):
     WRONG_NETWORK = "wrong_network"
     INSUFFICIENT_SCOPE = "insufficient_scope"
     NO_SCOPES_DECLARED = "no_scopes_declared"
+    TOO_MANY_FAILURES = "too_many_failures"
+    TOKEN_RATE = "token_rate"  # noqa: S105 - a word, no secret
+    VIEW_RATE = "view_rate"
 
 
 class Code(StrEnum):
-    """What the client is told: the error codes of RFC 6750, and two of our own."""
+    """What the client is told: the error codes of RFC 6750, and some of our own."""
 
     NOT_AUTHENTICATED = "not_authenticated"
     INVALID_TOKEN = "invalid_token"  # noqa: S105 - an error code of RFC 6750, no secret
     INSUFFICIENT_SCOPE = "insufficient_scope"
+    THROTTLED = "throttled"
     UNAVAILABLE = "unavailable"
 
 
@@ -71,6 +75,42 @@ class Refused(Exception):
     def code(self) -> Code:
         """The public code for this refusal."""
         return _PUBLIC_CODES.get(self.reason, Code.INVALID_TOKEN)
+
+
+class Throttled(Refused):
+    """A request may not go on because there were too many.
+
+    ``retry_after`` is in seconds; ``excess`` counts the requests of this window that were too
+    many; ``refused_for`` is why this one was refused anyway ("" where it would have been good).
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        *,
+        retry_after: int,
+        excess: int,
+        refused_for: str = "",
+        token_id: str = "",
+        client_id: str = "",
+        user_id: str = "",
+        user_name: str = "",
+    ) -> None:
+        super().__init__(
+            reason,
+            token_id=token_id,
+            client_id=client_id,
+            user_id=user_id,
+            user_name=user_name,
+        )
+        self.retry_after = retry_after
+        self.excess = excess
+        self.refused_for = refused_for
+
+    @property
+    def code(self) -> Code:
+        """The public code for this refusal."""
+        return Code.THROTTLED
 
 
 class Unavailable(Exception):

@@ -58,7 +58,7 @@ class _TokenForm(forms.ModelForm):  # type: ignore[type-arg]
 
     class Meta:
         model = Token
-        fields = ["name", "not_before", "expires_at"]
+        fields = ["name", "not_before", "expires_at", "rate"]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -105,7 +105,7 @@ class _TokenForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def get_changes(self) -> Changes:
         """Return what was typed in, as ``services`` takes it."""
-        names = ("name", "scopes", "not_before", "expires_at", "allowed_networks")
+        names = ("name", "scopes", "not_before", "expires_at", "allowed_networks", "rate")
         cleaned = {name: self.cleaned_data[name] for name in names if name in self.fields}
         return cast("Changes", cleaned)
 

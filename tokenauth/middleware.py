@@ -16,7 +16,7 @@ from tokenauth.conf import get_settings
 from tokenauth.decorators import refusal_of
 from tokenauth.exceptions import Refused, Unavailable
 
-_REFUSED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
+_REFUSED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS}
 
 
 class TokenAuthMiddleware:
@@ -47,7 +47,7 @@ class TokenAuthMiddleware:
         refusal = _require(request) if self.is_closed(request) else None
         response = refusal or self.get_response(request)
         _settle(request, response)
-        return _write_note(request) or response
+        return _set_limits(request, _write_note(request) or response)
 
     async def _acall(self, request: HttpRequest) -> HttpResponseBase:
         _prepare(request)
@@ -55,8 +55,8 @@ class TokenAuthMiddleware:
         response: HttpResponseBase = refusal or await self.get_response(request)
         _settle(request, response)
         if _has_note(request):
-            return await sync_to_async(_write_note)(request) or response
-        return response
+            response = await sync_to_async(_write_note)(request) or response
+        return _set_limits(request, response)
 
     def is_closed(self, request: HttpRequest) -> bool:
         """Tell whether the request needs a token whatever its view."""
@@ -139,6 +139,12 @@ def _has_state(request: HttpRequest) -> bool:
 
 def _has_note(request: HttpRequest) -> bool:
     return _has_state(request) and state_of(request).to_audit is not None
+
+
+def _set_limits(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+    if _has_state(request):
+        responses.set_limits(response, state_of(request).usages)
+    return response
 
 
 def _write_note(request: HttpRequest) -> HttpResponse | None:

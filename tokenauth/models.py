@@ -127,6 +127,12 @@ class Token(models.Model):
     not_before = models.DateTimeField(_("valid from"), null=True, blank=True)
     expires_at = models.DateTimeField(_("expires"), null=True, blank=True)
     allowed_networks = models.TextField(_("allowed networks"), blank=True)
+    rate = models.CharField(
+        _("rate"),
+        max_length=20,
+        blank=True,
+        help_text=_("How often it may be used, for example 600/m or 100/10s. Empty: the default."),
+    )
     enabled = models.BooleanField(_("enabled"), default=True, editable=False)
     revoked_at = models.DateTimeField(_("revoked"), null=True, editable=False)
     revoked_by = models.CharField(_("revoked by"), max_length=200, blank=True, editable=False)
@@ -209,6 +215,7 @@ class Event(models.TextChoices):
 
     AUTH_ACCEPTED = "auth.accepted", "auth.accepted"
     AUTH_REJECTED = "auth.rejected", "auth.rejected"
+    AUTH_THROTTLED = "auth.throttled", "auth.throttled"
     ACCESS_DENIED = "access.denied", "access.denied"
     TOKEN_ISSUED = "token.issued", "token.issued"
     TOKEN_ROTATED = "token.rotated", "token.rotated"
@@ -216,6 +223,9 @@ class Event(models.TextChoices):
     TOKEN_DISABLED = "token.disabled", "token.disabled"
     TOKEN_ENABLED = "token.enabled", "token.enabled"
     TOKEN_REVOKED = "token.revoked", "token.revoked"
+    SECURITY_LOCKED_OUT = "security.locked_out", "security.locked_out"
+    SECURITY_REVOKED_TOKEN_USED = "security.revoked_token_used", "security.revoked_token_used"
+    SECURITY_LIMITS_DEGRADED = "security.limits_degraded", "security.limits_degraded"
 
 
 class Outcome(models.TextChoices):

@@ -18,6 +18,7 @@ from tokenauth.client_info import Actor, ActorKind
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import NotPermitted
 from tokenauth.models import Token
+from tokenauth.rates import parse_rate
 from tokenauth.scopes import ScopeSet, missing
 
 if TYPE_CHECKING:
@@ -57,8 +58,9 @@ def check_grant(
     client_id: str,
     user: AbstractBaseUser | None,
     scopes: Iterable[str],
+    rate: str = "",
 ) -> None:
-    """Raise NotPermitted unless ``actor`` may hand out a token with this owner and these scopes."""
+    """Raise NotPermitted unless ``actor`` may hand out a token with this owner, scopes and rate."""
     if not is_unrestricted(actor):
         _check_owner(actor, client_id, user)
     refused = ungrantable(actor, scopes)
@@ -66,6 +68,13 @@ def check_grant(
         raise NotPermitted(
             f"You may not grant {', '.join(refused)}: that takes the permission “Can grant any scope”.",
             field="scopes",
+        )
+    default = get_settings().token_rate
+    faster = rate and default and parse_rate(rate).allows_more_than(parse_rate(default))
+    if faster and not may_grant_any_scope(actor):
+        raise NotPermitted(
+            f"You may not grant more than {default}: that takes the permission “Can grant any scope”.",
+            field="rate",
         )
 
 

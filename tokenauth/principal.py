@@ -82,6 +82,8 @@ class Principal:
     """When the token ends at the latest; None for never."""
     source: str
     """Which verifier knew it, "database"."""
+    rate: str = ""
+    """The token's own rate, "600/m"; "" for the default, ``TOKEN_RATE``."""
     user: AbstractBaseUser | ClientUser
     """The owning user, or a stand-in; ``request.user`` is this."""
 

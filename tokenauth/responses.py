@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
@@ -13,7 +13,8 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.utils.module_loading import import_string
 
 from tokenauth.conf import get_settings
-from tokenauth.exceptions import Code, Refused, Unavailable
+from tokenauth.exceptions import Code, Refused, Throttled, Unavailable
+from tokenauth.limits import Usage
 
 RETRY_AFTER_SECONDS = 5
 """When to come back after a 503. Long enough for a database to fail over or a lock to go."""
@@ -39,7 +40,7 @@ class Refusal:
     @property
     def challenge(self) -> str | None:
         """The value of WWW-Authenticate; None where a credential wouldn't help."""
-        if self.code is Code.UNAVAILABLE:
+        if self.code in {Code.UNAVAILABLE, Code.THROTTLED}:
             return None
         if self.code is Code.NOT_AUTHENTICATED:
             # RFC 6750 section 3.1: no error code for a request without a credential.
@@ -60,6 +61,13 @@ def describe(error: Refused | Unavailable) -> Refusal:
             code=error.code,
             detail="Tokens can't be checked just now. Try again later.",
             retry_after=RETRY_AFTER_SECONDS,
+        )
+    if isinstance(error, Throttled):
+        return Refusal(
+            status=HTTPStatus.TOO_MANY_REQUESTS,
+            code=error.code,
+            detail=f"Too many requests. Try again in {error.retry_after} seconds.",
+            retry_after=error.retry_after,
         )
     if error.code is Code.INSUFFICIENT_SCOPE:
         return Refusal(
@@ -127,6 +135,17 @@ def rewrite(response: Any, error: Refused, request: HttpRequest) -> None:
         for header in ("Content-Length", "Content-Encoding", "ETag"):
             del response[header]
     _set_headers(response, refusal)
+
+
+def set_limits(response: HttpResponseBase, usages: Iterable[Usage]) -> None:
+    """Tell the client how much of each limit is left (draft-ietf-httpapi-ratelimit-headers)."""
+    policies, states = [], []
+    for usage in usages:
+        policies.append(f'"{usage.policy}";q={usage.rate.requests};w={usage.rate.seconds}')
+        states.append(f'"{usage.policy}";r={usage.remaining};t={usage.reset}')
+    if policies:
+        response["RateLimit-Policy"] = ", ".join(policies)
+        response["RateLimit"] = ", ".join(states)
 
 
 def _set_headers(response: HttpResponseBase, refusal: Refusal) -> None:

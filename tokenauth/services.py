@@ -24,6 +24,7 @@ from tokenauth import audit, policy
 from tokenauth.client_info import NAME_LENGTH, Actor, sanitise
 from tokenauth.conf import format_duration, get_settings
 from tokenauth.models import LABEL_LENGTH, Event, Token, TokenStatus
+from tokenauth.rates import parse_rate
 from tokenauth.scopes import unknown
 from tokenauth.tokens import Plaintext, digest, generate, generate_public_id, is_public_id, redact
 
@@ -53,6 +54,7 @@ class Changes(TypedDict, total=False):
     not_before: datetime | None
     expires_at: datetime | None
     allowed_networks: Iterable[str]
+    rate: str
 
 
 def issue(
@@ -64,6 +66,7 @@ def issue(
     not_before: datetime | None = None,
     expires_at: datetime | None = None,
     allowed_networks: Iterable[str] = (),
+    rate: str = "",
     public_id: str = "",
     by: Actor | None = None,
 ) -> Issued:
@@ -71,7 +74,8 @@ def issue(
 
     ``client_id`` may be "" where there is a ``user``: then it is the user's name. Without
     ``expires_at`` the token lives for ``MAX_LIFETIME``. ``allowed_networks`` are CIDRs of both
-    families; none: from anywhere. ``public_id`` is drawn where it isn't given; a form gives
+    families; none: from anywhere. ``rate`` is how often it may be used, "600/m"; "" for the
+    default. ``public_id`` is drawn where it isn't given; a form gives
     one so that being sent twice can't issue twice (the second raises IntegrityError).
     """
     if public_id and not is_public_id(public_id):
@@ -86,6 +90,7 @@ def issue(
             "not_before": not_before,
             "expires_at": expires_at,
             "allowed_networks": allowed_networks,
+            "rate": rate,
         },
     )
     token.public_id = public_id or generate_public_id()
@@ -119,7 +124,7 @@ def rotate(token: Token, *, reason: str = "", by: Actor | None = None) -> Issued
             raise ValidationError("This token has been rotated already.")
         if old.status not in _USABLE:
             raise ValidationError(f"This token is {old.status}; issue a new one instead.")
-        policy.check_grant(by, client_id=old.client_id, user=old.user, scopes=old.scope_set)
+        _check_grant(by, old)
         new = _successor(old, by)
         plaintext = _insert(new)
         grace_ends = timezone.now() + get_settings().rotation_grace
@@ -163,9 +168,7 @@ def enable(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
         if token.revoked_at is not None:
             raise ValidationError("A revoked token can't be enabled: revoking is final.")
         if not token.enabled:
-            policy.check_grant(
-                by, client_id=token.client_id, user=token.user, scopes=token.scope_set
-            )
+            _check_grant(by, token)
             token.enabled = True
             token.save(update_fields=["enabled"])
             audit.record(Event.TOKEN_ENABLED, token=token, by=by, reason=reason)
@@ -259,6 +262,16 @@ def _lock(token: Token) -> Token:
     return Token.objects.using(router.db_for_write(Token)).select_for_update().get(pk=token.pk)
 
 
+def _check_grant(by: Actor | None, token: Token) -> None:
+    policy.check_grant(
+        by,
+        client_id=token.client_id,
+        user=token.user,
+        scopes=token.scope_set,
+        rate=token.rate,
+    )
+
+
 def _copy(token: Token) -> Token:
     return Token(**{field.attname: getattr(token, field.attname) for field in token._meta.fields})
 
@@ -280,7 +293,7 @@ def _successor(old: Token, by: Actor | None) -> Token:
         created_at=now,
         **{
             name: getattr(old, name)
-            for name in ("client_id", "user_id", "name", "scopes", "allowed_networks")
+            for name in ("client_id", "user_id", "name", "scopes", "allowed_networks", "rate")
         },
     )
     if old.not_before is not None and old.not_before > now:
@@ -309,7 +322,7 @@ def _draft(
         created_at=timezone.now(),
     )
     _assign(token, {"expires_at": None, **changes})
-    policy.check_grant(by, client_id=client_id, user=user, scopes=token.scope_set)
+    _check_grant(by, token)
     return token
 
 
@@ -321,7 +334,7 @@ def _apply(token: Token, changes: Changes, by: Actor | None) -> list[str]:
     if changed and token.revoked_at is not None:
         raise ValidationError("A revoked token can't be changed.")
     if _is_strengthened(before, token):
-        policy.check_grant(by, client_id=token.client_id, user=token.user, scopes=token.scope_set)
+        _check_grant(by, token)
     return changed
 
 
@@ -351,6 +364,8 @@ def _assign(token: Token, changes: Changes) -> None:
         token.scopes = " ".join(clean_scopes(changes["scopes"], kept=token.scope_set))
     if "allowed_networks" in changes:
         token.allowed_networks = " ".join(clean_networks(changes["allowed_networks"]))
+    if "rate" in changes:
+        token.rate = _clean_rate(changes["rate"])
     if "not_before" in changes:
         token.not_before = _clean_moment("not_before", changes["not_before"])
     if "expires_at" in changes:
@@ -358,6 +373,13 @@ def _assign(token: Token, changes: Changes) -> None:
         _set_lifetime(token)
     if token.not_before and token.expires_at and token.not_before >= token.expires_at:
         raise ValidationError({"expires_at": "It would end before it begins."})
+
+
+def _clean_rate(text: str) -> str:
+    try:
+        return str(parse_rate(text)) if text else ""
+    except ValueError as error:
+        raise ValidationError({"rate": str(error)}) from None
 
 
 def _clean_moment(name: str, moment: datetime | None) -> datetime | None:
@@ -392,6 +414,7 @@ def _describe(token: Token) -> dict[str, Any]:
         "not_before": token.not_before and token.not_before.isoformat(),
         "expires_at": token.expires_at and token.expires_at.isoformat(),
         "allowed_networks": token.allowed_networks,
+        "rate": token.rate,
     }
 
 
@@ -402,6 +425,7 @@ def _is_strengthened(before: Token, after: Token) -> bool:
         any(scope not in granted for scope in after.scope_set)
         or _is_prolonged(before, after)
         or _is_widened(before.networks, after.networks)
+        or _is_faster(before.rate, after.rate)
     )
 
 
@@ -413,6 +437,12 @@ def _is_prolonged(before: Token, after: Token) -> bool:
     return before.not_before is not None and (
         after.not_before is None or after.not_before < before.not_before
     )
+
+
+def _is_faster(before: str, after: str) -> bool:
+    default = get_settings().token_rate
+    old, new = (text and parse_rate(text) for text in (before or default, after or default))
+    return bool(old and (not new or new.allows_more_than(old)))
 
 
 def _is_widened(

@@ -21,7 +21,14 @@ from tokenauth.tokens import PUBLIC_ID_LENGTH
 
 logger = logging.getLogger("tokenauth")
 
-_FAILURES = {Event.AUTH_REJECTED: Severity.MEDIUM, Event.ACCESS_DENIED: Severity.MEDIUM}
+_FAILURES = {
+    Event.AUTH_REJECTED: Severity.MEDIUM,
+    Event.AUTH_THROTTLED: Severity.MEDIUM,
+    Event.ACCESS_DENIED: Severity.MEDIUM,
+    Event.SECURITY_LOCKED_OUT: Severity.HIGH,
+    Event.SECURITY_REVOKED_TOKEN_USED: Severity.HIGH,
+    Event.SECURITY_LIMITS_DEGRADED: Severity.HIGH,
+}
 _NOTABLE = {
     Event.TOKEN_ISSUED: Severity.LOW,
     Event.TOKEN_ROTATED: Severity.LOW,
@@ -80,6 +87,7 @@ def record_now(
     client_info: ClientInfo,
     subject: Subject | None,
     reason: str = "",
+    count: int = 1,
     details: dict[str, Any] | None = None,
 ) -> None:
     """Write a decision about a request with one INSERT that is durable when this returns.
@@ -89,6 +97,7 @@ def record_now(
     ``AUDIT_REQUIRED`` says that then nobody gets in; without it, logs the row instead.
     """
     row = _row(event, client_info, reason, details)
+    row.count = count
     if subject is not None:
         # A verifier of the project's own may say anything.
         row.token_id = sanitise(subject.token_id, PUBLIC_ID_LENGTH)

@@ -73,6 +73,7 @@ def _principal(token: Token) -> Principal:
         scopes=token.scope_set,
         token_id=token.public_id,
         name=token.name,
+        rate=token.rate,
         expires_at=token.ends_at,
         source="database",
         user=ClientUser(token.client_id) if user is None else user,

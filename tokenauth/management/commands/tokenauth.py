@@ -18,6 +18,7 @@ from tokenauth.client_info import Actor
 from tokenauth.conf import parse_duration
 from tokenauth.exceptions import NotPermitted
 from tokenauth.models import Token, TokenStatus
+from tokenauth.rates import parse_rate
 from tokenauth.services import Issued
 from tokenauth.tokens import is_public_id
 
@@ -50,6 +51,7 @@ class Command(BaseCommand):
         issue.add_argument(
             "--ttl", type=_duration, metavar="30d", help="its life: 90s, 15m, 12h, 30d, 2w"
         )
+        issue.add_argument("--rate", type=_rate, metavar="600/m", help="how often it may be used")
         issue.add_argument(
             "--network", action="append", default=[], metavar="CIDR", help="repeatable"
         )
@@ -88,6 +90,7 @@ class Command(BaseCommand):
             scopes=options["scope"],
             expires_at=timezone.now() + ttl if ttl is not None else None,
             allowed_networks=options["network"],
+            rate=options["rate"] or "",
             by=Actor.from_command(),
         )
         self._print_issued(issued, as_json=options["json"])
@@ -159,6 +162,7 @@ def _describe(token: Token) -> dict[str, Any]:
         "not_before": _iso(token.not_before),
         "expires_at": _iso(token.ends_at),
         "allowed_networks": token.allowed_networks.split(),
+        "rate": token.rate,
         "status": str(token.status),
         "created_at": _iso(token.created_at),
         "last_used_at": _iso(token.last_used_at),
@@ -208,6 +212,13 @@ def _public_id(text: str) -> str:
             "give the public id, 12 characters of 0-9 and a-z, not the token"
         )
     return text
+
+
+def _rate(text: str) -> str:
+    try:
+        return str(parse_rate(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _duration(text: str) -> timedelta:

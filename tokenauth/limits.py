@@ -1,0 +1,92 @@
+"""Counting, by way of django-ratelimit: the only caller of it.
+
+Windows are fixed: a rate of "100/10s" lets 100 through at once and 10 a second in the long run.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from django.conf import settings
+from django.core.cache import caches
+from django_ratelimit.core import get_usage
+
+from tokenauth.exceptions import Unavailable
+from tokenauth.rates import Rate, parse_rate
+
+logger = logging.getLogger("tokenauth")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """How much of a rate is used up, this request included."""
+
+    policy: str
+    """What is limited: "failure", "token" or "view"."""
+    rate: Rate
+    """What is allowed."""
+    count: int
+    """Requests in this window so far."""
+    reset: int
+    """Seconds until the window ends; at least 1."""
+
+    @property
+    def excess(self) -> int:
+        """How many requests of this window were too many."""
+        return max(0, self.count - self.rate.requests)
+
+    @property
+    def remaining(self) -> int:
+        """How many more requests this window takes."""
+        return max(0, self.rate.requests - self.count)
+
+
+def read_rate(text: str) -> Rate | None:
+    """Return the rate in a setting or on a token; None for "".
+
+    Raises Unavailable for one that can't be read: a limit nobody knows is not no limit.
+    """
+    if not text:
+        return None
+    try:
+        return parse_rate(text)
+    except ValueError as error:
+        logger.exception("requests can't be counted: a rate can't be read")
+        raise Unavailable from error
+
+
+def count(policy: str, value: str, rate: Rate, *, group: str = "") -> Usage | None:
+    """Count one request of ``value`` against ``rate`` and return how it stands.
+
+    ``group`` keeps counts of the same policy apart. None where ``RATELIMIT_ENABLE`` is off.
+    Raises Unavailable when the cache fails: no limit is no answer.
+    """
+    # A flush of the cache between the library's two calls leaves it without a number: once more.
+    for _ in range(2):
+        try:
+            usage = get_usage(
+                None,
+                group=f"tokenauth.{policy}.{group}",
+                key=lambda _group, _request: value,
+                rate=tuple(rate),
+                increment=True,
+            )
+        except Exception as error:
+            # Cache backends raise what their libraries raise.
+            logger.exception("requests can't be counted: the cache failed")
+            raise Unavailable from error
+        if usage is None:
+            return None
+        if usage["limit"]:
+            return Usage(
+                policy=policy, rate=rate, count=usage["count"], reset=max(1, usage["time_left"])
+            )
+    logger.error("requests can't be counted: the cache lost the counter twice")
+    raise Unavailable
+
+
+def take_outage() -> bool:
+    """Return True once for each outage of Redis that this process counts through."""
+    breaker = getattr(caches[getattr(settings, "RATELIMIT_USE_CACHE", "default")], "breaker", None)
+    return breaker is not None and breaker.take_report()

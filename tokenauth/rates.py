@@ -1,0 +1,51 @@
+"""Rates such as "600/m": reading them, and telling which of two allows more. Pure.
+
+Read here, by full match, and given to django-ratelimit as numbers: its own parser takes "100/M"
+and "100/week" for 100 a second, and imports a text with a dot in it.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+_RATE = re.compile(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,3})?([smhd])")
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+class Rate(NamedTuple):
+    """How many requests in how long."""
+
+    requests: int
+    """How many are allowed in one window."""
+    seconds: int
+    """The window's length in seconds."""
+
+    def __str__(self) -> str:
+        for unit, seconds in reversed(_UNIT_SECONDS.items()):
+            many, rest = divmod(self.seconds, seconds)
+            if not rest:
+                return f"{self.requests}/{many if many > 1 else ''}{unit}"
+        raise ValueError(self.seconds)
+
+    def allows_more_than(self, other: Rate) -> bool:
+        """Tell whether this allows more than ``other``, at once or in the long run."""
+        return (
+            self.requests > other.requests
+            or self.requests * other.seconds > other.requests * self.seconds
+        )
+
+
+@lru_cache(maxsize=256)
+def parse_rate(text: str) -> Rate:
+    """Read a rate: ``"10/s"``, ``"600/m"``, ``"100/10s"``, ``"5/2h"``, ``"10000/d"``.
+
+    Raises ValueError with a message for people when the text is anything else.
+    """
+    match = _RATE.fullmatch(text)
+    if match is None:
+        raise ValueError(
+            f"{text[:50]!r} is not a rate; write for example 10/s, 600/m, 100/10s, 1000/h or 10000/d."
+        )
+    return Rate(int(match[1]), int(match[2] or 1) * _UNIT_SECONDS[match[3]])

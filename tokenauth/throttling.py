@@ -1,0 +1,73 @@
+"""A DRF throttle with a rate for each view."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from rest_framework.exceptions import APIException
+from rest_framework.request import Request
+from rest_framework.throttling import BaseThrottle
+
+from tokenauth import limits, responses
+from tokenauth.admission import report_outage, state_of, throttle
+from tokenauth.client_info import address_key
+from tokenauth.exceptions import Reason, Unavailable
+from tokenauth.principal import Principal
+from tokenauth.rates import Rate, parse_rate
+
+
+class TokenRateThrottle(BaseThrottle):
+    """Limits each token, or each address where there is none, to the view's ``throttle_rate``.
+
+    The rate is a text such as "10/s" or "100/10s". Counted for each view by itself.
+    """
+
+    reset: float | None = None
+
+    def allow_request(self, request: Request, view: Any) -> bool:
+        """Count the request; tell whether it is within the rate.
+
+        Raises ImproperlyConfigured for a view without a rate, or with one that can't be read.
+        """
+        rate = throttle_rate(view)
+        state = state_of(request._request)
+        principal = request.auth if isinstance(request.auth, Principal) else None
+        value = f"token:{principal.token_id}" if principal else address_key(state.client_info.ip)
+        cls = type(view)
+        try:
+            usage = limits.count("view", value, rate, group=f"{cls.__module__}.{cls.__qualname__}")
+            report_outage(state.client_info)
+        except Unavailable as error:
+            raise _unavailable(error) from None
+        if usage is None:
+            return True
+        state.usages.append(usage)
+        if usage.excess:
+            self.reset = usage.reset
+            state.stopped = state.stopped or throttle(Reason.VIEW_RATE, usage, principal)
+        return not usage.excess
+
+    def wait(self) -> float | None:
+        """Return in how many seconds the window ends."""
+        return self.reset
+
+
+def throttle_rate(view: Any) -> Rate:
+    """Return the rate that ``view`` declares; raises ImproperlyConfigured when it can't be used."""
+    text = getattr(view, "throttle_rate", None)
+    try:
+        return parse_rate(text or "")
+    except (TypeError, ValueError):
+        name = getattr(view, "__name__", type(view).__name__)
+        raise ImproperlyConfigured(
+            f'{name} uses TokenRateThrottle with throttle_rate = {text!r}; write for example "10/s".'
+        ) from None
+
+
+def _unavailable(error: Unavailable) -> APIException:
+    refusal = responses.describe(error)
+    exception = APIException({"detail": refusal.detail, "code": str(refusal.code)})
+    exception.status_code = refusal.status
+    exception.wait = refusal.retry_after  # type: ignore[attr-defined]
+    return exception
