@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth import get_user_model
+from django.core.cache import caches
 from django.db import OperationalError, connection
 from django.test import AsyncClient, Client
 from django.utils import timezone
@@ -35,6 +36,21 @@ DOORS = [
 def _fast_passwords(settings: Settings) -> None:
     # Slow on purpose elsewhere; here nobody guesses.
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
+@pytest.fixture(autouse=True)
+def _no_limits(settings: Settings) -> None:
+    # All tests call from one address; those about limits switch them on.
+    settings.RATELIMIT_ENABLE = False
+
+
+@pytest.fixture
+def limits_on(settings: Settings, _no_limits: None) -> Iterator[None]:
+    """Count requests, from nothing on."""
+    settings.RATELIMIT_ENABLE = True
+    caches["ratelimit"].clear()
+    yield
+    caches["ratelimit"].clear()
 
 
 @pytest.fixture
@@ -174,9 +190,16 @@ def header(issued: services.Issued) -> dict[str, str]:
 
 
 def events() -> list[tuple[str, str]]:
-    """Return (event, reason) of each audit row about a request, oldest first."""
-    rows = AuditEvent.objects.order_by("id").exclude(event__startswith="token.")
+    """Return (event, reason) of each request's own audit row, oldest first."""
+    rows = AuditEvent.objects.order_by("id").exclude(event__regex=r"^(token|security)\.")
     return list(rows.values_list("event", "reason"))
+
+
+ODD_RATES = [
+    "", "100", "/s", "100/", "100/M", "100/ day", "100/month", "100/week", "100/min", "a.b", "-1/s",
+    "0/s", "1e3/m", "1.5/s", " 10/s", "10/s ", "10/s\n", "١٠/s", "10/0s", "10//s", "os.system",
+    "9999999999/s", "1/99999s", "10/s;11/s",
+]  # fmt: skip
 
 
 def bearer(issued: services.Issued) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from tests.conftest import Issue
 from tokenauth.authentication import TokenAuthentication
 from tokenauth.decorators import scopes_required
 from tokenauth.permissions import HasScopes
+from tokenauth.throttling import TokenRateThrottle
 
 MIDDLEWARE = "tokenauth.middleware.TokenAuthMiddleware"
 CSRF = "django.middleware.csrf.CsrfViewMiddleware"
@@ -57,6 +58,15 @@ class Misspelt(Base):
     action_scopes = {"get": ["sample:read"]}
 
 
+class Throttled(Base):
+    throttle_classes = [TokenRateThrottle]
+    throttle_rate = "10/s"
+
+
+class ThrottledOddly(Throttled):
+    throttle_rate = "10/S"
+
+
 class Unguarded(View):
     pass
 
@@ -94,6 +104,8 @@ def test_the_example_site_is_clean() -> None:
         (LoneString, ["tokenauth.E006"]),
         (Misspelt, ["tokenauth.E006"]),
         (misspelt, ["tokenauth.E006"]),
+        (Throttled, []),
+        (ThrottledOddly, ["tokenauth.E009"]),
         (Unguarded, []),
     ],
 )
@@ -137,6 +149,8 @@ def test_no_middleware_is_needed_where_no_view_takes_tokens(settings: Settings) 
         ({"SCOPE": {}}, ["tokenauth.E001"]),
         ({"VERIFIERS": ["no.such.Verifier"]}, ["tokenauth.E002"]),
         ({"ERROR_FORMAT": "tokenauth.responses.nothing"}, ["tokenauth.E002"]),
+        ({"FAILURE_RATE": "20/M"}, ["tokenauth.E008"]),
+        ({"TOKEN_RATE": "a.b"}, ["tokenauth.E008"]),
         ({"SCOPES": {"a b": "A"}}, ["tokenauth.E003"]),
         ({"SCOPES": {"a": "A"}, "SELF_SERVICE_SCOPES": ["b"]}, ["tokenauth.E003"]),
     ],
@@ -156,15 +170,67 @@ def test_peppers_are_counted(issue: Issue, settings: Settings) -> None:
     assert found(databases=["default"]) == ["tokenauth.W004", "tokenauth.W005"]
 
 
+REDIS = {"BACKEND": "tokenauth.cache.FallbackRedisCache", "LOCATION": "redis://cache"}
+
+
 def test_deployment(settings: Settings) -> None:
+    settings.RATELIMIT_ENABLE = True
+    settings.CACHES = {**settings.CACHES, "ratelimit": REDIS}
     settings.TOKENAUTH = {"AUDIT_REQUIRED": False}
     settings.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
     assert found(include_deployment_checks=True) == [
         f"tokenauth.W{number:03}" for number in (6, 7, 8, 9)
     ]
+    settings.TOKENAUTH = {"FAILURE_RATE": None}
+    settings.RATELIMIT_FAIL_OPEN = True
+    assert found(include_deployment_checks=True)[-2:] == ["tokenauth.W013", "tokenauth.W014"]
+    settings.RATELIMIT_FAIL_OPEN = False
     settings.TOKENAUTH = {
         "MAX_LIFETIME": "30d",
         "PEPPERS": {"1": "secret"},
         "TRUSTED_PROXIES": 1,
     }
     assert found(include_deployment_checks=True) == []
+
+
+LOCMEM = "django.core.cache.backends.locmem.LocMemCache"
+
+
+@pytest.mark.parametrize(
+    ("cache", "expected", "deployed"),
+    [
+        (REDIS, [], []),
+        ({"BACKEND": LOCMEM}, ["tokenauth.W010"], ["tokenauth.E007"]),
+        ({"BACKEND": LOCMEM, "OPTIONS": {"MAX_ENTRIES": 100_000}}, [], ["tokenauth.E007"]),
+        (
+            {"BACKEND": "django.core.cache.backends.filebased.FileBasedCache", "LOCATION": "/x"},
+            [],
+            ["tokenauth.E007"],
+        ),
+        (
+            {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "x"},
+            [],
+            ["tokenauth.E007"],
+        ),
+        ({"BACKEND": "django.core.cache.backends.dummy.DummyCache"}, [], ["tokenauth.E007"]),
+        (
+            {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": "redis://c"},
+            [],
+            ["tokenauth.W012"],
+        ),
+    ],
+)
+def test_cache(
+    settings: Settings, cache: dict[str, Any], expected: list[str], deployed: list[str]
+) -> None:
+    settings.CACHES = {"default": {"BACKEND": LOCMEM}, "ratelimit": cache}
+    settings.RATELIMIT_ENABLE = True
+    settings.TOKENAUTH = {"MAX_LIFETIME": "30d", "PEPPERS": {"1": "secret"}}
+    settings.ROOT_URLCONF = Routes(Unguarded)
+    assert found() == expected
+    assert found(include_deployment_checks=True) == expected + deployed
+
+
+def test_the_librarys_own_checks_are_not_needed(settings: Settings) -> None:
+    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "django_ratelimit"]
+    assert found() == ["tokenauth.W011"]

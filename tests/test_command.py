@@ -59,7 +59,7 @@ def test_issue_as_json(run: Run, make_user: Callable[..., Any]) -> None:
     make_user("jo")
     issued = run.json(
         "issue", "--client", "c", "--user", "jo", "--name", "CI", "--ttl", "30d",
-        "--scope", "samples:read", "--scope", "samples:write", "--network", "10.0.0.0/8",
+        "--scope", "samples:read", "--scope", "samples:write", "--network", "10.0.0.0/8", "--rate", "600/m",
     )  # fmt: skip
     token = Token.objects.get()
     assert PLAINTEXT.fullmatch(issued["token"])
@@ -68,7 +68,7 @@ def test_issue_as_json(run: Run, make_user: Callable[..., Any]) -> None:
     assert issued["scopes"] == ["samples:read", "samples:write"]
     life = datetime.fromisoformat(issued["expires_at"]) - timezone.now()
     assert timedelta(days=30) - life < timedelta(minutes=1)
-    assert (token.name, token.allowed_networks) == ("CI", "10.0.0.0/8")
+    assert (token.name, token.allowed_networks, token.rate) == ("CI", "10.0.0.0/8", "600/m")
     assert AuditEvent.objects.get().actor.startswith("command:")
 
 
@@ -84,7 +84,8 @@ def test_issue_as_json(run: Run, make_user: Callable[..., Any]) -> None:
         (["--user", "nobody"], "no user 'nobody'"),
         (["--name", "a\nb"], "--name: Use at most"),
         (["--client", ""], "--client: Name the client"),
-        (["--rate", "600/m"], "unrecognized arguments"),
+        (["--rate", "600/M"], "is not a rate"),
+        (["--rate", ""], "is not a rate"),
     ],
 )
 def test_issue_explains_what_is_wrong(run: Run, args: list[str], message: str) -> None:

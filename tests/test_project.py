@@ -157,6 +157,7 @@ def test_from_the_first_command_to_the_audit(site: Site) -> None:
         ("access.denied", "insufficient_scope", "reader"),
         ("token.revoked", "test", "reader"),
         ("auth.rejected", "revoked", "reader"),
+        ("security.revoked_token_used", "", "reader"),
     ]
     assert "auth.rejected" in site.admin("/admin/tokenauth/auditevent/?event__exact=auth.rejected")
     assert "tka_" + reader[0][4:] not in site.printed()

@@ -1,0 +1,307 @@
+"""``FallbackRedisCache``: counting goes on, whatever becomes of Redis.
+
+Most of it needs a Redis to stop and start: TOKENAUTH_TEST_REDIS names its program.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from django.core.cache import caches
+from django.test import Client
+from pytest_django import Settings
+
+from tests.conftest import Issue, bearer
+from tokenauth import cache as cache_module
+from tokenauth import limits
+from tokenauth.cache import FallbackRedisCache
+from tokenauth.models import AuditEvent
+from tokenauth.rates import parse_rate
+
+REDIS = os.environ.get("TOKENAUTH_TEST_REDIS", "")
+ROOT = Path(__file__).resolve().parent.parent
+BAD = {"HTTP_AUTHORIZATION": "Bearer " + "f" * 40}
+WHOAMI = "/api/v1/whoami/"
+Test = TypeVar("Test", bound=Callable[..., Any])
+
+
+def needs_redis(test: Test) -> Test:
+    reason = "set TOKENAUTH_TEST_REDIS to a redis-server"
+    return pytest.mark.redis(pytest.mark.skipif(not REDIS, reason=reason)(test))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Redis:
+    """A server of our own."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        self.process = subprocess.Popen([REDIS, *options], stdout=subprocess.DEVNULL)
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.05)
+        pytest.fail("Redis doesn't start")
+
+    def send(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(timeout=10)
+            self.process = None
+
+
+def use(settings: Settings, url: str) -> None:
+    counters = {"BACKEND": "tokenauth.cache.FallbackRedisCache", "LOCATION": url}
+    settings.CACHES = {**settings.CACHES, "ratelimit": counters}
+    settings.RATELIMIT_ENABLE = True
+    settings.TOKENAUTH = {"FAILURE_RATE": "5/d"}
+
+
+@pytest.fixture
+def redis(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Redis]:
+    monkeypatch.setattr(cache_module, "PAUSE_SECONDS", 0.2)
+    server = Redis()
+    server.start()
+    use(settings, server.url)
+    yield server
+    server.stop()
+
+
+def count(value: str = "v") -> int:
+    usage = limits.count("token", value, parse_rate("1000/d"))
+    assert usage is not None
+    return usage.count
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(200):
+        if condition():
+            return
+        time.sleep(0.05)
+    pytest.fail("it doesn't come back")
+
+
+# With no server at all
+
+
+@pytest.fixture
+def refused(settings: Settings) -> FallbackRedisCache:
+    use(settings, f"redis://127.0.0.1:{free_port()}/0")
+    cache: Any = caches["ratelimit"]
+    return cache  # type: ignore[no-any-return]
+
+
+def test_a_refused_connection_counts_here(refused: FallbackRedisCache) -> None:
+    assert [count() for _ in range(3)] == [1, 2, 3]
+    assert refused.breaker.opened
+
+
+def test_it_is_a_whole_cache(refused: FallbackRedisCache) -> None:
+    assert refused.add("a", 1)
+    assert not refused.add("a", 2)
+    assert refused.incr("a") == 2
+    refused.set("b", "text")
+    assert refused.get("b") == "text"
+    assert refused.get_many(["a", "b", "c"]) == {"a": 2, "b": "text"}
+    assert refused.has_key("a")
+    assert refused.touch("a", 10)
+    assert refused.set_many({"c": 3}) == []
+    refused.delete_many(["c"])
+    assert refused.delete("b")
+    assert refused.get("b", "gone") == "gone"
+    with pytest.raises(ValueError, match="not found"):
+        refused.incr("b")
+    refused.clear()
+    assert refused.get("a") is None
+
+
+@pytest.mark.django_db
+def test_authentication_goes_on_and_the_audit_is_told_once(
+    refused: FallbackRedisCache, issue: Issue
+) -> None:
+    client = Client()
+    assert [client.get(WHOAMI, **BAD).status_code for _ in range(7)] == [401] * 5 + [429] * 2
+    assert client.get(WHOAMI, **bearer(issue(rate="9/s"))).status_code == 200
+    assert AuditEvent.objects.filter(event="security.limits_degraded").count() == 1
+
+
+def test_only_one_caller_in_a_pause_tries_again(refused: FallbackRedisCache) -> None:
+    count()
+    assert [refused.breaker.may_call() for _ in range(3)] == [False] * 3
+    refused.breaker.retry_at = 0
+    assert [refused.breaker.may_call() for _ in range(3)] == [True, False, False]
+
+
+def test_a_slow_answer_is_bounded(settings: Settings) -> None:
+    """A server that accepts and never answers; a call that waits for ever would hang here."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        use(settings, f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        cache: Any = caches["ratelimit"]
+        assert count() == 1
+        assert cache.breaker.opened
+
+
+# With a server
+
+
+@needs_redis
+@pytest.mark.parametrize("how", ["frozen", "gone"])
+def test_an_outage_in_the_middle(redis: Redis, how: str) -> None:
+    cache: Any = caches["ratelimit"]
+    assert [count() for _ in range(3)] == [1, 2, 3]
+    assert not cache.breaker.opened
+    redis.send(signal.SIGSTOP if how == "frozen" else signal.SIGKILL)
+    assert [count() for _ in range(3)] == [1, 2, 3]
+    assert cache.breaker.opened
+    if how == "frozen":
+        redis.send(signal.SIGCONT)
+    else:
+        redis.stop()
+        redis.start()
+    wait_for(lambda: count() > 0 and not cache.breaker.opened)
+    assert limits.take_outage()
+    assert not limits.take_outage()
+
+
+@needs_redis
+def test_a_flush_in_the_middle(redis: Redis) -> None:
+    cache: Any = caches["ratelimit"]
+    assert [count() for _ in range(3)] == [1, 2, 3]
+    cache.clear()
+    assert [count() for _ in range(3)] == [1, 2, 3]
+    assert not cache.breaker.opened
+
+
+@needs_redis
+def test_under_load_there_is_always_a_limit(redis: Redis) -> None:
+    """Frozen, then back: each thread's calls go on, and no window goes without a limit."""
+    over: Counter[str] = Counter()
+    stop = threading.Event()
+    phase = "before"
+
+    def work() -> None:
+        while not stop.is_set():
+            usage = limits.count("view", "load", parse_rate("20/d"))
+            over[f"{phase} {'over' if usage and usage.excess else 'within'}"] += 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for phase, number in (("frozen", signal.SIGSTOP), ("after", signal.SIGCONT)):
+        time.sleep(0.7)
+        redis.send(number)
+    time.sleep(1)
+    stop.set()
+    for thread in threads:
+        thread.join(timeout=10)
+    assert over["frozen over"] > 100
+    assert over["after over"] > 100
+    assert sum(over[f"{name} within"] for name in ("before", "frozen", "after")) <= 2 * 20 + 4
+
+
+# Processes
+
+
+class Site:
+    """The example site with a failure rate of 5 a day, in one process or several."""
+
+    def __init__(self, data: Path, redis_url: str) -> None:
+        self.port = free_port()
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "DATA_DIR": str(data),
+            "REDIS_URL": redis_url,
+            "DJANGO_SETTINGS_MODULE": "tests.strict_settings",
+        }
+        self.manage("migrate", "-v0")
+        workers = ["--workers", "4"] if redis_url else ["--workers", "1", "--threads", "16"]
+        self.process = subprocess.Popen(
+            [
+                sys.executable, "-m", "gunicorn", "project.wsgi", *workers,
+                "--bind", f"127.0.0.1:{self.port}", "--log-level", "error",
+            ],
+            cwd=ROOT,
+            env=self.environment,
+        )  # fmt: skip
+
+    def manage(self, *args: str) -> str:
+        command = [sys.executable, "manage.py", *args]
+        return subprocess.run(
+            command,
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        ).stdout
+
+    def ask(self, token: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.request(
+            "GET", WHOAMI, headers={"Authorization": f"Bearer {token}"} if token else {}
+        )
+        status = connection.getresponse().status
+        connection.close()
+        return status
+
+
+@needs_redis
+@pytest.mark.parametrize("processes", [1, 4])
+def test_40_at_once(tmp_path: Path, processes: int) -> None:
+    redis = Redis()
+    redis.start()
+    site = Site(tmp_path, redis.url if processes > 1 else "")
+    try:
+        token = site.manage("tokenauth", "issue", "--client", "good").strip()
+
+        def is_up() -> bool:
+            try:
+                return site.ask("") == 401
+            except OSError:
+                return False
+
+        wait_for(is_up)
+        codes: list[int] = []
+        threads = [
+            threading.Thread(target=lambda: codes.append(site.ask("f" * 40))) for _ in range(40)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+        assert Counter(codes) == {401: 5, 429: 35}
+        assert site.ask(token) == 200
+    finally:
+        site.process.terminate()
+        site.process.wait(timeout=20)
+        redis.stop()
