@@ -32,14 +32,15 @@ from tokenauth.rates import parse_rate
 
 REDIS = os.environ.get("TOKENAUTH_TEST_REDIS", "")
 ROOT = Path(__file__).resolve().parent.parent
-BAD = {"HTTP_AUTHORIZATION": "Bearer " + "f" * 40}
+BAD: dict[str, Any] = {"HTTP_AUTHORIZATION": "Bearer " + "f" * 40}
 WHOAMI = "/api/v1/whoami/"
 Test = TypeVar("Test", bound=Callable[..., Any])
 
 
 def needs_redis(test: Test) -> Test:
     reason = "set TOKENAUTH_TEST_REDIS to a redis-server"
-    return pytest.mark.redis(pytest.mark.skipif(not REDIS, reason=reason)(test))
+    marked: Test = pytest.mark.redis(pytest.mark.skipif(not REDIS, reason=reason)(test))
+    return marked
 
 
 def free_port() -> int:
@@ -216,9 +217,10 @@ def test_under_load_there_is_always_a_limit(redis: Redis) -> None:
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for phase, number in (("frozen", signal.SIGSTOP), ("after", signal.SIGCONT)):
+    for name, number in (("frozen", signal.SIGSTOP), ("after", signal.SIGCONT)):
         time.sleep(0.7)
         redis.send(number)
+        phase = name
     time.sleep(1)
     stop.set()
     for thread in threads:

@@ -85,7 +85,7 @@ class Routes:
 
     def __init__(self, *views: Any) -> None:
         self.urlpatterns = [
-            path(f"{number}/", view.as_view() if isinstance(view, type) else view)
+            path(f"{number}/", view.as_view() if hasattr(view, "as_view") else view)
             for number, view in enumerate(views)
         ]
 

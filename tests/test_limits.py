@@ -24,7 +24,7 @@ from tokenauth.rates import parse_rate
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("limits_on")]
 
 WHOAMI = "/api/v1/whoami/"
-BAD = {"HTTP_AUTHORIZATION": "Bearer " + "f" * 40}
+BAD: dict[str, Any] = {"HTTP_AUTHORIZATION": "Bearer " + "f" * 40}
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_what_is_no_failure_is_not_counted(issue: Issue, configure: Any) -> None
         {"HTTP_AUTHORIZATION": "Bearer a", "HTTP_X_API_KEY": "b"},
     ],
 )
-def test_each_kind_of_failure_counts(configure: Any, headers: dict[str, str]) -> None:
+def test_each_kind_of_failure_counts(configure: Any, headers: dict[str, Any]) -> None:
     assert ask(6, **headers) == [401] * 5 + [429]
 
 

@@ -53,20 +53,19 @@ class Breaker:
             self.retry_at = time.monotonic() + PAUSE_SECONDS
             return True
 
-    def failed(self) -> None:
+    def failed(self, error: Exception) -> None:
         """Leave Redis alone for a while."""
         with self.lock:
             self.retry_at = time.monotonic() + PAUSE_SECONDS
             if not self.opened:
                 self.opened = self.unreported = True
-                logger.exception("Redis doesn't answer; limits are counted per process")
+                logger.error("Redis doesn't answer; limits are counted per process: %r", error)
 
     def succeeded(self) -> None:
-        """Go back to Redis."""
-        if self.opened:
-            with self.lock:
-                self.opened = False
-            logger.warning("Redis answers again; limits are counted there")
+        """Go back to Redis, after a call that was made to try it."""
+        with self.lock:
+            self.opened = False
+        logger.warning("Redis answers again; limits are counted there")
 
     def take_report(self) -> bool:
         """Return True once an outage: whoever gets it tells the audit."""
@@ -152,12 +151,15 @@ class FallbackRedisCache(RedisCache):
 
     def _try(self, name: str, *args: Any, **kwargs: Any) -> Any:
         if self.breaker.may_call():
+            # What was on its way when Redis failed says nothing of it now.
+            is_trial = self.breaker.opened
             call: Callable[..., Any] = getattr(super(), name)
             try:
                 result = call(*args, **kwargs)
-            except (RedisError, OSError):
-                self.breaker.failed()
+            except (RedisError, OSError) as error:
+                self.breaker.failed(error)
             else:
-                self.breaker.succeeded()
+                if is_trial:
+                    self.breaker.succeeded()
                 return result
         return getattr(self._local, name)(*args, **kwargs)
