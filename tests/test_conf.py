@@ -90,6 +90,7 @@ WRONG: dict[str, list[object]] = {
         {"2026": ""},
         {"2026": None},
         {"2026": b"secret"},
+        {"2026": "from a binary variable: \udc80"},
         {2026: "secret"},
         {"UPPER": "secret"},
         {"a" * 33: "secret"},

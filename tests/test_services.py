@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
-from django.contrib.auth.models import AnonymousUser, Permission
+from django.contrib.auth.models import AnonymousUser, Group, Permission
 from django.core.exceptions import ValidationError
 from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.test import RequestFactory
@@ -215,7 +215,9 @@ def test_invalid_changes_are_refused_by_field(
     assert everything() == before
 
 
-@pytest.mark.parametrize("user", [AnonymousUser(), UNSAVED], ids=["anonymous", "unsaved"])
+@pytest.mark.parametrize(
+    "user", [AnonymousUser(), UNSAVED, Group(pk=1)], ids=["anonymous", "unsaved", "group"]
+)
 def test_whoever_is_no_stored_user_owns_no_token(user: Any, db: None) -> None:
     with pytest.raises(ValidationError) as caught:
         services.issue(client_id="client", user=user)
@@ -303,6 +305,9 @@ def test_each_operation_names_the_actor(name: str, issue: Issue) -> None:
     run(issue().token, by=Actor(kind=ActorKind.COMMAND, name="operator"))
     actors = list(AuditEvent.objects.order_by("id").values_list("actor", flat=True))
     assert actors == ["code", *["command:operator"] * len(expected)]
+    newest = Token.objects.order_by("id")[Token.objects.count() - 1]
+    assert newest.created_by == ("command:operator" if "token.issued" in expected else "code")
+    assert newest.revoked_by == ("command:operator" if name == "revoke" else "")
 
 
 @operations
@@ -652,8 +657,10 @@ BEYOND = ["scopes", "client", "other user", "superuser", "client of another"]
 
 @pytest.fixture
 def jo(make_user: MakeUser) -> Any:
-    """Return a user without permissions who may grant himself ``samples:read``."""
-    return make_user("jo", is_staff=True)
+    """Return a user who may change tokens, and grant himself ``samples:read``."""
+    jo = make_user("jo", is_staff=True)
+    jo.user_permissions.add(Permission.objects.get(codename="change_token"))
+    return jo
 
 
 @pytest.fixture
@@ -703,6 +710,22 @@ def test_weakening_takes_no_right_to_issue(name: str, token: Token, jo: Any) -> 
     before = len(events())
     WEAKENING[name](token, by=by(jo))
     assert len(events()) == before + 1
+
+
+@pytest.mark.parametrize("token", ["client", "other user", "superuser", "own"], indirect=True)
+@pytest.mark.parametrize("name", {**WEAKENING, **STRENGTHENING})
+def test_without_permission_one_changes_ones_own_only(name: str, token: Token, jo: Any) -> None:
+    prepare(token, name)
+    jo.user_permissions.clear()
+    run = {**WEAKENING, **STRENGTHENING}[name]
+    before = everything()
+    if token.user == jo:
+        run(token, by=by(jo))
+        assert everything() != before
+    else:
+        with pytest.raises(NotPermitted):
+            run(token, by=by(jo))
+        assert everything() == before
 
 
 @pytest.mark.parametrize("token", ["superuser"], indirect=True)

@@ -6,6 +6,7 @@ are cut, secrets of tokens are cut out.
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 from dataclasses import dataclass
@@ -95,7 +96,12 @@ class Actor:
     @classmethod
     def from_command(cls) -> Actor:
         """Return the operator at the command line, who may do everything."""
-        name = os.environ.get("SUDO_USER") or os.environ.get("USER") or f"uid {os.getuid()}"
+        name = os.environ.get("SUDO_USER")
+        if not name:
+            try:
+                name = getpass.getuser()
+            except (ImportError, KeyError, OSError):  # What Python raises differs by version.
+                name = "unknown"
         return cls(kind=ActorKind.COMMAND, name=name)
 
 

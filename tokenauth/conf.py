@@ -150,6 +150,15 @@ def _prefix(key: str, value: object) -> str:
     return text
 
 
+def _is_encodable(text: str) -> bool:
+    # What Python makes of an environment variable that isn't UTF-8 can't be.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _peppers(key: str, value: object) -> Mapping[str, str]:
     if not isinstance(value, Mapping) or not value:
         raise _wrong(key, 'must map pepper ids to secrets, for example {"2026": "…", "": ""}.')
@@ -161,8 +170,8 @@ def _peppers(key: str, value: object) -> Mapping[str, str]:
                 )
         elif not isinstance(pepper_id, str) or not _PEPPER_ID.fullmatch(pepper_id):
             raise _wrong(key, f"has the id {pepper_id!r}; use 1 to 32 of a-z, 0-9, '.', '_', '-'.")
-        elif not isinstance(secret, str) or not secret:
-            raise _wrong(key, f"has no secret for the id {pepper_id!r}.")
+        elif not isinstance(secret, str) or not secret or not _is_encodable(secret):
+            raise _wrong(key, f"has no secret for the id {pepper_id!r}, or one that isn't UTF-8.")
     return MappingProxyType(dict(value))
 
 

@@ -86,7 +86,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
             changes["pepper_id"], changes["digest"] = rehash
         try:
             self.filter(pk=token.pk, digest=token.digest).update(**changes)
-        except DatabaseFailure:
+        except (DatabaseFailure, ValueError):
             logger.warning("last use of token %s not written", token.public_id, exc_info=True)
 
 
@@ -311,6 +311,11 @@ class AuditEvent(models.Model):
         # Without this, `_base_manager` would be a way around the append-only queryset.
         base_manager_name = "objects"
         default_permissions = ("view",)
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(event__in=Event.values), name="tokenauth_audit_known_event"
+            )
+        ]
         indexes: ClassVar = [
             models.Index(fields=["event", "-id"], name="tokenauth_audit_event"),
             models.Index(fields=["token_id", "-id"], name="tokenauth_audit_token"),

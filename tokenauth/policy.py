@@ -24,6 +24,7 @@ from tokenauth.scopes import ScopeSet, missing
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
 
+CHANGE_TOKEN = "tokenauth.change_token"  # noqa: S105 - a permission, no secret
 ISSUE_FOR_OTHERS = "tokenauth.issue_token_for_others"
 GRANT_ANY_SCOPE = "tokenauth.grant_any_scope"
 
@@ -50,6 +51,18 @@ def ungrantable(actor: Actor | None, scopes: Iterable[str]) -> list[str]:
     if may_grant_any_scope(actor):
         return []
     return missing(scopes, ScopeSet(get_settings().self_service_scopes))
+
+
+def check_change(actor: Actor | None, token: Token) -> None:
+    """Raise NotPermitted unless ``actor`` may do anything at all to ``token``.
+
+    That is one's own token, and others' for holders of ``tokenauth.change_token``. What gives
+    the token more than it has is for :func:`check_grant` to judge, besides.
+    """
+    acting: Any = actor.user if actor is not None else None
+    own = acting is not None and acting.pk is not None and token.user_id == acting.pk
+    if not (own or is_unrestricted(actor) or _holds(actor, CHANGE_TOKEN)):
+        raise NotPermitted("You may change only your own tokens.")
 
 
 def check_grant(

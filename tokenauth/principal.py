@@ -65,6 +65,24 @@ class ClientUser:
         """Return False."""
         return False
 
+    async def aget_user_permissions(self, obj: object = None) -> set[str]:
+        """Return no permission."""
+        return set()
+
+    aget_group_permissions = aget_all_permissions = aget_user_permissions
+
+    async def ahas_perm(self, perm: str, obj: object = None) -> bool:
+        """Return False."""
+        return False
+
+    async def ahas_perms(self, perm_list: Iterable[str], obj: object = None) -> bool:
+        """Return whether none was asked for."""
+        return self.has_perms(perm_list)
+
+    async def ahas_module_perms(self, app_label: str) -> bool:
+        """Return False."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class Principal:

@@ -119,7 +119,7 @@ def rotate(token: Token, *, reason: str = "", by: Actor | None = None) -> Issued
     """
     reason = sanitise(reason, REASON_LENGTH)
     with _atomic():
-        old = _lock(token)
+        old = _lock(token, by)
         if old.replaced_by_id is not None:
             raise ValidationError("This token has been rotated already.")
         if old.status not in _USABLE:
@@ -144,7 +144,7 @@ def change(token: Token, *, by: Actor | None = None, **changes: Unpack[Changes])
     A token's owner never changes. Nothing is written when nothing differs.
     """
     with _atomic():
-        token = _lock(token)
+        token = _lock(token, by)
         described = _describe(token)
         changed = _apply(token, changes, by)
         if changed:
@@ -157,6 +157,7 @@ def change(token: Token, *, by: Actor | None = None, **changes: Unpack[Changes])
 
 def check_change(token: Token, *, by: Actor | None = None, **changes: Unpack[Changes]) -> None:
     """Raise what ``change`` would raise for this input; write nothing."""
+    policy.check_change(by, token)
     _apply(_copy(token), changes, by)
 
 
@@ -164,7 +165,7 @@ def enable(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
     """Let a disabled token work again; return it. Asks for as much as issuing it would."""
     reason = sanitise(reason, REASON_LENGTH)
     with _atomic():
-        token = _lock(token)
+        token = _lock(token, by)
         if token.revoked_at is not None:
             raise ValidationError("A revoked token can't be enabled: revoking is final.")
         if not token.enabled:
@@ -179,7 +180,7 @@ def disable(token: Token, *, reason: str = "", by: Actor | None = None) -> Token
     """Stop a token until it is enabled again; return it."""
     reason = sanitise(reason, REASON_LENGTH)
     with _atomic():
-        token = _lock(token)
+        token = _lock(token, by)
         if token.revoked_at is not None:
             raise ValidationError("This token is revoked already.")
         if token.enabled:
@@ -193,7 +194,7 @@ def revoke(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
     """Stop a token for good, from the next request on; return it. A second time does nothing."""
     reason = sanitise(reason, REASON_LENGTH)
     with _atomic():
-        token = _lock(token)
+        token = _lock(token, by)
         if token.revoked_at is None:
             token.revoked_at = timezone.now()
             token.revoked_by = str(by) if by else "code"
@@ -257,9 +258,13 @@ def _atomic() -> transaction.Atomic:
     return transaction.atomic(using=router.db_for_write(Token))
 
 
-def _lock(token: Token) -> Token:
+def _lock(token: Token, by: Actor | None) -> Token:
+    """Return the token as it is stored, locked for whoever may change it."""
     # Without the user's table in the query: an outer join can't be locked on PostgreSQL.
-    return Token.objects.using(router.db_for_write(Token)).select_for_update().get(pk=token.pk)
+    tokens = Token.objects.using(router.db_for_write(Token)).select_for_update()
+    token = tokens.get(pk=token.pk)
+    policy.check_change(by, token)
+    return token
 
 
 def _check_grant(by: Actor | None, token: Token) -> None:
