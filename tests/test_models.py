@@ -1,0 +1,415 @@
+"""Tokens and audit rows as they are stored."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import datetime, timedelta
+from itertools import product
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Permission
+from django.core import serializers
+from django.db import IntegrityError, transaction
+from django.db.models import Model
+from django.utils import timezone
+from pytest_django import DjangoAssertNumQueries
+
+from tests.conftest import Issue
+from tokenauth.exceptions import AppendOnly, Reason
+from tokenauth.models import AuditEvent, Event, Outcome, Severity, Token, TokenStatus
+
+NOW = timezone.now()
+MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
+MOMENT = timedelta(microseconds=1)
+ACTIVE_USER, INACTIVE_USER = (
+    get_user_model()(username=name, pk=pk, is_active=active)
+    for pk, (name, active) in enumerate([("jo", True), ("mallory", False)], start=1_001)
+)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, "active"),
+        ({"user": ACTIVE_USER}, "active"),
+        ({"user": INACTIVE_USER}, "owner_inactive"),
+        ({"revoked_at": NOW}, "revoked"),
+        ({"revoked_at": NOW + DAY}, "revoked"),
+        ({"enabled": False}, "disabled"),
+        ({"not_before": NOW + MOMENT}, "not_yet_valid"),
+        ({"not_before": NOW}, "active"),
+        ({"not_before": NOW - DAY}, "active"),
+        ({"expires_at": NOW + MOMENT}, "active"),
+        ({"expires_at": NOW}, "expired"),
+        ({"expires_at": NOW - DAY}, "expired"),
+        # MAX_LIFETIME is 10 days here, counted from when the token was issued.
+        ({"created_at": NOW - 10 * DAY + MOMENT}, "active"),
+        ({"created_at": NOW - 10 * DAY}, "expired"),
+        ({"created_at": NOW - 10 * DAY, "expires_at": NOW + DAY}, "expired"),
+        ({"created_at": NOW - 10 * DAY + MOMENT, "expires_at": NOW}, "expired"),
+        # The gravest state comes first.
+        ({"revoked_at": NOW, "enabled": False, "expires_at": NOW}, "revoked"),
+        ({"enabled": False, "not_before": NOW + DAY, "expires_at": NOW}, "disabled"),
+        ({"not_before": NOW + DAY, "expires_at": NOW}, "not_yet_valid"),
+        ({"expires_at": NOW, "user": INACTIVE_USER}, "expired"),
+    ],
+)
+def test_status(fields: dict[str, Any], expected: str, configure: Callable[..., None]) -> None:
+    configure(MAX_LIFETIME="10d")
+    token = Token(**{"created_at": NOW - DAY, **fields})
+    assert token.status_at(NOW) == expected
+
+
+def test_status_is_the_status_now() -> None:
+    assert Token(expires_at=timezone.now() + DAY).status is TokenStatus.ACTIVE
+    assert Token(expires_at=timezone.now()).status is TokenStatus.EXPIRED
+
+
+def test_every_status_but_active_is_a_reason() -> None:
+    reasons = set(map(str, Reason))
+    assert {str(status) for status in TokenStatus} - reasons == {"active"}
+
+
+@pytest.mark.parametrize(
+    ("limit", "expires_at", "expected"),
+    [
+        (None, None, None),
+        (None, NOW + DAY, NOW + DAY),
+        ("10d", None, NOW + 10 * DAY),
+        ("10d", NOW + DAY, NOW + DAY),
+        ("10d", NOW + 11 * DAY, NOW + 10 * DAY),
+    ],
+)
+def test_ends_at(
+    limit: str | None,
+    expires_at: datetime | None,
+    expected: datetime | None,
+    configure: Callable[..., None],
+) -> None:
+    configure(MAX_LIFETIME=limit)
+    assert Token(created_at=NOW, expires_at=expires_at).ends_at == expected
+
+
+def _all_kinds_of_tokens() -> Iterator[Token]:
+    moments = [None, NOW - DAY, NOW, NOW + MOMENT]
+    ages = [timedelta(0), 10 * DAY - MOMENT, 10 * DAY, 11 * DAY]
+    users = [None, ACTIVE_USER, INACTIVE_USER]
+    grid = product([None, NOW], [True, False], moments, moments, ages, users)
+    for number, (revoked_at, enabled, not_before, expires_at, age, user) in enumerate(grid):
+        yield Token(
+            public_id=f"{number:012}",
+            digest=f"{number:064}",
+            client_id="client",
+            revoked_at=revoked_at,
+            enabled=enabled,
+            not_before=not_before,
+            expires_at=expires_at,
+            created_at=NOW - age,
+            user=user,
+        )
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("limit", [None, "10d"])
+def test_the_database_tells_each_status_as_python_does(
+    limit: str | None, configure: Callable[..., None]
+) -> None:
+    configure(MAX_LIFETIME=limit)
+    for user in (ACTIVE_USER, INACTIVE_USER):
+        user.save()
+    Token.objects.bulk_create(_all_kinds_of_tokens())
+    tokens = list(Token.objects.select_related("user"))
+    for status in TokenStatus:
+        expected = {token.public_id for token in tokens if token.status_at(NOW) is status}
+        found = [token.public_id for token in Token.objects.with_status(status, NOW)]
+        assert expected, f"no token in the grid is {status}"
+        assert sorted(found) == sorted(expected), status
+
+
+def test_with_status_narrows_what_was_selected(issue: Issue) -> None:
+    one, other = issue().token, issue(client_id="other").token
+    selected = Token.objects.filter(client_id="other")
+    assert list(selected.with_status(TokenStatus.ACTIVE, timezone.now())) == [other]
+    assert one not in selected
+
+
+V4, V6 = "192.0.2.0/24", "2001:db8::/32"
+
+
+@pytest.mark.parametrize(
+    ("networks", "ip", "expected"),
+    [
+        ("", "203.0.113.7", True),
+        ("", None, True),
+        (V4, "192.0.2.7", True),
+        (V4, "192.0.3.7", False),
+        (V4, "::ffff:192.0.2.7", True),
+        (V4, "::ffff:192.0.3.7", False),
+        (V4, "2001:db8::7", False),
+        (V6, "2001:db8::7", True),
+        (V6, "2001:db9::7", False),
+        (V6, "192.0.2.7", False),
+        (f"{V4} {V6}", "192.0.2.7", True),
+        (f"{V4} {V6}", "2001:db8::7", True),
+        (f"{V4} {V6}", "203.0.113.7", False),
+        ("203.0.113.7/32", "203.0.113.7", True),
+        ("203.0.113.7/32", "203.0.113.8", False),
+        (V4, None, False),
+        (V4, "", False),
+        (V4, "junk", False),
+        ("0.0.0.0/0 ::/0", None, False),
+    ],
+)
+def test_admits(networks: str, ip: str | None, expected: bool) -> None:
+    assert Token(allowed_networks=networks).admits(ip) is expected
+
+
+def test_scope_set() -> None:
+    assert list(Token(scopes="a:read b:*").scope_set) == ["a:read", "b:*"]
+    assert not Token(scopes="").scope_set
+
+
+def _use(token: Token, at: datetime, ip: str = "192.0.2.1", **options: Any) -> Token:
+    token.refresh_from_db()
+    Token.objects.mark_used(token, now=at, ip=ip, **{"rehash": None, **options})
+    token.refresh_from_db()
+    return token
+
+
+def test_mark_used_writes_time_and_address_of_this_token_only(issue: Issue) -> None:
+    token, other = issue().token, issue().token
+    _use(token, NOW, "2001:db8::7")
+    assert (token.last_used_at, token.last_used_ip) == (NOW, "2001:db8::7")
+    other.refresh_from_db()
+    assert (other.last_used_at, other.last_used_ip) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("later", "written"),
+    [(timedelta(0), False), (MINUTE - MOMENT, False), (MINUTE, True), (DAY, True)],
+)
+def test_mark_used_writes_at_most_once_a_minute(
+    later: timedelta, written: bool, issue: Issue
+) -> None:
+    token = _use(issue().token, NOW)
+    _use(token, NOW + later, "192.0.2.2")
+    assert token.last_used_at == (NOW + later if written else NOW)
+    assert token.last_used_ip == ("192.0.2.2" if written else "192.0.2.1")
+
+
+def test_mark_used_costs_one_update_or_nothing(
+    issue: Issue, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    token = issue().token
+    with django_assert_num_queries(1):
+        Token.objects.mark_used(token, now=NOW, ip=None, rehash=("new", "0" * 64))
+    token.refresh_from_db()
+    with django_assert_num_queries(0):
+        Token.objects.mark_used(token, now=NOW, ip=None, rehash=None)
+
+
+def test_mark_used_rehashes_within_the_minute_too(issue: Issue) -> None:
+    token = _use(issue().token, NOW)
+    _use(token, NOW, rehash=("new", "0" * 64))
+    assert (token.pepper_id, token.digest) == ("new", "0" * 64)
+
+
+def test_mark_used_leaves_the_digest_alone_without_rehash(issue: Issue) -> None:
+    token = issue().token
+    before = (token.pepper_id, token.digest)
+    _use(token, NOW)
+    assert (token.pepper_id, token.digest) == before
+
+
+def test_of_two_rehashes_at_once_the_first_counts(issue: Issue) -> None:
+    token = issue().token
+    for digest in ("1" * 64, "2" * 64):
+        Token.objects.mark_used(token, now=NOW, ip=None, rehash=("new", digest))
+    token.refresh_from_db()
+    assert token.digest == "1" * 64
+
+
+@pytest.mark.django_db(transaction=True)
+def test_mark_used_survives_the_database_refusing(
+    issue: Issue, caplog: pytest.LogCaptureFixture
+) -> None:
+    token, taken = issue().token, issue().token.digest
+    before = token.digest
+    with caplog.at_level(logging.WARNING, "tokenauth"):
+        _use(token, NOW, rehash=("new", taken))
+    assert (token.digest, token.last_used_at) == (before, None)
+    assert token.public_id in caplog.text
+
+
+@pytest.mark.parametrize("ip", ["junk", "fe80::1%eth0"])
+@pytest.mark.django_db(transaction=True)
+def test_mark_used_survives_an_address_that_is_none(ip: str, issue: Issue) -> None:
+    Token.objects.mark_used(issue().token, now=NOW, ip=ip, rehash=None)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_mark_used_survives_a_database_that_is_down(
+    issue: Issue, request: pytest.FixtureRequest
+) -> None:
+    token = issue().token
+    request.getfixturevalue("database_down")
+    Token.objects.mark_used(token, now=NOW, ip=None, rehash=None)
+
+
+@pytest.mark.parametrize("field", ["public_id", "digest"])
+def test_no_two_tokens_share(field: str, issue: Issue) -> None:
+    token, other = issue().token, issue().token
+    setattr(token, field, getattr(other, field))
+    with pytest.raises(IntegrityError), transaction.atomic():
+        token.save()
+
+
+def _event(**fields: Any) -> AuditEvent:
+    return AuditEvent(
+        **{
+            "event": Event.AUTH_ACCEPTED.value,
+            "outcome": Outcome.SUCCESS.value,
+            "severity": Severity.INFO.value,
+            "reason": "original",
+            **fields,
+        }
+    )
+
+
+@pytest.fixture
+def event(db: None) -> AuditEvent:
+    """Write one audit row."""
+    row = _event()
+    row.save()
+    return row
+
+
+def _stored() -> list[dict[str, Any]]:
+    return [dict(row) for row in AuditEvent.objects.order_by("pk").values()]
+
+
+def _forged(event: AuditEvent) -> AuditEvent:
+    event.reason = "forged"
+    return event
+
+
+def _load_as_fixture(event: AuditEvent) -> None:
+    for row in serializers.deserialize("json", serializers.serialize("json", [_forged(event)])):
+        row.save()
+
+
+objects = AuditEvent.objects
+
+CHANGES: dict[str, Callable[[AuditEvent], object]] = {
+    "save": lambda event: _forged(event).save(),
+    "save update_fields": lambda event: _forged(event).save(update_fields=["reason"]),
+    "save force_update": lambda event: _forged(event).save(force_update=True),
+    "save of a copy": lambda event: _event(pk=event.pk, reason="forged").save(),
+    "save of a copy, forced": lambda event: _event(pk=event.pk, reason="forged").save(
+        force_update=True
+    ),
+    "save as if new": lambda event: _event(
+        pk=event.pk, event_id=event.event_id, reason="forged"
+    ).save(),
+    "save of what was read": lambda event: _forged(objects.get(pk=event.pk)).save(),
+    "Model.save": lambda event: Model.save(_forged(event)),
+    "save_base": lambda event: _forged(event).save_base(),
+    "save_base raw": lambda event: _forged(event).save_base(raw=True),
+    "loaddata": _load_as_fixture,
+    "delete": lambda event: event.delete(),
+    "delete of what was read": lambda event: objects.get(pk=event.pk).delete(),
+    "update": lambda _: objects.update(reason="forged"),
+    "filter update": lambda event: objects.filter(pk=event.pk).update(reason="forged"),
+    "using update": lambda _: objects.using("default").update(reason="forged"),
+    "base manager update": lambda _: AuditEvent._base_manager.update(reason="forged"),
+    "default manager update": lambda _: AuditEvent._default_manager.all().update(reason="forged"),
+    "queryset delete": lambda _: objects.all().delete(),
+    "filter delete": lambda event: objects.filter(pk=event.pk).delete(),
+    "base manager delete": lambda _: AuditEvent._base_manager.all().delete(),
+    "bulk_update": lambda event: objects.bulk_update([_forged(event)], ["reason"]),
+    "update_or_create": lambda event: objects.update_or_create(
+        {"reason": "forged"}, event_id=event.event_id
+    ),
+    "bulk_create update_conflicts": lambda event: objects.bulk_create(
+        [_event(event_id=event.event_id, reason="forged")],
+        update_conflicts=True,
+        update_fields=["reason"],
+        unique_fields=["event_id"],
+    ),
+}
+
+ASYNC_CHANGES: dict[str, Callable[[AuditEvent], Awaitable[object]]] = {
+    "asave": lambda event: _forged(event).asave(),
+    "adelete": lambda event: event.adelete(),
+    "aupdate": lambda _: objects.aupdate(reason="forged"),
+    "filter aupdate": lambda event: objects.filter(pk=event.pk).aupdate(reason="forged"),
+    "queryset adelete": lambda _: objects.all().adelete(),
+    "abulk_update": lambda event: objects.abulk_update([_forged(event)], ["reason"]),
+    "aupdate_or_create": lambda event: objects.aupdate_or_create(
+        {"reason": "forged"}, event_id=event.event_id
+    ),
+    "abulk_create update_conflicts": lambda event: objects.abulk_create(
+        [_event(event_id=event.event_id, reason="forged")],
+        update_conflicts=True,
+        update_fields=["reason"],
+        unique_fields=["event_id"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_audit_rows_cannot_be_changed_by(name: str, event: AuditEvent) -> None:
+    before = _stored()
+    # The unique keys refuse a copy that claims to be new.
+    with pytest.raises((AppendOnly, IntegrityError)), transaction.atomic():
+        CHANGES[name](event)
+    assert _stored() == before
+
+
+@pytest.mark.parametrize("name", ASYNC_CHANGES)
+def test_audit_rows_cannot_be_changed_asynchronously_by(name: str, event: AuditEvent) -> None:
+    before = _stored()
+
+    async def change() -> None:
+        await ASYNC_CHANGES[name](event)
+
+    with pytest.raises(AppendOnly):
+        async_to_sync(change)()
+    assert _stored() == before
+
+
+@pytest.mark.django_db
+def test_audit_rows_can_be_added() -> None:
+    _event(reason="one").save()
+    AuditEvent.objects.create(**{**_stored()[0], "id": None, "event_id": _event().event_id})
+    AuditEvent.objects.bulk_create([_event(reason="three"), _event(reason="four")])
+    async_to_sync(_event(reason="five").asave)()
+    assert [row["reason"] for row in _stored()] == ["one", "one", "three", "four", "five"]
+
+
+def test_bulk_create_may_skip_what_is_there(event: AuditEvent) -> None:
+    before = _stored()
+    objects.bulk_create([_event(event_id=event.event_id, reason="other")], ignore_conflicts=True)
+    assert _stored() == before
+
+
+def test_audit_rows_outlive_the_user_and_the_token(
+    issue: Issue, make_user: Callable[..., Any]
+) -> None:
+    user = make_user("jo")
+    issue(user=user)
+    before = _stored()
+    pk = str(user.pk)
+    user.delete()
+    assert _stored()[: len(before)] == before
+    assert {row["user_id"] for row in _stored()} == {pk}
+
+
+@pytest.mark.django_db
+def test_nobody_can_be_permitted_to_change_the_audit() -> None:
+    permissions = Permission.objects.filter(content_type__model="auditevent")
+    assert [permission.codename for permission in permissions] == ["view_auditevent"]
