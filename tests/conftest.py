@@ -8,17 +8,23 @@ from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
+from django.conf import settings as django_settings
 from django.contrib.auth import get_user_model
 from django.core.cache import caches
 from django.db import OperationalError, connection
-from django.test import AsyncClient, Client
+from django.test import AsyncClient, Client, override_settings
 from django.utils import timezone
+from hypothesis import settings as hypothesis_settings
 from pytest_django import Settings
 
 from tests import views
 from tokenauth import services
 from tokenauth.models import AuditEvent, Token
 from tokenauth.tokens import generate
+
+# A busy machine is no failure.
+hypothesis_settings.register_profile("tokenauth", deadline=None)
+hypothesis_settings.load_profile("tokenauth")
 
 Issue = Callable[..., services.Issued]
 Knock = Callable[..., Any]
@@ -179,9 +185,15 @@ def ask(
 ) -> Any:
     """Return the answer to one request, ``method="get"`` unless told, over WSGI or ASGI."""
     method = options.pop("method", "get")
-    if asgi:
+    if not asgi:
+        return getattr(Client(), method)(path, headers=headers, **options)
+    with override_settings(MIDDLEWARE=without_sync_middleware()):
         return async_to_sync(getattr(AsyncClient(), method))(path, headers=headers, **options)
-    return getattr(Client(), method)(path, headers=headers, **options)
+
+
+def without_sync_middleware() -> list[str]:
+    """Return MIDDLEWARE without WhiteNoise, which would have all that is outside it run in sync."""
+    return [name for name in django_settings.MIDDLEWARE if "whitenoise" not in name]
 
 
 def header(issued: services.Issued) -> dict[str, str]:

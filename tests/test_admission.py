@@ -108,6 +108,13 @@ def test_a_database_that_is_down(
     assert "the database failed" in caplog.text
 
 
+def test_a_verifier_may_be_unavailable(knock: Knock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that asks a server elsewhere, for example."""
+    monkeypatch.setattr("tokenauth.admission.get_verifiers", lambda: [_raise_unavailable])
+    assert knock({"X-Api-Key": "f" * 40}).status_code == 503
+    assert events() == []
+
+
 def test_an_error_of_a_verifier_is_not_hidden(configure: Callable[..., None]) -> None:
     configure(VERIFIERS=["tests.views.BrokenVerifier"])
     with pytest.raises(RuntimeError, match="broken on purpose"):
@@ -161,7 +168,7 @@ def test_unavailability_is_remembered(rf: RequestFactory, request: pytest.Fixtur
         admit_request(asked)
 
 
-def _raise_unavailable(*_args: object) -> None:
+def _raise_unavailable(*_args: object, **_options: object) -> None:
     raise Unavailable
 
 

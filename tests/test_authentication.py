@@ -288,8 +288,9 @@ def test_a_view_may_say_401_itself(issue: Issue) -> None:
 @pytest.mark.parametrize(
     "handler", ["tests.views.plain_json_handler", "tests.views.renaming_handler"]
 )
+@pytest.mark.parametrize("asgi", [False, True])
 def test_refusals_are_ours_whatever_the_exception_handler_makes_of_them(
-    handler: str, settings: Any, issue: Issue
+    asgi: bool, handler: str, settings: Any, issue: Issue
 ) -> None:
     settings.REST_FRAMEWORK = {**settings.REST_FRAMEWORK, "EXCEPTION_HANDLER": handler}
     token = issue()
@@ -298,9 +299,11 @@ def test_refusals_are_ours_whatever_the_exception_handler_makes_of_them(
         ({}, 401, "not_authenticated"),
         (header(token), 403, "insufficient_scope"),
     ):
-        response = ask("/drf/", headers)
+        response = ask("/drf/", headers, asgi=asgi)
         assert response.status_code == status
         assert response.json()["code"] == code
+        length = str(len(response.content))
+        assert response.headers.get("Content-Length", length) == length
         assert response.headers["WWW-Authenticate"].startswith('Bearer realm="api"')
     assert events() == [
         ("auth.rejected", "unknown"),
@@ -314,9 +317,9 @@ def test_a_refusal_in_disguise_is_still_an_event(settings: Any, issue: Issue) ->
     """A project may hide what one may not see; the audit says what happened all the same."""
     handler = "tests.views.hiding_handler"
     settings.REST_FRAMEWORK = {**settings.REST_FRAMEWORK, "EXCEPTION_HANDLER": handler}
-    ask("/drf/", header(issue()))
+    assert ask("/drf/", header(issue())).status_code == 404
     assert events() == [("auth.accepted", ""), ("access.denied", "insufficient_scope")]
-    ask("/drf/")
+    assert ask("/drf/").status_code == 404
     assert events()[2:] == [("auth.rejected", "missing")]
 
 

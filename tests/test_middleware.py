@@ -17,7 +17,15 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tests import views
-from tests.conftest import Issue, ask, bearer, events, header, use_middleware
+from tests.conftest import (
+    Issue,
+    ask,
+    bearer,
+    events,
+    header,
+    use_middleware,
+    without_sync_middleware,
+)
 from tokenauth import services
 from tokenauth.exceptions import OpenTransaction
 from tokenauth.models import AuditEvent
@@ -33,7 +41,9 @@ NOBODY_KNOWS = {"X-Api-Key": "f" * 40}
 
 
 @pytest.fixture(params=["wsgi", "asgi"])
-def asgi(request: pytest.FixtureRequest) -> bool:
+def asgi(request: pytest.FixtureRequest, settings: Any) -> bool:
+    if request.param == "asgi":
+        settings.MIDDLEWARE = without_sync_middleware()
     return bool(request.param == "asgi")
 
 
@@ -429,8 +439,11 @@ def test_junk_in_headers_does_not_keep_a_good_token_out(issue: Issue, junk_site:
 
 
 @pytest.mark.parametrize("path", ["/async/", "/drf/"])
-def test_junk_in_headers_over_asgi(path: str, junk_site: None, calls: list[str]) -> None:
+def test_junk_in_headers_over_asgi(
+    path: str, junk_site: None, settings: Any, calls: list[str]
+) -> None:
     """Also the same header twice, which ASGI servers pass on as two."""
+    settings.MIDDLEWARE = without_sync_middleware()
     client: Any = AsyncClient()
     names = [b"authorization", b"x-api-key", b"user-agent", b"x-forwarded-for", b"x-request-id"]
     values = st.binary(max_size=60) | st.sampled_from(

@@ -290,6 +290,9 @@ def test_a_denied_page_leaves_one_denial(client: Client, issue: Issue) -> None:
 
 
 def test_asking_what_options_there_are_leaves_no_denial(issue: Issue) -> None:
-    """DRF's metadata try the permissions of POST and PUT."""
-    assert ask("/forms/", header(issue(scopes=READ)), method="options").status_code == 200
-    assert events() == [ACCEPTED]
+    """DRF's metadata try the permissions of POST, and tell what it takes where they allow it."""
+    for scopes, described in ((READ, False), (READ + WRITE, True)):
+        response = ask("/form/", header(issue(scopes=scopes)), method="options")
+        assert response.status_code == 200
+        assert ("actions" in response.json()) is described
+    assert events() == [ACCEPTED, ACCEPTED]

@@ -220,6 +220,19 @@ def test_problem_details(path: str, issue: Issue, configure: Callable[..., None]
         assert set(body) == {"type", "title", "status", "detail", "code"}
 
 
+def test_problem_details_of_a_database_that_is_down(
+    configure: Callable[..., None], database_down: None
+) -> None:
+    configure(ERROR_FORMAT="tokenauth.responses.problem_details")
+    response = ask("/plain/", {"X-Api-Key": "f" * 40})
+    assert response.json() == {
+        "type": "about:blank",
+        "title": "Service Unavailable",
+        "status": 503,
+        **UNAVAILABLE,
+    }
+
+
 @pytest.mark.parametrize("path", ["/drf/", "/plain/", "/async/"])
 @pytest.mark.parametrize("accept", ["*/*", "application/json", "text/html"])
 def test_own_format(path: str, accept: str, issue: Issue, configure: Callable[..., None]) -> None:

@@ -40,6 +40,7 @@ urlpatterns = [
     path("optional/", views.Optional.as_view()),
     path("login/", views.Login.as_view()),
     path("chosen/", views.Chosen.as_view()),
+    path("form/", views.FormView.as_view()),
     path("scopes-or-staff/", views.ScopesOrStaff.as_view()),
     path("staff-or-scopes/", views.StaffOrScopes.as_view()),
     path("own-refusal/", views.OwnRefusal.as_view()),
