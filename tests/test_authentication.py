@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.core.cache import cache
+from django.core.exceptions import ValidationError
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -336,8 +337,14 @@ def test_clients_do_not_share_a_throttle(issue: Issue) -> None:
 
 @pytest.mark.parametrize(("one", "other"), [("one", "other"), ("robot", "ROBOT"), ("rené", "rene")])
 def test_clients_do_not_see_each_others_rows(one: str, other: str, issue: Issue) -> None:
-    """MariaDB's default collation takes the last two pairs for the same."""
-    first, second = issue(client_id=one), issue(client_id=other)
+    """MariaDB's default collation takes the last two pairs for the same: there is no second."""
+    first = issue(client_id=one)
+    try:
+        second = issue(client_id=other)
+    except ValidationError as refused:
+        refused_by = list(refused.message_dict)
+        assert (one != "one", refused_by) == (True, ["client_id"])  # noqa: PT017
+        return
     ask("/mine/", header(first), method="post", data={"name": "mine"})
     assert ask("/mine/", header(first)).json() == [{"name": "mine"}]
     assert ask("/mine/", header(second)).json() == []

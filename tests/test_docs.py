@@ -29,9 +29,10 @@ from tests.conftest import Issue, bearer
 from tokenauth import audit, checks, conf, responses
 from tokenauth.client_info import ClientInfo
 from tokenauth.conf import parse_settings
-from tokenauth.exceptions import Code, Reason, Refused, Unavailable
+from tokenauth.exceptions import Code, Reason, Refused, Throttled, Unavailable
 from tokenauth.models import AuditEvent, Event, Token
 from tokenauth.principal import Principal
+from tokenauth.rates import parse_rate
 from tokenauth.responses import Refusal
 from tokenauth.verifiers.database import DatabaseVerifier
 
@@ -187,6 +188,12 @@ def test_every_python_block_runs(block: Block, run: Run, settings: Settings) -> 
     if "MIDDLEWARE" in names:
         settings.MIDDLEWARE = names["MIDDLEWARE"]
         assert checks.check_middleware() == []
+    if "CACHES" in names:
+        settings.CACHES = names["CACHES"]
+        settings.RATELIMIT_USE_CACHE = names["RATELIMIT_USE_CACHE"]
+        assert checks.check_cache() == []
+        found = [message.id for message in checks.check_shared_cache()]
+        assert found == ([] if "FallbackRedisCache" in block.text else ["tokenauth.E007"])
 
 
 def test_readme_puts_the_middleware_first(run: Run) -> None:
@@ -231,6 +238,9 @@ READ, WRITE = "samples:read", "samples:write"
         ("decorators.md", "report", "get", [READ], 200),
         ("decorators.md", "report", "get", [], 403),
         ("decorators.md", "report", "get", None, 401),
+        ("throttling.md", "Search", "get", [READ], 200),
+        ("throttling.md", "Search", "get", [], 403),
+        ("throttling.md", "Search", "get", None, 401),
         ("principal.md", "MySamples", "get", [], 200),
         ("principal.md", "MySamples", "get", None, 401),
     ],
@@ -242,6 +252,42 @@ def test_views(
     assert answer.status_code == status
     expected = {401: "not_authenticated", 403: "insufficient_scope"}.get(status)
     assert expected is None or answer.json()["code"] == expected
+
+
+@pytest.mark.usefixtures("limits_on")
+def test_the_throttle_lets_through_what_its_view_says(
+    run: Run, settings: Settings, issue: Issue, client: Client
+) -> None:
+    view = run(snippet("throttling.md", "class Search"))["Search"]
+    settings.ROOT_URLCONF = Routes(path("it/", view.as_view()))
+    assert checks.check_views() == []
+    one, other = bearer(issue(scopes=[READ])), bearer(issue(scopes=[READ]))
+    codes = [client.get("/it/", **one).status_code for _ in range(6)]
+    assert codes == [200] * 5 + [429]
+    assert client.get("/it/", **other).status_code == 200
+    row = AuditEvent.objects.get(event=Event.AUTH_THROTTLED)
+    assert row.reason == "view_rate"
+
+
+@pytest.mark.usefixtures("limits_on")
+def test_the_headers_of_limits(issue: Issue, client: Client) -> None:
+    shown = [code for code in codes(prose("limits.md")) if code.startswith("RateLimit")]
+    answer = client.get("/api/v1/whoami/", **bearer(issue(rate="600/m")))
+    real = [f"{name}: {answer[name]}" for name in ("RateLimit-Policy", "RateLimit")]
+    # Only the window's end is another.
+    assert [re.sub("t=[0-9]+", "", line) for line in real] == [
+        re.sub("t=[0-9]+", "", line) for line in shown
+    ]
+
+
+def test_rates() -> None:
+    for code in column("limits.md", "rate"):
+        assert str(parse_rate(value(code))) == value(code)
+    [refused] = re.findall(r"^Refused is anything else:.*?\. ", prose("limits.md"), re.M | re.S)
+    assert len(codes(refused)) > 5
+    for code in codes(refused):
+        with pytest.raises(ValueError, match="is not a rate"):
+            parse_rate(value(code))
 
 
 def test_readme_views_say_who_calls(view_at: Answer) -> None:
@@ -443,6 +489,7 @@ def test_error_codes_are_complete_and_true() -> None:
     assert sorted(rows) == sorted(Code)
     failures: list[Refused | Unavailable] = [Unavailable(), *map(Refused, Reason)]
     failures.append(Refused(Reason.INSUFFICIENT_SCOPE, scopes=("samples:write",)))
+    failures.append(Throttled(Reason.TOKEN_RATE, retry_after=42, excess=1))
     for failure in failures:
         refusal = responses.describe(failure)
         row = rows[refusal.code]

@@ -262,6 +262,15 @@ def test_an_accepted_network_lets_its_addresses_in(network: str, ip: str, issue:
     assert not token.admits("203.0.113.7")
 
 
+@pytest.mark.parametrize("double", ["CLIENT", "Client"])
+def test_clients_told_apart_only_by_letter_case_are_refused(double: str, issue: Issue) -> None:
+    issue(client_id="client")
+    with pytest.raises(ValidationError) as caught:
+        issue(client_id=double)
+    assert list(caught.value.message_dict) == ["client_id"]
+    assert issue(client_id="client")
+
+
 # What each operation writes
 
 
@@ -657,8 +666,10 @@ BEYOND = ["scopes", "client", "other user", "superuser", "client of another"]
 
 @pytest.fixture
 def jo(make_user: MakeUser) -> Any:
-    """Return a user without permissions who may grant himself ``samples:read``."""
-    return make_user("jo", is_staff=True)
+    """Return a user who may change tokens, and grant himself ``samples:read``."""
+    jo = make_user("jo", is_staff=True)
+    jo.user_permissions.add(Permission.objects.get(codename="change_token"))
+    return jo
 
 
 @pytest.fixture
@@ -672,9 +683,10 @@ def token(request: pytest.FixtureRequest, jo: Any, issue: Issue, make_user: Make
         options["user"] = None
     elif kind in {"other user", "superuser"}:
         options["user"] = make_user("eva", is_superuser=kind == "superuser")
-    elif kind == "client of another":
-        issue(client_id="CLIENT")
     token: Token = issue(**options).token
+    if kind == "client of another":
+        other = issue(client_id="another").token
+        Token.objects.filter(pk=other.pk).update(client_id="CLIENT")
     return token
 
 
@@ -708,6 +720,22 @@ def test_weakening_takes_no_right_to_issue(name: str, token: Token, jo: Any) -> 
     before = len(events())
     WEAKENING[name](token, by=by(jo))
     assert len(events()) == before + 1
+
+
+@pytest.mark.parametrize("token", ["client", "other user", "superuser", "own"], indirect=True)
+@pytest.mark.parametrize("name", [*WEAKENING, *STRENGTHENING])
+def test_without_permission_one_changes_ones_own_only(name: str, token: Token, jo: Any) -> None:
+    prepare(token, name)
+    jo.user_permissions.clear()
+    run = WEAKENING.get(name) or STRENGTHENING[name]
+    before = everything()
+    if token.user == jo:
+        run(token, by=by(jo))
+        assert everything() != before
+    else:
+        with pytest.raises(NotPermitted):
+            run(token, by=by(jo))
+        assert everything() == before
 
 
 @pytest.mark.parametrize("token", ["superuser"], indirect=True)
