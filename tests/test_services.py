@@ -268,7 +268,7 @@ def test_clients_told_apart_only_by_letter_case_are_refused(double: str, issue: 
     with pytest.raises(ValidationError) as caught:
         issue(client_id=double)
     assert list(caught.value.message_dict) == ["client_id"]
-    assert issue(client_id="client")
+    assert issue(client_id="client").plaintext
 
 
 # What each operation writes

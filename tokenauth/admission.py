@@ -54,6 +54,8 @@ class RequestState:
 
 def state_of(request: HttpRequest) -> RequestState:
     """Return the state of ``request``, made on the first call."""
+    # A decorator below DRF's ``@api_view`` hands over DRF's request.
+    request = getattr(request, "_request", request)
     state: RequestState | None = getattr(request, "_tokenauth", None)
     if state is None:
         state = RequestState(client_info=read_client_info(request))

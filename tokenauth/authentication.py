@@ -11,7 +11,7 @@ from rest_framework.authentication import (
     RemoteUserAuthentication,
     SessionAuthentication,
 )
-from rest_framework.exceptions import APIException, AuthenticationFailed
+from rest_framework.exceptions import APIException, AuthenticationFailed, NotAuthenticated
 from rest_framework.request import Request
 
 from tokenauth import responses
@@ -62,34 +62,49 @@ class TokenAuthentication(BaseAuthentication):
 
 
 def _watch(request: Request) -> None:
-    """Learn when the view's permissions stop this request.
+    """Learn which error ends this request.
 
     Only the view knows: its response looks the same when the view itself, another
-    authentication class or a handler of the project's own says 401 or 403.
+    authentication class or a handler of the project's own says 401 or 403; and a view may ask
+    its permissions without ending with what they say.
     """
     view: Any = (request.parser_context or {}).get("view")
     if not hasattr(view, "permission_denied"):
         return
-    state, permission_denied = state_of(request._request), view.permission_denied
+    state = state_of(request._request)
+    permission_denied, handle_exception = view.permission_denied, view.handle_exception
 
-    def note_and_deny(request: Request, message: Any = None, code: Any = None) -> Any:
-        state.stopped = state.stopped or _why_stopped(request, view, state)
-        return permission_denied(request, message=message, code=code)
+    def deny(request: Request, message: Any = None, code: Any = None) -> Any:
+        try:
+            return permission_denied(request, message=message, code=code)
+        except APIException as error:
+            error.tokenauth_denied = _is_ours(request, view, state)  # type: ignore[attr-defined]
+            raise
 
-    view.permission_denied = note_and_deny
+    def handle(error: Exception) -> Any:
+        state.stopped = state.stopped or _why_stopped(request, error, state)
+        return handle_exception(error)
+
+    view.permission_denied, view.handle_exception = deny, handle
 
 
-def _why_stopped(request: Request, view: Any, state: RequestState) -> Refused | None:
+def _why_stopped(request: Request, error: Exception, state: RequestState) -> Refused | None:
     if state.principal is not None:
-        # ``HasScopes | IsAdminUser`` may have let the caller on; then another one said no.
-        denied = state.denied and any(
-            _is_on_scopes(permission) and not permission.has_permission(request, view)
-            for permission in view.get_permissions()
-        )
-        return state.denied if denied else None
-    if request.successful_authenticator:
+        return state.denied if getattr(error, "tokenauth_denied", False) else None
+    if not isinstance(error, NotAuthenticated) or request.successful_authenticator:
         return None
     return Refused(Reason.UNKNOWN if state.unclaimed else Reason.MISSING)
+
+
+def _is_ours(request: Request, view: Any, state: RequestState) -> bool:
+    """Tell whether it was ``HasScopes`` that said no.
+
+    ``HasScopes | IsAdminUser`` may have let the caller on, and then another one said no.
+    """
+    return state.denied is not None and any(
+        _is_on_scopes(permission) and not permission.has_permission(request, view)
+        for permission in view.get_permissions()
+    )
 
 
 def _is_on_scopes(permission: Any) -> bool:

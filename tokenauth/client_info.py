@@ -88,7 +88,7 @@ class Actor:
         user: Any = request.user
         return cls(
             kind=ActorKind.USER,
-            name=user.get_username(),
+            name=str(user.get_username()),
             user=user,
             client_info=read_client_info(request),
         )

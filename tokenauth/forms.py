@@ -12,7 +12,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from tokenauth import policy, services
-from tokenauth.client_info import Actor
+from tokenauth.client_info import Actor, sanitise
 from tokenauth.conf import format_duration, get_settings
 from tokenauth.exceptions import NotPermitted
 from tokenauth.models import Token
@@ -152,7 +152,7 @@ class IssueForm(_TokenForm):
         except BadSignature:
             self.add_error(None, _("This form is damaged. Open it anew."))
             return
-        if public_id and Token.objects.filter(public_id=public_id).exists():
+        if public_id and Token.objects.primary().filter(public_id=public_id).exists():
             text = _("This form was sent already: token %(id)s was issued and its text shown then.")
             self.add_error(None, ValidationError(text, params={"id": public_id}))
         self.cleaned_data["ticket"] = public_id
@@ -215,6 +215,10 @@ class ConfirmForm(forms.Form):
         help_text=_("Goes to the audit."),
         widget=forms.TextInput(attrs={"class": "vTextField"}),
     )
+
+    def clean_reason(self) -> str:
+        """Cut a token's text out: the reason goes to the admin's own log too."""
+        return sanitise(self.cleaned_data["reason"], services.REASON_LENGTH)
 
 
 def _signer() -> Signer:

@@ -8,13 +8,14 @@ from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.utils.cache import patch_vary_headers
 
 from tokenauth import responses
 from tokenauth.admission import admit_request, audit_refusal, state_of
 from tokenauth.authentication import authentication_classes_of, is_guarded, is_shared
 from tokenauth.conf import get_settings
 from tokenauth.decorators import refusal_of
-from tokenauth.exceptions import Refused, Unavailable
+from tokenauth.exceptions import Refused, Throttled, Unavailable
 
 _REFUSED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS}
 
@@ -47,7 +48,7 @@ class TokenAuthMiddleware:
         refusal = _require(request) if self.is_closed(request) else None
         response = refusal or self.get_response(request)
         _settle(request, response)
-        return _set_limits(request, _write_note(request) or response)
+        return _finish(request, _write_note(request) or response)
 
     async def _acall(self, request: HttpRequest) -> HttpResponseBase:
         _prepare(request)
@@ -56,7 +57,7 @@ class TokenAuthMiddleware:
         _settle(request, response)
         if _has_note(request):
             response = await sync_to_async(_write_note)(request) or response
-        return _set_limits(request, response)
+        return _finish(request, response)
 
     def is_closed(self, request: HttpRequest) -> bool:
         """Tell whether the request needs a token whatever its view."""
@@ -67,6 +68,8 @@ class TokenAuthMiddleware:
     ) -> HttpResponse | None:
         """Admit a request whose view is guarded: outside ATOMIC_REQUESTS, before the view."""
         if not is_guarded(view):
+            if _has_state(request):
+                _let_in(request)
             return None
         if getattr(view, "tokenauth_guard", False):
             refusal = refusal_of(request, view.tokenauth_scopes)
@@ -127,6 +130,9 @@ def _require(request: HttpRequest) -> HttpResponse | None:
 def _let_in(request: Any) -> None:
     principal = state_of(request).principal
     request.tokenauth = principal
+    # Django's cache for a whole site answers before any view is known: what it kept of one
+    # caller, every other would get, unverified.
+    request._cache_update_cache = False
     if principal is not None:
         # A header is something no page of another site can make a browser send unasked, so a
         # proven one needs no further protection against forged requests.
@@ -141,9 +147,16 @@ def _has_note(request: HttpRequest) -> bool:
     return _has_state(request) and state_of(request).to_audit is not None
 
 
-def _set_limits(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+def _is_429(response: Any) -> bool:
+    return bool(response.status_code == HTTPStatus.TOO_MANY_REQUESTS)
+
+
+def _finish(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
     if _has_state(request):
         responses.set_limits(response, state_of(request).usages)
+        # Caches on the way know of Authorization, not of what else carries tokens here.
+        headers = [transport.header for transport in get_settings().transports]
+        patch_vary_headers(response, headers)
     return response
 
 
@@ -169,7 +182,7 @@ def _settle(request: HttpRequest, response: Any) -> None:
     if not _has_state(request) or response.status_code < HTTPStatus.BAD_REQUEST:
         return
     state = state_of(request)
-    if state.answered:
+    if state.answered or (isinstance(state.stopped, Throttled) and not _is_429(response)):
         return
     if state.stopped is not None:
         state.to_audit = refused = state.stopped

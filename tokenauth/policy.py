@@ -97,7 +97,7 @@ def _check_owner(actor: Actor | None, client_id: str, user: AbstractBaseUser | N
     own = acting is not None and acting.pk is not None and user == acting
     if may_issue_for_others(actor):
         # Otherwise this permission would be a superuser's rights under another name.
-        if not own and getattr(user, "is_superuser", False):
+        if getattr(user, "is_superuser", False):
             raise NotPermitted("Only a superuser may issue tokens for a superuser.", field="user")
         return
     if not own or user is None:
@@ -119,7 +119,10 @@ def _belongs_to_another(client_id: str, user: AbstractBaseUser) -> bool:
     users: Any = get_user_model()
     named = {f"{users.USERNAME_FIELD}__iexact": client_id}
     return (
-        Token.objects.filter(client_id__iexact=client_id).exclude(user__pk=user.pk).exists()
+        Token.objects.primary()
+        .filter(client_id__iexact=client_id)
+        .exclude(user__pk=user.pk)
+        .exists()
         or users._default_manager.filter(**named).exclude(pk=user.pk).exists()
     )
 

@@ -114,4 +114,4 @@ class Principal:
     def user_name(self) -> str:
         """The owning Django user's name; "" where there is none."""
         user: Any = self.user
-        return "" if isinstance(user, ClientUser) else user.get_username()
+        return "" if isinstance(user, ClientUser) else str(user.get_username())

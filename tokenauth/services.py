@@ -18,6 +18,7 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.db import models, router, transaction
+from django.db.models import Q
 from django.utils import timezone
 
 from tokenauth import audit, policy
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
 
 REASON_LENGTH = 200
+FIRST_YEAR, LAST_YEAR = 1970, 2999
 _MAPPED_BITS = 96
 _USABLE = {TokenStatus.ACTIVE, TokenStatus.NOT_YET_VALID}
 
@@ -261,8 +263,7 @@ def _atomic() -> transaction.Atomic:
 def _lock(token: Token, by: Actor | None) -> Token:
     """Return the token as it is stored, locked for whoever may change it."""
     # Without the user's table in the query: an outer join can't be locked on PostgreSQL.
-    tokens = Token.objects.using(router.db_for_write(Token)).select_for_update()
-    token = tokens.get(pk=token.pk)
+    token = Token.objects.primary().select_for_update().get(pk=token.pk)
     policy.check_change(by, token)
     return token
 
@@ -318,7 +319,7 @@ def _draft(
     named: Any = user
     if named is not None and (not isinstance(named, get_user_model()) or named.pk is None):
         raise ValidationError({"user": "This is no stored user."})
-    client_id = client_id or ("" if named is None else named.get_username())
+    client_id = client_id or ("" if named is None else str(named.get_username()))
     _check_client_id(client_id)
     token = Token(
         client_id=client_id,
@@ -353,7 +354,8 @@ def _check_client_id(client_id: str) -> None:
 def _check_no_double(client_id: str) -> None:
     # MariaDB's default collation takes "robot" and "ROBOT" for one: two clients so named would
     # see each other's rows in views that filter by who asks. Compared in Python, refused always.
-    known = Token.objects.filter(client_id__iexact=client_id).order_by().first()
+    same = Q(client_id__iexact=client_id) | Q(client_id=client_id)
+    known = Token.objects.primary().filter(same).order_by().first()
     if known is not None and known.client_id != client_id:
         raise ValidationError({"client_id": f"Too much like the client {known.client_id!r}."})
 
@@ -397,10 +399,15 @@ def _clean_rate(text: str) -> str:
 
 
 def _clean_moment(name: str, moment: datetime | None) -> datetime | None:
-    if moment is not None and timezone.is_naive(moment) == settings.USE_TZ:
+    if moment is None:
+        return None
+    if timezone.is_naive(moment) == settings.USE_TZ:
         raise ValidationError({name: "Give a time with a time zone, as USE_TZ asks for."})
+    if not FIRST_YEAR <= moment.year <= LAST_YEAR:
+        # At the ends of the calendar other time zones, and rotating, would fall off it.
+        raise ValidationError({name: f"Use a year from {FIRST_YEAR} to {LAST_YEAR}, or no time."})
     # In one zone, so that the audit doesn't tell of a change where there is none.
-    return moment and (moment.astimezone(UTC) if settings.USE_TZ else moment)
+    return moment.astimezone(UTC) if settings.USE_TZ else moment
 
 
 def _set_lifetime(token: Token) -> None:

@@ -76,7 +76,7 @@ def record(
     row = _row(event, by.client_info if by else ClientInfo(), reason, details)
     row.token_id, row.client_id = token.public_id, token.client_id
     row.user_id = "" if user is None else sanitise(str(user.pk), USER_ID_LENGTH)
-    row.user_name = "" if user is None else sanitise(user.get_username(), NAME_LENGTH)
+    row.user_name = "" if user is None else sanitise(str(user.get_username()), NAME_LENGTH)
     row.actor = str(by) if by else "code"
     row.save(using=router.db_for_write(Token, instance=token))
 

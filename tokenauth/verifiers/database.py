@@ -51,7 +51,12 @@ class DatabaseVerifier:
 
 
 def _find(ring: Mapping[str, str]) -> Token | None:
-    rows = Token.objects.select_related("user").filter(digest__in=[*ring.values()]).order_by()[:1]
+    rows = (
+        Token.objects.primary()
+        .select_related("user")
+        .filter(digest__in=[*ring.values()])
+        .order_by()[:1]
+    )
     found = next(iter(rows), None)
     # The database's idea of equality is its collation's; this is ours, in constant time.
     if found is None or not hmac.compare_digest(found.digest, ring.get(found.pepper_id, "")):

@@ -77,6 +77,8 @@ class Command(BaseCommand):
             handle(verb=verb, **options)
         except ValidationError as error:
             raise CommandError(_explain(error)) from None
+        except UnicodeEncodeError:
+            raise CommandError("That isn't text: it isn't valid UTF-8.") from None
         except NotPermitted as error:
             raise CommandError(error.message) from None
 
@@ -156,7 +158,7 @@ def _describe(token: Token) -> dict[str, Any]:
     return {
         "id": token.public_id,
         "client_id": token.client_id,
-        "user": None if user is None else user.get_username(),
+        "user": None if user is None else str(user.get_username()),
         "name": token.name,
         "scopes": list(token.scope_set),
         "not_before": _iso(token.not_before),
@@ -201,7 +203,7 @@ def _find_user(username: str) -> Any:
     users: Any = get_user_model()
     try:
         return users._default_manager.get_by_natural_key(username)
-    except users.DoesNotExist:
+    except (users.DoesNotExist, ValueError):
         raise CommandError(f"There is no user {username!r}.") from None
 
 
