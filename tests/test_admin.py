@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.contrib import admin as django_admin
+from django.contrib.admin import AdminSite
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission
 from django.contrib.sessions.models import Session
 from django.db import connection
 from django.test import Client
-from django.test.utils import CaptureQueriesContext
-from django.urls import reverse
+from django.test.utils import CaptureQueriesContext, override_settings
+from django.urls import path, reverse
 from django.utils import timezone
 from pytest_django import Settings
 
 from tests.conftest import Issue, bearer
-from tokenauth.admin import OPERATIONS, BoundedPaginator
+from tokenauth import services
+from tokenauth.admin import OPERATIONS, BoundedPaginator, TokenAdmin
 from tokenauth.models import AuditEvent, Token, TokenStatus
 
 pytestmark = pytest.mark.django_db
@@ -89,6 +93,7 @@ def test_issue_shows_the_text_once_and_it_works(admin_client: Client, client: Cl
     response = admin_client.post(ADD, data)
     assert response.status_code == 200
     assert "no-store" in response["Cache-Control"]
+    assert response["Referrer-Policy"] == "no-referrer"
     [plaintext] = set(PLAINTEXT.findall(response.content.decode()))
     answer = client.get(WHOAMI, HTTP_AUTHORIZATION=f"Bearer {plaintext}")
     assert answer.json() == {
@@ -401,7 +406,7 @@ def test_a_refused_operation_says_why(admin_client: Client, issue: Issue) -> Non
     token = issue().token
     run(admin_client, token, "revoke", bulk=False)
     response = admin_client.post(page(token, "enable"), {"confirmed": "yes"}, follow=True)
-    assert "revoking is final" in response.content.decode()
+    assert "it is revoked." in response.content.decode()
 
 
 def test_an_unknown_token_leads_back(admin_client: Client) -> None:
@@ -432,6 +437,146 @@ def test_a_scope_that_was_dropped_from_the_settings_stays(
     assert admin_client.post(page(token), data).status_code == 302
     token.refresh_from_db()
     assert (token.name, token.scopes) == ("new", "samples:write")
+
+
+def test_a_token_in_the_reason_is_cut_out(admin_client: Client, issue: Issue) -> None:
+    issued = issue()
+    run(admin_client, issued.token, "disable", bulk=False, reason=f"leaked {issued.plaintext!s}")
+    kept = repr([*LogEntry.objects.values(), *AuditEvent.objects.values()])
+    assert "leaked" in kept
+    assert issued.plaintext[-38:] not in kept
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+def test_what_changes_nothing_is_not_said_to_have_happened(
+    admin_client: Client, issue: Issue, bulk: bool
+) -> None:
+    token = issue().token
+    for _ in range(2):
+        run(admin_client, token, "revoke", bulk=bulk)
+    run(admin_client, token, "disable", bulk=bulk)
+    assert LogEntry.objects.count() == 1
+    assert rows("token.revoked").count() == 1
+    assert not rows("token.disabled").exists()
+
+
+def test_over_many_pages(admin_client: Client, issue: Issue, settings: Settings) -> None:
+    for number in range(120):
+        issue(client_id=f"client-{number}")
+    first = [token.pk for token in Token.objects.all()[:100]]
+    selected = {"action": "revoke_selected", "select_across": "1", "_selected_action": first}
+    asked = admin_client.post(LIST, selected)
+    assert (asked.context["count"], asked.context["more"]) == (120, 20)
+    fields = re.findall(
+        r'<input type="hidden" name="(\w+)" value="([^"]*)"', asked.content.decode()
+    )
+    data: dict[str, list[str]] = {}
+    for name, value in fields:
+        data.setdefault(name, []).append(value)
+    assert sum(map(len, data.values())) < 120
+    issue(client_id="newcomer")
+    again = admin_client.post(LIST, data)
+    assert "has changed meanwhile" in again.content.decode()
+    assert not rows("token.revoked").exists()
+    admin_client.post(LIST, {**data, "count": "121"})
+    assert Token.objects.filter(revoked_at=None).count() == 0
+    assert rows("token.revoked").count() == 121
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_unforeseen_error_in_a_bulk_rotation_rotates_nothing(
+    admin_client: Client, issue: Issue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = [issue(client_id=f"client-{number}").token for number in range(3)]
+    operation = OPERATIONS["rotate"]
+    rotated: list[Token] = []
+
+    def rotate(token: Token, **options: Any) -> Any:
+        if len(rotated) == 2:
+            raise ZeroDivisionError
+        rotated.append(token)
+        return operation.run(token, **options)
+
+    monkeypatch.setitem(OPERATIONS, "rotate", replace(operation, run=rotate))
+    selected = {"action": "rotate_selected", "_selected_action": [token.pk for token in tokens]}
+    with pytest.raises(ZeroDivisionError):
+        admin_client.post(LIST, {**selected, "confirmed": "yes"})
+    assert Token.objects.count() == 3
+
+
+def test_revoked_while_it_is_being_changed(
+    admin_client: Client, issue: Issue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = issue().token
+    data = fill_in(admin_client, page(token), name="new")
+    check = services.check_change
+
+    def check_then_revoke(*args: Any, **options: Any) -> None:
+        check(*args, **options)
+        services.revoke(token)
+
+    monkeypatch.setattr("tokenauth.forms.services.check_change", check_then_revoke)
+    response = admin_client.post(page(token), data, follow=True)
+    assert "revoked token can" in response.content.decode()
+    token.refresh_from_db()
+    assert token.name == ""
+
+
+def test_rotating_takes_the_right_to_add(client: Client, issue: Issue, make_user: MakeUser) -> None:
+    user = make_user("editor", is_staff=True)
+    for name in ("view_token", "change_token"):
+        grant(user, name)
+    client.force_login(user)
+    token = issue(client_id="", user=user).token
+    assert page(token, "rotate") not in client.get(page(token)).content.decode()
+    assert client.post(page(token, "rotate"), {"confirmed": "yes"}).status_code == 403
+    run(client, token, "rotate", bulk=True)
+    assert Token.objects.count() == 1
+
+
+@pytest.mark.parametrize("lookup", ["digest__startswith", "digest__regex", "pepper_id"])
+def test_digests_cannot_be_guessed_by_filtering(
+    staff_client: Client, issue: Issue, lookup: str
+) -> None:
+    issue()
+    response = staff_client.get(LIST, {lookup: "a"})
+    assert response.status_code in {302, 400}
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Tokyo", "UTC"])
+@pytest.mark.parametrize("field", ["expires_at", "not_before"])
+@pytest.mark.parametrize("date", ["0001-01-01", "9999-12-31"])
+def test_the_ends_of_the_calendar(
+    admin_client: Client, settings: Settings, zone: str, field: str, date: str
+) -> None:
+    settings.TIME_ZONE = zone
+    settings.TOKENAUTH = {}
+    moment = {f"{field}_0": date, f"{field}_1": "23:59:59"}
+    data = {**fill_in(admin_client, client_id="c"), **moment}
+    assert admin_client.post(ADD, data).status_code == 200
+    assert not Token.objects.exists()
+
+
+def test_a_second_site_without_the_audit(issue: Issue, admin_client: Client) -> None:
+    token = issue().token
+    settings_urls = Routes()
+    with override_settings(ROOT_URLCONF=settings_urls):
+        shown = admin_client.get(f"/ops/tokenauth/token/{token.pk}/change/")
+        assert shown.status_code == 200
+        assert f"/ops/tokenauth/token/{token.pk}/revoke/" in shown.content.decode()
+        response = admin_client.post(
+            f"/ops/tokenauth/token/{token.pk}/revoke/", {"confirmed": "yes"}
+        )
+        assert response["Location"] == f"/ops/tokenauth/token/{token.pk}/change/"
+
+
+class Routes:
+    """A URLconf with a second admin that knows tokens only."""
+
+    def __init__(self) -> None:
+        ops = AdminSite(name="ops")
+        ops.register(Token, TokenAdmin)
+        self.urlpatterns = [path("ops/", ops.urls), path("admin/", django_admin.site.urls)]
 
 
 # Deleting

@@ -10,13 +10,16 @@ from django.urls import path
 from django.views import View
 from pytest_django import Settings
 from rest_framework.authentication import SessionAuthentication
+from rest_framework.decorators import action
 from rest_framework.permissions import IsAdminUser
 from rest_framework.response import Response
 from rest_framework.views import APIView
+from rest_framework.viewsets import ViewSet
 
 from tests.conftest import Issue
 from tokenauth.authentication import TokenAuthentication
 from tokenauth.decorators import scopes_required
+from tokenauth.middleware import TokenAuthMiddleware
 from tokenauth.permissions import HasScopes
 from tokenauth.throttling import TokenRateThrottle
 
@@ -67,6 +70,24 @@ class ThrottledOddly(Throttled):
     throttle_rate = "10/S"
 
 
+class Actions(ViewSet):
+    authentication_classes = [TokenAuthentication]
+    permission_classes: Any = [HasScopes]
+    required_scopes: Any = ()
+
+    @action(detail=False, required_scopes=["samples:read"])
+    def good(self, request: Any) -> Response:
+        return Response()
+
+    @action(detail=False, required_scopes=["samples:raed"])
+    def misspelt(self, request: Any) -> Response:
+        return Response()
+
+
+class OwnMiddleware(TokenAuthMiddleware):
+    pass
+
+
 class Unguarded(View):
     pass
 
@@ -106,6 +127,8 @@ def test_the_example_site_is_clean() -> None:
         (misspelt, ["tokenauth.E006"]),
         (Throttled, []),
         (ThrottledOddly, ["tokenauth.E009"]),
+        (Actions.as_view({"get": "good"}, **Actions.good.kwargs), []),
+        (Actions.as_view({"get": "misspelt"}, **Actions.misspelt.kwargs), ["tokenauth.E006"]),
         (Unguarded, []),
     ],
 )
@@ -119,6 +142,7 @@ def test_views(settings: Settings, view: Any, expected: list[str]) -> None:
     [
         ([MIDDLEWARE, CSRF], True, []),
         (["tokenauth.middleware.TokenRequiredMiddleware", CSRF], True, []),
+        (["tests.test_checks.OwnMiddleware", CSRF], True, []),
         ([CSRF, MIDDLEWARE], False, ["tokenauth.E005"]),
         ([CSRF], False, ["tokenauth.W001"]),
         ([CSRF], True, ["tokenauth.E004"]),
@@ -234,3 +258,29 @@ def test_cache(
 def test_the_librarys_own_checks_are_not_needed(settings: Settings) -> None:
     settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "django_ratelimit"]
     assert found() == ["tokenauth.W011"]
+
+
+def test_a_cache_that_is_not_there(settings: Settings) -> None:
+    settings.RATELIMIT_USE_CACHE = "nowhere"
+    assert found() == ["tokenauth.E010"]
+
+
+class Apart:
+    """Keeps the audit out of the tokens' database."""
+
+    def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool | None:
+        return False if hints.get("model_name") == "auditevent" else None
+
+
+def test_the_audit_has_to_be_beside_the_tokens(settings: Settings) -> None:
+    settings.DATABASE_ROUTERS = ["tests.test_checks.Apart"]
+    assert found() == ["tokenauth.E011"]
+
+
+def test_a_header_that_error_pages_show(settings: Settings) -> None:
+    settings.CACHES = {**settings.CACHES, "ratelimit": REDIS}
+    settings.RATELIMIT_ENABLE = True
+    complete = {"MAX_LIFETIME": "30d", "PEPPERS": {"1": "secret"}}
+    settings.TOKENAUTH = {**complete, "TRANSPORTS": ["X-Credential"]}
+    settings.ROOT_URLCONF = Routes(Unguarded)
+    assert found(include_deployment_checks=True) == ["tokenauth.W015"]

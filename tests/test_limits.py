@@ -15,11 +15,14 @@ from django.test import Client
 from pytest_django import Settings
 
 from tests.conftest import ODD_RATES, Issue, bearer
-from tokenauth import limits, services
+from tokenauth import audit, limits, services
+from tokenauth.cache import Breaker
 from tokenauth.client_info import Actor, ActorKind
 from tokenauth.exceptions import NotPermitted, Unavailable
 from tokenauth.models import AuditEvent, Token
+from tokenauth.principal import ClientUser, Principal
 from tokenauth.rates import parse_rate
+from tokenauth.scopes import ScopeSet
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("limits_on")]
 
@@ -297,3 +300,79 @@ def test_all_counts_keep_apart(issue: Issue, configure: Any) -> None:
     used = [limits.count(policy, "same", rate) for policy in ("failure", "token", "view")]
     assert [usage.count for usage in used if usage] == [1, 1, 1]
     assert re.fullmatch(r"1/d", str(rate))
+
+
+# Where the answer is made elsewhere than in the middleware
+
+
+@pytest.mark.urls("tests.urls")
+@pytest.mark.parametrize("path", ["/token-then-foreign/", "/foreign-then-token/"])
+def test_what_nobody_knows_counts_on_shared_views_too(configure: Any, path: str) -> None:
+    client = Client()
+    codes = [client.get(path, HTTP_AUTHORIZATION="Bearer nobody").status_code for _ in range(7)]
+    assert codes == [401] * 5 + [429] * 2
+    assert rows("auth.rejected").count() == 5
+    assert rows("security.locked_out").count() == 1
+
+
+def test_without_the_middleware_too_many_are_429(
+    configure: Any, settings: Settings, issue: Issue
+) -> None:
+    ours = "tokenauth.middleware.TokenAuthMiddleware"
+    settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if name != ours]
+    assert ask(6, **BAD) == [401] * 5 + [429]
+    issued = issue(rate="1/d")
+    assert ask(2, **bearer(issued)) == [200, 429]
+    assert int(Client().get(WHOAMI, **BAD)["Retry-After"]) >= 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_outage_is_told_outside_the_views_transaction(
+    configure: Any, monkeypatch: pytest.MonkeyPatch, atomic_requests: None, issue: Issue
+) -> None:
+    breaker = Breaker()
+    monkeypatch.setattr(caches["ratelimit"], "breaker", breaker, raising=False)
+    issued = bearer(issue(rate="9/s"))
+    breaker.unreported = True
+    assert ask(2, **issued) == [200, 200]
+    assert rows("security.limits_degraded").count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_outage_that_cannot_be_told_is_told_later(
+    configure: Any, monkeypatch: pytest.MonkeyPatch, issue: Issue, request: pytest.FixtureRequest
+) -> None:
+    breaker = Breaker()
+    monkeypatch.setattr(caches["ratelimit"], "breaker", breaker, raising=False)
+    issued = bearer(issue(rate="9/s"))
+    breaker.unreported = True
+    record_now = audit.record_now
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise Unavailable
+
+    monkeypatch.setattr(audit, "record_now", refuse)
+    assert ask(**issued) == [503]
+    monkeypatch.setattr(audit, "record_now", record_now)
+    assert ask(**issued) == [200]
+    assert rows("security.limits_degraded").count() == 1
+
+
+def test_a_token_with_an_unreadable_rate_can_be_mended(issue: Issue, configure: Any) -> None:
+    token = issue().token
+    Token.objects.update(rate="100/M")
+    assert services.change(token, name="new").name == "new"
+    assert services.change(token, rate="100/m").rate == "100/m"
+
+
+def test_callers_without_a_token_id_do_not_share_a_counter(
+    configure: Any, settings: Settings
+) -> None:
+    one, other = (
+        Principal(
+            client_id=name, scopes=ScopeSet(), token_id="", name="", expires_at=None,
+            source="partner", user=ClientUser(name),
+        )
+        for name in ("one", "other")
+    )  # fmt: skip
+    assert one.key != other.key

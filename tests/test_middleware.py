@@ -526,3 +526,69 @@ def test_networks_are_judged_by_the_clients_address(
         response = client.get("/plain/", HTTP_X_FORWARDED_FOR=forwarded, **token)
         assert (trusted, forwarded, response.status_code) == (trusted, forwarded, status)
         assert events()[-1] == (ACCEPTED if status == 200 else ("auth.rejected", "wrong_network"))
+
+
+# Caches.
+
+
+@pytest.mark.parametrize("middleware", [OURS, f"{OURS.rpartition('.')[0]}.TokenRequiredMiddleware"])
+def test_a_cache_for_the_whole_site_keeps_no_answers_apart_from_whom_they_were_for(
+    middleware: str, issue: Issue, settings: Any
+) -> None:
+    caching = "django.middleware.cache."
+    others = [name for name in settings.MIDDLEWARE if name != OURS]
+    settings.MIDDLEWARE = [
+        middleware,
+        f"{caching}UpdateCacheMiddleware",
+        *others,
+        f"{caching}FetchFromCacheMiddleware",
+    ]
+    alice, bob = issue(client_id="alice"), issue(client_id="bob")
+    for _ in range(2):
+        assert ask("/cacheable/", key(alice)).content == b"alice"
+        assert ask("/cacheable/", key(bob)).content == b"bob"
+        assert ask("/cacheable/").status_code == 401
+    assert len(events()) == 6
+
+
+def key(issued: Any) -> dict[str, str]:
+    return {"X-Api-Key": str(issued.plaintext)}
+
+
+@pytest.mark.parametrize("asgi", [False, True])
+def test_caches_on_the_way_are_told_which_headers_matter(asgi: bool, issue: Issue) -> None:
+    for headers in (key(issue()), {}):
+        vary = ask("/cacheable/", headers, asgi=asgi).headers["Vary"]
+        assert {"Authorization", "X-Api-Key"} <= set(vary.split(", "))
+    assert "Authorization" not in ask("/open/", asgi=asgi).headers.get("Vary", "")
+
+
+# Who says no, and why.
+
+
+def test_a_decorator_below_api_view(issue: Issue) -> None:
+    assert ask("/decorated-inside/").status_code == 401
+    assert ask("/decorated-inside/", header(issue(scopes=["samples:read"]))).status_code == 200
+    assert ask("/decorated-inside/", header(issue())).status_code == 403
+    assert events() == [
+        MISSING,
+        ("auth.accepted", ""),
+        ("auth.accepted", ""),
+        ("access.denied", "insufficient_scope"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"), [("invalid", 400), ("missing", 404), ("denied", 403)]
+)
+def test_asking_ones_permissions_is_no_denial(ending: str, status: int, issue: Issue) -> None:
+    response = ask(f"/probing/{ending}/", header(issue(scopes=["samples:read"])))
+    assert response.status_code == status
+    assert "WWW-Authenticate" not in response.headers
+    assert events() == [("auth.accepted", "")]
+
+
+def test_a_view_that_wants_a_credential_after_all() -> None:
+    response = ask("/says-not-authenticated/")
+    assert (response.status_code, response.json()["code"]) == (401, "not_authenticated")
+    assert events() == [MISSING]

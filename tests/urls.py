@@ -52,6 +52,10 @@ urlpatterns = [
     path("staff-not-this-sunday/", views.StaffNotThisSunday.as_view()),
     path("writable/", views.Writable.as_view()),
     path("once-per-minute/", views.once_per_minute),
+    path("decorated-inside/", views.decorated_inside),
+    path("probing/<str:ending>/", views.Probing.as_view()),
+    path("says-not-authenticated/", views.SaysNotAuthenticated.as_view()),
+    path("cacheable/", views.cacheable),
     path("admin/", admin.site.urls),
     path("", include(router.urls)),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from datetime import datetime
@@ -512,3 +513,51 @@ class WordVerifier:
 class BrokenVerifier:
     def __call__(self, text: str, *, client_info: ClientInfo, now: datetime) -> Principal | None:
         raise RuntimeError("broken on purpose")
+
+
+# What a reviewer broke.
+
+
+@api_view(["GET"])
+@permission_classes([])
+@scopes_required("samples:read")
+def decorated_inside(request: Any) -> Response:
+    """Have the decorator below ``@api_view``, where it gets DRF's request."""
+    return Response({"client": request.auth.client_id})
+
+
+class Probing(APIView):
+    """Asks its permissions on the way, and ends for a reason of its own."""
+
+    authentication_classes = [TokenAuthentication]
+    permission_classes: Any = [HasScopes]
+    required_scopes: Any = ["samples:read"]
+
+    def get(self, request: Request, ending: str) -> Response:
+        self.required_scopes = ["samples:write"]
+        with contextlib.suppress(exceptions.PermissionDenied):
+            self.check_permissions(request)
+        errors: dict[str, Exception] = {
+            "invalid": exceptions.ValidationError("Not like this."),
+            "missing": exceptions.NotFound(),
+            "denied": exceptions.PermissionDenied("My own reason."),
+        }
+        raise errors[ending]
+
+
+class SaysNotAuthenticated(APIView):
+    """Open to all, until it says that it isn't."""
+
+    authentication_classes = [TokenAuthentication]
+    permission_classes: Any = []
+
+    def get(self, request: Request) -> Response:
+        raise exceptions.NotAuthenticated
+
+
+def whose(request: Any) -> HttpResponse:
+    """Tell who asks, to caches too."""
+    return HttpResponse(request.auth.client_id)
+
+
+cacheable = token_required(whose)

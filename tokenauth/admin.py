@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,7 +18,7 @@ from django.db.models import TextField, Value
 from django.db.models.functions import Concat
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import path, reverse
+from django.urls import get_script_prefix, path, reverse
 from django.utils import timezone
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
@@ -84,6 +85,7 @@ OPERATIONS = {
     )
 }
 
+_LISTED = 100
 _CHANGEABLE = ["name", "scopes", "not_before", "expires_at", "allowed_networks", "rate"]
 _OFFERED = {
     TokenStatus.ACTIVE: ("rotate", "disable", "revoke"),
@@ -262,8 +264,12 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         except IntegrityError:
             if object_id is not None:
                 raise
-            self.message_user(request, _("This form was sent already."), messages.ERROR)
-            return HttpResponseRedirect(self._url("changelist"))
+            refusal = str(_("This form was sent already."))
+        except (ValidationError, NotPermitted) as error:
+            # Somebody else was quicker: the form was right when it was looked at.
+            refusal = _explain(error)
+        self.message_user(request, refusal, messages.ERROR)
+        return HttpResponseRedirect(self._url("changelist"))
 
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
@@ -272,7 +278,15 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         token = context.get("original")
         context["show_save_and_add_another"] = context["show_save_and_continue"] = False
         if token is not None and self.has_change_permission(request, token):
-            context["operations"] = [OPERATIONS[name] for name in _OFFERED[token.status]]
+            names = set(_OFFERED[token.status])
+            if not self.has_rotate_permission(request):
+                names.discard("rotate")
+            context["operations"] = [OPERATIONS[name] for name in OPERATIONS if name in names]
+        if token is not None and self._may_see_audit(request):
+            events = reverse(
+                "admin:tokenauth_auditevent_changelist", current_app=self.admin_site.name
+            )
+            context["audit_url"] = f"{events}?token_id__exact={token.public_id}"
         return super().render_change_form(request, context, *args, **kwargs)
 
     def save_model(self, request: Any, obj: Token, form: Any, change: bool) -> None:
@@ -313,12 +327,30 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         token = self.get_object(request, object_id)
         if token is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
-        if not self.has_change_permission(request, token):
+        if operation.name == "rotate":
+            permitted = self.has_rotate_permission(request)
+        else:
+            permitted = self.has_change_permission(request, token)
+        if not permitted:
             raise PermissionDenied
         back = self._url("change", token.pk)
         return self._confirm(request, operation, [token], back)
 
-    @admin.action(description=_("Rotate selected tokens"), permissions=["change"])
+    def has_rotate_permission(self, request: HttpRequest) -> bool:
+        """Rotating changes a token and adds one."""
+        return self.has_change_permission(request) and self.has_add_permission(request)
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
+        """Refuse to filter by what is no staff member's business, guess by guess."""
+        if lookup.startswith(("digest", "pepper_id")):
+            return False
+        return super().lookup_allowed(lookup, value, request)  # type: ignore[arg-type]
+
+    def _may_see_audit(self, request: HttpRequest) -> bool:
+        audit = self.admin_site._registry.get(AuditEvent)
+        return audit is not None and audit.has_view_permission(request)
+
+    @admin.action(description=_("Rotate selected tokens"), permissions=["rotate"])
     def rotate_selected(self, request: HttpRequest, queryset: Any) -> HttpResponse:
         """Rotate many."""
         return self._confirm_selected(request, "rotate", queryset)
@@ -343,9 +375,10 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return reverse(name, args=args, current_app=self.admin_site.name)
 
     def _confirm_selected(self, request: HttpRequest, name: str, queryset: Any) -> HttpResponse:
-        back = self._url("changelist")
+        # In one order, so that two people at it wait for each other instead of failing.
+        tokens = list(queryset.order_by("pk"))
         return self._confirm(
-            request, OPERATIONS[name], list(queryset), back, action=f"{name}_selected"
+            request, OPERATIONS[name], tokens, self._url("changelist"), f"{name}_selected"
         )
 
     def _confirm(
@@ -358,6 +391,10 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     ) -> HttpResponse:
         """Ask on the first call, do it once it is confirmed by POST."""
         confirmed = request.method == "POST" and "confirmed" in request.POST
+        if confirmed and action and request.POST.get("count", str(len(tokens))) != str(len(tokens)):
+            confirmed = False
+            text = _("The selection has changed meanwhile. Look again.")
+            self.message_user(request, text, messages.WARNING)
         form = ConfirmForm(request.POST if confirmed else None)
         if confirmed and form.is_valid():
             issued = self._run(request, operation, tokens, form.cleaned_data["reason"])
@@ -367,13 +404,17 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             "title": operation.title,
             "opts": self.opts,
             "operation": operation,
-            "tokens": tokens,
+            "tokens": tokens[:_LISTED],
+            "count": len(tokens),
+            "more": max(0, len(tokens) - _LISTED),
+            # All of many pages are selected as such: so many fields nobody may send.
+            "across": request.POST.get("select_across") == "1",
             "form": form,
             "action": action,
             "back": back,
             "media": self.media,
         }
-        return TemplateResponse(request, "admin/tokenauth/token/confirm.html", context)
+        return self._render(request, "confirm", context)
 
     def _run(
         self, request: HttpRequest, operation: Operation, tokens: Iterable[Token], reason: str
@@ -386,21 +427,28 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         actor, done, issued = Actor.from_request(request), 0, []
         with transaction.atomic(using=router.db_for_write(Token)):
             for token in tokens:
+                if operation.name not in _OFFERED[token.status]:
+                    text = _("%(token)s: it is %(status)s.")
+                    names = {"token": token, "status": _STATUS_LABELS[token.status]}
+                    self.message_user(request, text % names, messages.WARNING)
+                    continue
                 try:
                     result = operation.run(token, reason=reason, by=actor)
                 except (ValidationError, NotPermitted) as refusal:
-                    texts = getattr(refusal, "messages", None) or [str(refusal)]
-                    self.message_user(request, f"{token}: {' '.join(texts)}", messages.ERROR)
+                    self.message_user(request, f"{token}: {_explain(refusal)}", messages.ERROR)
                     continue
                 done += 1
-                self.log_change(
-                    request, token, f"{operation.name}: {reason}" if reason else operation.name
-                )
+                log = f"{operation.name}: {reason}" if reason else operation.name
+                self.log_change(request, token, log)
                 if isinstance(result, services.Issued):
                     issued.append(result)
         if done:
             self.message_user(request, operation.done % done, messages.SUCCESS)
         return issued
+
+    def _render(self, request: Any, name: str, context: dict[str, Any]) -> TemplateResponse:
+        request.current_app = self.admin_site.name
+        return TemplateResponse(request, f"admin/tokenauth/token/{name}.html", context)
 
     def _show_issued(self, request: HttpRequest, issued: list[services.Issued]) -> HttpResponse:
         """Show new tokens, this once."""
@@ -416,7 +464,7 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             "header": header,
             "url": request.build_absolute_uri(_example_path()),
         }
-        response = TemplateResponse(request, "admin/tokenauth/token/issued.html", context)
+        response = self._render(request, "issued", context)
         response["Cache-Control"] = "no-store"
         response["Referrer-Policy"] = "no-referrer"
         return response
@@ -481,9 +529,16 @@ class AuditEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         )
 
 
+def _explain(refusal: ValidationError | NotPermitted) -> str:
+    texts = getattr(refusal, "messages", None) or [str(refusal)]
+    return " ".join(texts)
+
+
 def _example_path() -> str:
     """Return the path of a view that takes tokens and no parameters, for the ready curl line."""
     for route, _view in guarded_views():
-        if not any(character in route for character in "<>^$\\()?"):
-            return route
-    return "/"
+        # Routers write plain paths as regular expressions.
+        path = re.sub(r"\^|\$|\\Z", "", route)
+        if not re.search(r"[<>()\[\]\\?*+|]", path):
+            return get_script_prefix().rstrip("/") + path
+    return get_script_prefix()

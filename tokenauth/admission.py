@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 from django.db import Error as DatabaseFailure
 from django.http import HttpRequest
@@ -17,7 +18,7 @@ from tokenauth import audit, limits
 from tokenauth.client_info import ClientInfo, address_key, read_client_info
 from tokenauth.conf import get_settings
 from tokenauth.credentials import Credential, read_credential
-from tokenauth.exceptions import Code, Reason, Refused, Throttled, Unavailable
+from tokenauth.exceptions import Code, OpenTransaction, Reason, Refused, Throttled, Unavailable
 from tokenauth.limits import Usage
 from tokenauth.models import Event
 from tokenauth.principal import Principal
@@ -55,11 +56,11 @@ class RequestState:
 def state_of(request: HttpRequest) -> RequestState:
     """Return the state of ``request``, made on the first call."""
     # A decorator below DRF's ``@api_view`` hands over DRF's request.
-    request = getattr(request, "_request", request)
-    state: RequestState | None = getattr(request, "_tokenauth", None)
+    django_request: Any = getattr(request, "_request", request)
+    state: RequestState | None = getattr(django_request, "_tokenauth", None)
     if state is None:
-        state = RequestState(client_info=read_client_info(request))
-        request._tokenauth = state  # type: ignore[attr-defined]
+        state = RequestState(client_info=read_client_info(django_request))
+        django_request._tokenauth = state
     return state
 
 
@@ -92,21 +93,37 @@ def admit_request(request: HttpRequest, *, shared: bool = False) -> Principal | 
     return state.principal
 
 
+def count_failure(refused: Refused, client_info: ClientInfo, usages: list[Usage]) -> Refused:
+    """Count a bad credential; return its refusal, Throttled where there were too many.
+
+    Counted after the verdict and by address: a valid token passes from a locked-out address,
+    which others may share, and nobody can lock out somebody else's token. Raises Unavailable
+    when it can't be counted.
+    """
+    rate = limits.read_rate(get_settings().failure_rate)
+    usage = rate and limits.count("failure", address_key(client_info.ip), rate)
+    if not usage or not usage.excess:
+        return refused
+    usages.append(usage)
+    return Throttled(
+        Reason.TOO_MANY_FAILURES,
+        retry_after=usage.reset,
+        excess=usage.excess,
+        refused_for=refused.reason.value,
+        token_id=refused.token_id,
+        client_id=refused.client_id,
+        user_id=refused.user_id,
+        user_name=refused.user_name,
+    )
+
+
 def audit_refusal(refused: Refused, client_info: ClientInfo) -> None:
-    """Write the row of a refusal durably; raises Unavailable or OpenTransaction if it can't be.
+    """Write the rows of a refusal durably; raises Unavailable or OpenTransaction if they can't be.
 
     Of a flood there are the 1st, the 10th, the 100th … row, each with the count so far.
     """
     if isinstance(refused, Throttled):
-        if _is_power_of_ten(refused.excess):
-            audit.record_now(
-                Event.AUTH_THROTTLED,
-                client_info=client_info,
-                subject=refused,
-                reason=refused.reason.value,
-                count=refused.excess,
-                details={"refused_for": refused.refused_for} if refused.refused_for else None,
-            )
+        _audit_throttled(refused, client_info)
         return
     denied = refused.code is Code.INSUFFICIENT_SCOPE
     audit.record_now(
@@ -116,12 +133,20 @@ def audit_refusal(refused: Refused, client_info: ClientInfo) -> None:
         reason=refused.reason.value,
         details={"required_scopes": list(refused.scopes)} if refused.scopes else None,
     )
+    if refused.reason is Reason.REVOKED:
+        event = Event.SECURITY_REVOKED_TOKEN_USED
+        audit.record_now(event, client_info=client_info, subject=refused)
 
 
 def report_outage(client_info: ClientInfo) -> None:
     """Tell the audit, once an outage, that limits are counted in this process alone."""
-    if limits.take_outage():
+    if not limits.take_outage():
+        return
+    try:
         audit.record_now(Event.SECURITY_LIMITS_DEGRADED, client_info=client_info, subject=None)
+    except (Unavailable, OpenTransaction):
+        limits.put_back_outage()
+        raise
 
 
 def deny(reason: Reason, principal: Principal, scopes: tuple[str, ...] = ()) -> Refused:
@@ -207,7 +232,7 @@ def _throttle(principal: Principal, client_info: ClientInfo, usages: list[Usage]
     rate = limits.read_rate(principal.rate or get_settings().token_rate)
     if rate is None:
         return
-    usage = limits.count("token", principal.token_id, rate)
+    usage = limits.count("token", principal.key, rate)
     report_outage(client_info)
     if usage is None:
         return
@@ -219,33 +244,23 @@ def _throttle(principal: Principal, client_info: ClientInfo, usages: list[Usage]
 
 
 def _refuse(refused: Refused, client_info: ClientInfo, usages: list[Usage]) -> Refused:
-    """Count and audit a bad credential; return the refusal, Throttled where they are too many.
-
-    Counted after the verdict and by address: a valid token passes from a locked-out address,
-    which others may share, and nobody can lock out somebody else's token.
-    """
-    rate = limits.read_rate(get_settings().failure_rate)
-    usage = rate and limits.count("failure", address_key(client_info.ip), rate)
+    """Count and audit a bad credential; return the refusal."""
+    refused = count_failure(refused, client_info, usages)
     report_outage(client_info)
-    if usage and usage.excess:
-        usages.append(usage)
-        throttled = Throttled(
-            Reason.TOO_MANY_FAILURES,
-            retry_after=usage.reset,
-            excess=usage.excess,
-            refused_for=refused.reason.value,
-            token_id=refused.token_id,
-            client_id=refused.client_id,
-            user_id=refused.user_id,
-            user_name=refused.user_name,
-        )
-        audit_refusal(throttled, client_info)
-        if usage.excess == 1:
-            audit.record_now(Event.SECURITY_LOCKED_OUT, client_info=client_info, subject=None)
-        return throttled
     audit_refusal(refused, client_info)
-    if refused.reason is Reason.REVOKED:
-        audit.record_now(
-            Event.SECURITY_REVOKED_TOKEN_USED, client_info=client_info, subject=refused
-        )
     return refused
+
+
+def _audit_throttled(throttled: Throttled, client_info: ClientInfo) -> None:
+    if not _is_power_of_ten(throttled.excess):
+        return
+    audit.record_now(
+        Event.AUTH_THROTTLED,
+        client_info=client_info,
+        subject=throttled,
+        reason=throttled.reason.value,
+        count=throttled.excess,
+        details={"refused_for": throttled.refused_for} if throttled.refused_for else None,
+    )
+    if throttled.reason is Reason.TOO_MANY_FAILURES and throttled.excess == 1:
+        audit.record_now(Event.SECURITY_LOCKED_OUT, client_info=client_info, subject=None)

@@ -23,6 +23,7 @@ class TokenAuthConfig(AppConfig):
             services.on_token_deleted, sender="tokenauth.Token", dispatch_uid="tokenauth.deleted"
         )
         register(checks.check_settings, "tokenauth")
+        register(checks.check_databases, "tokenauth")
         register(checks.check_middleware, "tokenauth")
         register(checks.check_views, "tokenauth")
         register(checks.check_cache, "tokenauth")

@@ -16,7 +16,7 @@ from rest_framework.request import Request
 
 from tokenauth import responses
 from tokenauth.admission import RequestState, admit_request, state_of
-from tokenauth.exceptions import Reason, Refused, Unavailable
+from tokenauth.exceptions import Reason, Refused, Throttled, Unavailable
 from tokenauth.principal import Principal
 
 # These never read a bearer token or an API key.
@@ -29,6 +29,16 @@ class ServiceUnavailable(APIException):
     status_code = 503
     wait = responses.RETRY_AFTER_SECONDS
     """Seconds for Retry-After; DRF's exception handler reads it."""
+
+
+class TooManyRequests(APIException):
+    """Too many requests; ``wait`` is for Retry-After, in seconds."""
+
+    status_code = 429
+
+    def __init__(self, wait: int, detail: Any) -> None:
+        super().__init__(detail)
+        self.wait = wait
 
 
 class TokenAuthentication(BaseAuthentication):
@@ -52,6 +62,8 @@ class TokenAuthentication(BaseAuthentication):
             body = {"detail": refusal.detail, "code": str(refusal.code)}
             if isinstance(error, Unavailable):
                 raise ServiceUnavailable(body) from None
+            if isinstance(error, Throttled):
+                raise TooManyRequests(error.retry_after, body) from None
             raise AuthenticationFailed(body) from None
         return None if principal is None else (principal.user, principal)
 

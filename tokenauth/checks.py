@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from typing import Any, ParamSpec
@@ -10,6 +11,7 @@ from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django's name for it
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseFailure
+from django.db import router
 from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils.module_loading import import_string
 from rest_framework.authentication import BaseAuthentication
@@ -17,21 +19,20 @@ from rest_framework.authentication import BaseAuthentication
 from tokenauth.authentication import authentication_classes_of, is_guarded
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import InvalidSettings
-from tokenauth.models import Token
+from tokenauth.middleware import TokenAuthMiddleware
+from tokenauth.models import AuditEvent, Token
 from tokenauth.permissions import HasScopes
 from tokenauth.rates import parse_rate
 from tokenauth.scopes import unknown
-from tokenauth.throttling import TokenRateThrottle, throttle_rate
+from tokenauth.throttling import TokenRateThrottle, parse_throttle_rate
 
-OUR_MIDDLEWARE = (
-    "tokenauth.middleware.TokenAuthMiddleware",
-    "tokenauth.middleware.TokenRequiredMiddleware",
-)
 LOCMEM = "django.core.cache.backends.locmem.LocMemCache"
 APART = tuple(
     f"django.core.cache.backends.{name}." for name in ("locmem", "filebased", "db", "dummy")
 )
 ENOUGH_ENTRIES = 100_000
+HIDDEN = re.compile("API|AUTH|TOKEN|KEY|SECRET|PASS|SIGNATURE")
+"""What Django looks for in a name before it hides a value, on all versions we support."""
 CSRF_MIDDLEWARE = "django.middleware.csrf.CsrfViewMiddleware"
 
 
@@ -52,6 +53,21 @@ def _with_settings(
         return check(*args, **kwargs)
 
     return checked
+
+
+def check_databases(**_kwargs: Any) -> list[CheckMessage]:
+    """Check that audit rows of changes can be written beside the tokens (E011)."""
+    alias = router.db_for_write(Token)
+    if router.allow_migrate_model(alias, AuditEvent):
+        return []
+    return [
+        Error(
+            f"Tokens are in the database {alias!r}, where the router doesn't allow the audit: rows "
+            "of changes to tokens are written there, to commit with them.",
+            hint="Let AuditEvent be migrated into that database too.",
+            id="tokenauth.E011",
+        )
+    ]
 
 
 def check_settings(**_kwargs: Any) -> list[CheckMessage]:
@@ -106,7 +122,7 @@ def _rate_problem(text: str) -> str:
 def check_middleware(**_kwargs: Any) -> list[CheckMessage]:
     """Check that the middleware is there and stands before CSRF protection (E004, E005, W001)."""
     installed = list(django_settings.MIDDLEWARE)
-    places = [installed.index(name) for name in OUR_MIDDLEWARE if name in installed]
+    places = [place for place, name in enumerate(installed) if _is_ours(name)]
     if not places:
         return _check_missing_middleware()
     if CSRF_MIDDLEWARE in installed and min(places) > installed.index(CSRF_MIDDLEWARE):
@@ -121,10 +137,18 @@ def check_middleware(**_kwargs: Any) -> list[CheckMessage]:
     return []
 
 
+def _is_ours(dotted_path: str) -> bool:
+    try:
+        middleware = import_string(dotted_path)
+    except ImportError:
+        return False  # Django says so when it starts.
+    return isinstance(middleware, type) and issubclass(middleware, TokenAuthMiddleware)
+
+
 def _check_missing_middleware() -> list[CheckMessage]:
     if next(guarded_views(), None) is None:
         return []
-    hint = f'Put "{OUR_MIDDLEWARE[0]}" first in MIDDLEWARE.'
+    hint = 'Put "tokenauth.middleware.TokenAuthMiddleware" first in MIDDLEWARE.'
     if any(database.get("ATOMIC_REQUESTS") for database in django_settings.DATABASES.values()):
         return [
             Error(
@@ -162,7 +186,7 @@ def _check_challenge(route: str, view: Any) -> list[CheckMessage]:
     return [
         Warning(
             f"The view at {route!r} lists {classes[0].__name__} first, which has no challenge: "
-            "DRF answers 403 instead of 401 when a credential is missing.",
+            "DRF turns 401 into 403 for it, and only our middleware turns it back.",
             hint="List TokenAuthentication first in authentication_classes.",
             id="tokenauth.W002",
         )
@@ -174,9 +198,8 @@ def _has_challenge(cls: Any) -> bool:
 
 
 def _check_scopes(route: str, view: Any) -> list[CheckMessage]:
-    cls = getattr(view, "cls", None)
-    declared = [getattr(cls, "required_scopes", ()), *getattr(cls, "action_scopes", {}).values()]
-    declared.append(getattr(view, "tokenauth_scopes", ()))
+    declared = [_option(view, "required_scopes", ()), getattr(view, "tokenauth_scopes", ())]
+    declared += _option(view, "action_scopes", {}).values()
     messages: list[CheckMessage] = []
     if _uses_scopes(view) and not any(declared):
         messages.append(
@@ -205,25 +228,25 @@ def _check_declared(route: str, scopes: str | Sequence[str]) -> list[CheckMessag
 
 
 def _check_throttle(route: str, view: Any) -> list[CheckMessage]:
-    cls = getattr(view, "cls", None)
-    classes = getattr(view, "initkwargs", {}).get(
-        "throttle_classes", getattr(cls, "throttle_classes", ())
-    )
+    classes = _option(view, "throttle_classes", ())
     if not any(issubclass(item, TokenRateThrottle) for item in classes):
         return []
     try:
-        throttle_rate(cls)
+        parse_throttle_rate(_option(view, "throttle_rate", None), view.cls.__name__)
     except ImproperlyConfigured as error:
         hint = "Give the view a throttle_rate."
         return [Error(f"The view at {route!r}: {error}", hint=hint, id="tokenauth.E009")]
     return []
 
 
-def _uses_scopes(view: Any) -> bool:
+def _option(view: Any, name: str, default: Any) -> Any:
+    """Return an attribute of a DRF view; ``@action`` may give it for one handler."""
     cls = getattr(view, "cls", None)
-    classes = getattr(view, "initkwargs", {}).get(
-        "permission_classes", getattr(cls, "permission_classes", ())
-    )
+    return getattr(view, "initkwargs", {}).get(name, getattr(cls, name, default))
+
+
+def _uses_scopes(view: Any) -> bool:
+    classes = _option(view, "permission_classes", ())
     return any(issubclass(leaf, HasScopes) for item in classes for leaf in _leaves(item))
 
 
@@ -275,7 +298,15 @@ def check_peppers(databases: Iterable[str] | None = None, **_kwargs: Any) -> lis
 def check_cache(**_kwargs: Any) -> list[CheckMessage]:
     """Check that the cache for the counters holds them all (W010, W011)."""
     messages: list[CheckMessage] = []
-    _alias, cache = _counters_cache()
+    alias, cache = _counters_cache()
+    if not cache:
+        return [
+            Error(
+                f"RATELIMIT_USE_CACHE names {alias!r}, which CACHES doesn't have.",
+                hint="Add that cache, or correct the name.",
+                id="tokenauth.E010",
+            )
+        ]
     if cache.get("BACKEND") == LOCMEM:
         options = {**cache, **cache.get("OPTIONS", {})}
         if int(options.get("MAX_ENTRIES", 300)) < ENOUGH_ENTRIES:
@@ -305,11 +336,13 @@ def check_shared_cache(**_kwargs: Any) -> list[CheckMessage]:
     """Check that all processes count together and go on when the cache fails (E007, W012)."""
     alias, cache = _counters_cache()
     backend = str(cache.get("BACKEND", ""))
-    if not backend or backend.startswith(APART):
+    if not backend:
+        return []
+    if backend.startswith(APART):
         return [
             Error(
-                f"The cache {alias!r} that counts requests is {backend or 'missing'}: processes "
-                "count apart, so limits are as many times looser.",
+                f"The cache {alias!r} that counts requests is {backend}: processes count apart, "
+                "or lose counts to each other, so limits are looser than they say.",
                 hint='Give it "BACKEND": "tokenauth.cache.FallbackRedisCache" and "LOCATION": '
                 f'"redis://…" in CACHES[{alias!r}].',
                 id="tokenauth.E007",
@@ -334,7 +367,7 @@ def _counters_cache() -> tuple[str, dict[str, Any]]:
 
 @_with_settings
 def check_deployment(**_kwargs: Any) -> list[CheckMessage]:
-    """Check what matters in production (W006 to W009, W013, W014); for ``check --deploy``."""
+    """Check what matters in production (W006 to W009, W013 to W015); for ``check --deploy``."""
     settings = get_settings()
     proxied = bool(django_settings.SECURE_PROXY_SSL_HEADER or django_settings.USE_X_FORWARDED_HOST)
     findings = [
@@ -349,6 +382,12 @@ def check_deployment(**_kwargs: Any) -> list[CheckMessage]:
             "W007",
             "Token digests have no pepper: whoever can write to the database can add a token.",
             'Set PEPPERS to {"": "", "1": <32 random characters>}; once every process has it, put "1" first.',
+        ),
+        (
+            any(not HIDDEN.search(transport.meta_key) for transport in settings.transports),
+            "W015",
+            "A header of TRANSPORTS has a name that Django shows on error pages.",
+            "Name it so that it holds API, AUTH, KEY, PASS, SECRET, SIGNATURE or TOKEN.",
         ),
         (
             not settings.audit_required,

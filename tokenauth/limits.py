@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 from django.conf import settings
 from django.core.cache import caches
@@ -88,5 +89,18 @@ def count(policy: str, value: str, rate: Rate, *, group: str = "") -> Usage | No
 
 def take_outage() -> bool:
     """Return True once for each outage of Redis that this process counts through."""
-    breaker = getattr(caches[getattr(settings, "RATELIMIT_USE_CACHE", "default")], "breaker", None)
+    breaker = _breaker()
     return breaker is not None and breaker.take_report()
+
+
+def put_back_outage() -> None:
+    """Have the outage reported again: it couldn't be."""
+    breaker = _breaker()
+    if breaker is not None:
+        breaker.unreported = True
+
+
+def _breaker() -> Any:
+    if not getattr(settings, "RATELIMIT_ENABLE", True):
+        return None
+    return getattr(caches[getattr(settings, "RATELIMIT_USE_CACHE", "default")], "breaker", None)

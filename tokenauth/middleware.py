@@ -11,13 +11,25 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.utils.cache import patch_vary_headers
 
 from tokenauth import responses
-from tokenauth.admission import admit_request, audit_refusal, state_of
+from tokenauth.admission import (
+    RequestState,
+    admit_request,
+    audit_refusal,
+    count_failure,
+    report_outage,
+    state_of,
+)
 from tokenauth.authentication import authentication_classes_of, is_guarded, is_shared
 from tokenauth.conf import get_settings
 from tokenauth.decorators import refusal_of
-from tokenauth.exceptions import Refused, Throttled, Unavailable
+from tokenauth.exceptions import Reason, Refused, Throttled, Unavailable
 
-_REFUSED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS}
+_REFUSED = {
+    HTTPStatus.UNAUTHORIZED,
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+}
 
 
 class TokenAuthMiddleware:
@@ -55,7 +67,7 @@ class TokenAuthMiddleware:
         refusal = await sync_to_async(_require)(request) if self.is_closed(request) else None
         response: HttpResponseBase = refusal or await self.get_response(request)
         _settle(request, response)
-        if _has_note(request):
+        if _has_work(request):
             response = await sync_to_async(_write_note)(request) or response
         return _finish(request, response)
 
@@ -143,10 +155,6 @@ def _has_state(request: HttpRequest) -> bool:
     return hasattr(request, "_tokenauth")
 
 
-def _has_note(request: HttpRequest) -> bool:
-    return _has_state(request) and state_of(request).to_audit is not None
-
-
 def _is_429(response: Any) -> bool:
     return bool(response.status_code == HTTPStatus.TOO_MANY_REQUESTS)
 
@@ -160,13 +168,20 @@ def _finish(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBas
     return response
 
 
+def _has_work(request: HttpRequest) -> bool:
+    """Tell whether there is something to write: only what was counted can be in an outage."""
+    state = state_of(request) if _has_state(request) else None
+    return state is not None and (state.to_audit is not None or bool(state.usages))
+
+
 def _write_note(request: HttpRequest) -> HttpResponse | None:
     """Write what an adapter noted; return the answer where that fails."""
-    if not _has_note(request):
+    if not _has_work(request):
         return None
     state = state_of(request)
     refused, state.to_audit = state.to_audit, None
     try:
+        report_outage(state.client_info)
         if refused is not None:
             audit_refusal(refused, state.client_info)
     except Unavailable as error:
@@ -184,12 +199,22 @@ def _settle(request: HttpRequest, response: Any) -> None:
     state = state_of(request)
     if state.answered or (isinstance(state.stopped, Throttled) and not _is_429(response)):
         return
+    error: Refused | Unavailable | None = state.failure  # The view's own admission is audited.
     if state.stopped is not None:
-        state.to_audit = refused = state.stopped
-    elif isinstance(state.failure, Refused):
-        refused = state.failure  # The view admitted by itself; that is audited.
-    else:
+        error = _count_unclaimed(state)
+    if error is None:
         return
     state.answered = True
     if response.status_code in _REFUSED:
-        responses.rewrite(response, refused, request)
+        responses.rewrite(response, error, request)
+
+
+def _count_unclaimed(state: RequestState) -> Refused | Unavailable | None:
+    """Return why a view's checks stopped the request; a token nobody knew counts as a failure."""
+    state.to_audit = state.stopped
+    if state.stopped is not None and state.stopped.reason is Reason.UNKNOWN:
+        try:
+            state.to_audit = count_failure(state.stopped, state.client_info, state.usages)
+        except Unavailable as error:
+            return error
+    return state.to_audit

@@ -106,6 +106,11 @@ class Principal:
     """The owning user, or a stand-in; ``request.user`` is this."""
 
     @property
+    def key(self) -> str:
+        """Under which key the caller's requests are counted."""
+        return f"{self.source}:{self.token_id or self.client_id}"
+
+    @property
     def user_id(self) -> str:
         """The owning Django user's primary key as text; "" where there is none."""
         return "" if isinstance(self.user, ClientUser) else str(self.user.pk)

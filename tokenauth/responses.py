@@ -117,7 +117,7 @@ def render(error: Refused | Unavailable, request: HttpRequest) -> HttpResponse:
     return response
 
 
-def rewrite(response: Any, error: Refused, request: HttpRequest) -> None:
+def rewrite(response: Any, error: Refused | Unavailable, request: HttpRequest) -> None:
     """Make a view's response our answer to ``error``.
 
     A DRF renderer for people (the browsable API) stays and shows the body, where it hasn't yet;

@@ -462,8 +462,12 @@ def _is_prolonged(before: Token, after: Token) -> bool:
 
 def _is_faster(before: str, after: str) -> bool:
     default = get_settings().token_rate
-    old, new = (text and parse_rate(text) for text in (before or default, after or default))
-    return bool(old and (not new or new.allows_more_than(old)))
+    try:
+        old = parse_rate(before or default) if before or default else None
+    except ValueError:
+        return before != after  # It let nobody in.
+    new = parse_rate(after or default) if after or default else None
+    return old is not None and (new is None or new.allows_more_than(old))
 
 
 def _is_widened(

@@ -10,7 +10,7 @@ from rest_framework.request import Request
 from rest_framework.throttling import BaseThrottle
 
 from tokenauth import limits, responses
-from tokenauth.admission import report_outage, state_of, throttle
+from tokenauth.admission import state_of, throttle
 from tokenauth.client_info import address_key
 from tokenauth.exceptions import Reason, Unavailable
 from tokenauth.principal import Principal
@@ -30,15 +30,15 @@ class TokenRateThrottle(BaseThrottle):
 
         Raises ImproperlyConfigured for a view without a rate, or with one that can't be read.
         """
-        rate = throttle_rate(view)
+        rate = parse_throttle_rate(getattr(view, "throttle_rate", None), type(view).__name__)
         state = state_of(request._request)
         principal = request.auth if isinstance(request.auth, Principal) else None
-        value = f"token:{principal.token_id}" if principal else address_key(state.client_info.ip)
+        value = principal.key if principal else address_key(state.client_info.ip)
         cls = type(view)
         try:
             usage = limits.count("view", value, rate, group=f"{cls.__module__}.{cls.__qualname__}")
-            report_outage(state.client_info)
         except Unavailable as error:
+            state.failure = error
             raise _unavailable(error) from None
         if usage is None:
             return True
@@ -53,13 +53,11 @@ class TokenRateThrottle(BaseThrottle):
         return self.reset
 
 
-def throttle_rate(view: Any) -> Rate:
-    """Return the rate that ``view`` declares; raises ImproperlyConfigured when it can't be used."""
-    text = getattr(view, "throttle_rate", None)
+def parse_throttle_rate(text: Any, name: str) -> Rate:
+    """Return the rate that the view ``name`` declares; raises ImproperlyConfigured if it can't be."""
     try:
         return parse_rate(text or "")
     except (TypeError, ValueError):
-        name = getattr(view, "__name__", type(view).__name__)
         raise ImproperlyConfigured(
             f'{name} uses TokenRateThrottle with throttle_rate = {text!r}; write for example "10/s".'
         ) from None
