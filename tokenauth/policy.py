@@ -10,7 +10,8 @@ issued anew.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from ipaddress import IPv4Network, IPv6Network
+from typing import TYPE_CHECKING, Any, cast
 
 from django.contrib.auth import get_user_model
 
@@ -135,3 +136,53 @@ def _holds(actor: Actor | None, permission: str | None) -> bool:
     if actor is not None and actor.kind is not ActorKind.USER:
         return False
     return bool(user.is_superuser) if permission is None else bool(user.has_perm(permission))
+
+
+def is_strengthened(before: Token, after: Token) -> bool:
+    """Tell whether the change gives the token anything it didn't have."""
+    granted = before.scope_set
+    return (
+        any(scope not in granted for scope in after.scope_set)
+        or _is_prolonged(before, after)
+        or _is_widened(before.networks, after.networks)
+        or _is_faster(before.rate, after.rate)
+    )
+
+
+def _is_prolonged(before: Token, after: Token) -> bool:
+    if before.expires_at is not None and (
+        after.expires_at is None or after.expires_at > before.expires_at
+    ):
+        return True
+    return before.not_before is not None and (
+        after.not_before is None or after.not_before < before.not_before
+    )
+
+
+def _is_faster(before: str, after: str) -> bool:
+    default = get_settings().token_rate
+    try:
+        old = parse_rate(before or default) if before or default else None
+    except ValueError:
+        return before != after  # It let nobody in.
+    new = parse_rate(after or default) if after or default else None
+    return old is not None and (new is None or new.allows_more_than(old))
+
+
+def _is_widened(
+    before: tuple[IPv4Network | IPv6Network, ...], after: tuple[IPv4Network | IPv6Network, ...]
+) -> bool:
+    if not before:
+        return False
+    return not after or not all(_is_covered(network, before) for network in after)
+
+
+def _is_covered(
+    network: IPv4Network | IPv6Network, others: tuple[IPv4Network | IPv6Network, ...]
+) -> bool:
+    # Of two families, neither holds the other.
+    return any(
+        network.subnet_of(cast("Any", other))
+        for other in others
+        if network.version == other.version
+    )

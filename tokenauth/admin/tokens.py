@@ -1,157 +1,36 @@
-"""The admin: issue, change, rotate, disable, enable and revoke tokens; read the audit."""
+"""Tokens in the admin: issue, change, rotate, disable, enable and revoke them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Iterable
+from functools import partial
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
 from django.contrib.admin.options import csrf_protect_m
 from django.contrib.auth import get_user_model
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.core.paginator import Paginator
 from django.db import IntegrityError, router, transaction
-from django.db.models import TextField, Value
-from django.db.models.functions import Concat
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import get_script_prefix, path, reverse
-from django.utils import timezone
-from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 from tokenauth import policy, services
+from tokenauth.admin.lists import BoundedPaginator, ScopeFilter, StatusFilter
+from tokenauth.admin.operations import OFFERED, OPERATIONS, STATUS_LABELS, Operation
 from tokenauth.checks import guarded_views
 from tokenauth.client_info import Actor
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import NotPermitted
 from tokenauth.forms import ChangeForm, ConfirmForm, IssueForm
-from tokenauth.models import AuditEvent, Token, TokenStatus
-
-
-@dataclass(frozen=True, kw_only=True)
-class Operation:
-    """Something that can be done to tokens, one or many, after a confirmation."""
-
-    name: str
-    """As in the URL and the action's name."""
-    title: str | Promise
-    """What the button says."""
-    question: str | Promise
-    """What the confirmation says will happen."""
-    done: str | Promise
-    """What the message says afterwards; ``%d`` is how many."""
-    run: Callable[..., Any]
-    """The service."""
-
-
-OPERATIONS = {
-    operation.name: operation
-    for operation in (
-        Operation(
-            name="rotate",
-            title=_("Rotate"),
-            question=_(
-                "A successor is issued and its text shown once. "
-                "The old one lives on for the grace period."
-            ),
-            done=_("%d rotated."),
-            run=services.rotate,
-        ),
-        Operation(
-            name="disable",
-            title=_("Disable"),
-            question=_("It is refused from the next request on, until it is enabled again."),
-            done=_("%d disabled."),
-            run=services.disable,
-        ),
-        Operation(
-            name="enable",
-            title=_("Enable"),
-            question=_("It is accepted again."),
-            done=_("%d enabled."),
-            run=services.enable,
-        ),
-        Operation(
-            name="revoke",
-            title=_("Revoke"),
-            question=_("It is refused from the next request on. This can't be undone."),
-            done=_("%d revoked."),
-            run=services.revoke,
-        ),
-    )
-}
+from tokenauth.models import AuditEvent, Token
 
 _LISTED = 100
+
+
 _CHANGEABLE = ["name", "scopes", "not_before", "expires_at", "allowed_networks", "rate"]
-_OFFERED = {
-    TokenStatus.ACTIVE: ("rotate", "disable", "revoke"),
-    TokenStatus.NOT_YET_VALID: ("rotate", "disable", "revoke"),
-    TokenStatus.EXPIRED: ("disable", "revoke"),
-    TokenStatus.OWNER_INACTIVE: ("disable", "revoke"),
-    TokenStatus.DISABLED: ("enable", "revoke"),
-    TokenStatus.REVOKED: (),
-}
-_STATUS_LABELS = {
-    TokenStatus.ACTIVE: _("active"),
-    TokenStatus.NOT_YET_VALID: _("not yet valid"),
-    TokenStatus.EXPIRED: _("expired"),
-    TokenStatus.OWNER_INACTIVE: _("owner inactive"),
-    TokenStatus.DISABLED: _("disabled"),
-    TokenStatus.REVOKED: _("revoked"),
-}
-
-
-class BoundedPaginator(Paginator):  # type: ignore[type-arg]
-    """Counts no further than ``limit`` rows: a COUNT over millions costs more than the page."""
-
-    limit = 10_000
-
-    @cached_property
-    def count(self) -> int:
-        """Return how many rows there are, at most ``limit``."""
-        rows: Any = self.object_list
-        return int(rows.values("pk")[: self.limit].count())
-
-
-class StatusFilter(admin.SimpleListFilter):
-    """Filters tokens by what they are worth now."""
-
-    title = _("status")
-    parameter_name = "status"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
-        """Return the states."""
-        return [(status.value, label) for status, label in _STATUS_LABELS.items()]
-
-    def queryset(self, request: HttpRequest, queryset: Any) -> Any:
-        """Return the tokens in the chosen state."""
-        status = self.value()
-        if status is None or status not in set(TokenStatus):
-            return queryset
-        return queryset.with_status(TokenStatus(status), timezone.now())
-
-
-class ScopeFilter(admin.SimpleListFilter):
-    """Filters tokens by a scope of ``SCOPES`` that was granted by name."""
-
-    title = _("scope")
-    parameter_name = "scope"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
-        """Return the project's scopes."""
-        return [(scope, scope) for scope in get_settings().scopes]
-
-    def queryset(self, request: HttpRequest, queryset: Any) -> Any:
-        """Return the tokens with the chosen scope."""
-        if not (scope := self.value()):
-            return queryset
-        space = Value(" ", output_field=TextField())
-        padded = Concat(space, "scopes", space, output_field=TextField())
-        return queryset.annotate(padded_scopes=padded).filter(padded_scopes__contains=f" {scope} ")
 
 
 @admin.register(Token)
@@ -216,7 +95,7 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     @admin.display(description=_("status"))
     def state(self, token: Token) -> Any:
         """Return what the token is worth now."""
-        return _STATUS_LABELS[token.status]
+        return STATUS_LABELS[token.status]
 
     @admin.display(description=_("expires"), ordering="expires_at")
     def ends(self, token: Token) -> Any:
@@ -278,7 +157,7 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         token = context.get("original")
         context["show_save_and_add_another"] = context["show_save_and_continue"] = False
         if token is not None and self.has_change_permission(request, token):
-            names = set(_OFFERED[token.status])
+            names = set(OFFERED[token.status])
             if not self.has_rotate_permission(request):
                 names.discard("rotate")
             context["operations"] = [OPERATIONS[name] for name in OPERATIONS if name in names]
@@ -427,9 +306,9 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         actor, done, issued = Actor.from_request(request), 0, []
         with transaction.atomic(using=router.db_for_write(Token)):
             for token in tokens:
-                if operation.name not in _OFFERED[token.status]:
+                if operation.name not in OFFERED[token.status]:
                     text = _("%(token)s: it is %(status)s.")
-                    names = {"token": token, "status": _STATUS_LABELS[token.status]}
+                    names = {"token": token, "status": STATUS_LABELS[token.status]}
                     self.message_user(request, text % names, messages.WARNING)
                     continue
                 try:
@@ -468,65 +347,6 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         response["Cache-Control"] = "no-store"
         response["Referrer-Policy"] = "no-referrer"
         return response
-
-
-@admin.register(AuditEvent)
-class AuditEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """The audit: to read, filter and search; never to edit."""
-
-    list_display = [
-        "time",
-        "event",
-        "reason",
-        "token_id",
-        "client_id",
-        "user_name",
-        "actor",
-        "ip",
-        "path",
-    ]
-    list_display_links = ["time"]
-    list_filter = ["event", "outcome", "severity", ("at", admin.DateFieldListFilter)]
-    search_fields = ["token_id__exact", "client_id__exact", "user_name__exact", "request_id__exact"]
-    search_help_text = _("Exact token id, client, user or request id.")
-    ordering: ClassVar = ["-id"]
-    sortable_by: ClassVar = []
-    actions = None
-    list_per_page = 100
-    show_full_result_count = False
-    show_facets = admin.ShowFacets.NEVER
-    paginator = BoundedPaginator
-    change_list_template = "admin/tokenauth/auditevent/change_list.html"
-
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Return False."""
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Return False."""
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Return False."""
-        return False
-
-    @admin.display(description=_("time"))
-    def time(self, event: AuditEvent) -> str:
-        """Return when it happened, to the millisecond: order matters here."""
-        at = timezone.localtime(event.at) if timezone.is_aware(event.at) else event.at
-        return at.isoformat(sep=" ", timespec="milliseconds")
-
-    def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> Any:
-        """Search for the whole term: names may hold spaces."""
-        return super().get_search_results(
-            request, queryset, f'"{search_term}"' if search_term else ""
-        )
-
-    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
-        """Show the list, saying how far it goes."""
-        return super().changelist_view(
-            request, {"limit": BoundedPaginator.limit, **(extra_context or {})}
-        )
 
 
 def _explain(refusal: ValidationError | NotPermitted) -> str:

@@ -10,31 +10,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.db import models, router, transaction
-from django.db.models import Q
 from django.utils import timezone
 
 from tokenauth import audit, policy
-from tokenauth.client_info import NAME_LENGTH, Actor, sanitise
+from tokenauth.client_info import Actor, sanitise
 from tokenauth.conf import format_duration, get_settings
 from tokenauth.models import LABEL_LENGTH, Event, Token, TokenStatus
-from tokenauth.rates import parse_rate
-from tokenauth.scopes import unknown
-from tokenauth.tokens import Plaintext, digest, generate, generate_public_id, is_public_id, redact
+from tokenauth.services.cleaning import (
+    check_client_id,
+    check_no_double,
+    check_text,
+    clean_moment,
+    clean_networks,
+    clean_rate,
+    clean_scopes,
+)
+from tokenauth.tokens import Plaintext, digest, generate, generate_public_id, is_public_id
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
 
 REASON_LENGTH = 200
-FIRST_YEAR, LAST_YEAR = 1970, 2999
-_MAPPED_BITS = 96
 _USABLE = {TokenStatus.ACTIVE, TokenStatus.NOT_YET_VALID}
 
 
@@ -213,49 +215,6 @@ def on_token_deleted(sender: type[Token], instance: Token, origin: Any, **_kwarg
     audit.record(Event.TOKEN_REVOKED, token=instance, by=None, reason=reason)
 
 
-def clean_networks(texts: Iterable[str]) -> list[str]:
-    """Return CIDRs in their canonical form; raises ValidationError (``allowed_networks``)."""
-    networks = []
-    for text in texts:
-        try:
-            networks.append(str(_network(text.strip())))
-        except ValueError:
-            raise ValidationError(
-                {
-                    "allowed_networks": f"{text[:50]!r} is not a network; write for example "
-                    "192.0.2.0/24, 2001:db8::/32 or a single address."
-                }
-            ) from None
-    return list(dict.fromkeys(networks))
-
-
-def _network(text: str) -> IPv4Network | IPv6Network:
-    if "%" in text:
-        raise ValueError(text)  # A zone means something on one machine only.
-    network = ip_network(text, strict=False)
-    mapped = getattr(network.network_address, "ipv4_mapped", None)
-    if mapped is None or network.prefixlen < _MAPPED_BITS:
-        return network
-    # Clients' addresses are told in IPv4 where they can be.
-    return IPv4Network((mapped, network.prefixlen - _MAPPED_BITS))
-
-
-def clean_scopes(scopes: Iterable[str], *, kept: Iterable[str] = ()) -> list[str]:
-    """Return the scopes without repetitions; raises ValidationError (``scopes``) for unknown ones.
-
-    ``kept`` are granted already: they may stay though ``SCOPES`` has dropped them since.
-    """
-    if isinstance(scopes, str):
-        raise ValidationError({"scopes": f"Give a list of scopes: [{scopes!r}]."})
-    scopes = list(dict.fromkeys(scopes))
-    declared = get_settings().scopes
-    wrong = [scope for scope in unknown(scopes, declared) if scope not in set(kept)]
-    if wrong:
-        known = f" Known are: {', '.join(declared)}." if declared else ""
-        raise ValidationError({"scopes": f"No such scope: {', '.join(wrong)}.{known}"[:1_000]})
-    return scopes
-
-
 def _atomic() -> transaction.Atomic:
     return transaction.atomic(using=router.db_for_write(Token))
 
@@ -320,7 +279,7 @@ def _draft(
     if named is not None and (not isinstance(named, get_user_model()) or named.pk is None):
         raise ValidationError({"user": "This is no stored user."})
     client_id = client_id or ("" if named is None else str(named.get_username()))
-    _check_client_id(client_id)
+    check_client_id(client_id)
     token = Token(
         client_id=client_id,
         user=named,
@@ -329,7 +288,7 @@ def _draft(
     )
     _assign(token, {"expires_at": None, **changes})
     _check_grant(by, token)
-    _check_no_double(client_id)
+    check_no_double(client_id)
     return token
 
 
@@ -340,33 +299,9 @@ def _apply(token: Token, changes: Changes, by: Actor | None) -> list[str]:
     changed = [key for key, value in _describe(token).items() if described[key] != value]
     if changed and token.revoked_at is not None:
         raise ValidationError("A revoked token can't be changed.")
-    if _is_strengthened(before, token):
+    if policy.is_strengthened(before, token):
         _check_grant(by, token)
     return changed
-
-
-def _check_client_id(client_id: str) -> None:
-    if not client_id:
-        raise ValidationError({"client_id": "Name the client, or the user it acts for."})
-    _check_text("client_id", client_id, NAME_LENGTH)
-
-
-def _check_no_double(client_id: str) -> None:
-    # MariaDB's default collation takes "robot" and "ROBOT" for one: two clients so named would
-    # see each other's rows in views that filter by who asks. Compared in Python, refused always.
-    same = Q(client_id__iexact=client_id) | Q(client_id=client_id)
-    known = Token.objects.primary().filter(same).order_by().first()
-    if known is not None and known.client_id != client_id:
-        raise ValidationError({"client_id": f"Too much like the client {known.client_id!r}."})
-
-
-def _check_text(field: str, text: str, limit: int) -> None:
-    if len(text) > limit or not text.isprintable() or text != text.strip():
-        raise ValidationError(
-            {field: f"Use at most {limit} printable characters, no space around them."}
-        )
-    if redact(text, get_settings().prefix) != text:
-        raise ValidationError({field: "This holds a token's text, which is stored nowhere."})
 
 
 def _assign(token: Token, changes: Changes) -> None:
@@ -375,39 +310,20 @@ def _assign(token: Token, changes: Changes) -> None:
         raise TypeError(f"A token's {', '.join(sorted(unknown_names))} can't be changed.")
     if "name" in changes:
         token.name = changes["name"]
-        _check_text("name", token.name, LABEL_LENGTH)
+        check_text("name", token.name, LABEL_LENGTH)
     if "scopes" in changes:
         token.scopes = " ".join(clean_scopes(changes["scopes"], kept=token.scope_set))
     if "allowed_networks" in changes:
         token.allowed_networks = " ".join(clean_networks(changes["allowed_networks"]))
     if "rate" in changes:
-        token.rate = _clean_rate(changes["rate"])
+        token.rate = clean_rate(changes["rate"])
     if "not_before" in changes:
-        token.not_before = _clean_moment("not_before", changes["not_before"])
+        token.not_before = clean_moment("not_before", changes["not_before"])
     if "expires_at" in changes:
-        token.expires_at = _clean_moment("expires_at", changes["expires_at"])
+        token.expires_at = clean_moment("expires_at", changes["expires_at"])
         _set_lifetime(token)
     if token.not_before and token.expires_at and token.not_before >= token.expires_at:
         raise ValidationError({"expires_at": "It would end before it begins."})
-
-
-def _clean_rate(text: str) -> str:
-    try:
-        return str(parse_rate(text)) if text else ""
-    except ValueError as error:
-        raise ValidationError({"rate": str(error)}) from None
-
-
-def _clean_moment(name: str, moment: datetime | None) -> datetime | None:
-    if moment is None:
-        return None
-    if timezone.is_naive(moment) == settings.USE_TZ:
-        raise ValidationError({name: "Give a time with a time zone, as USE_TZ asks for."})
-    if not FIRST_YEAR <= moment.year <= LAST_YEAR:
-        # At the ends of the calendar other time zones, and rotating, would fall off it.
-        raise ValidationError({name: f"Use a year from {FIRST_YEAR} to {LAST_YEAR}, or no time."})
-    # In one zone, so that the audit doesn't tell of a change where there is none.
-    return moment.astimezone(UTC) if settings.USE_TZ else moment
 
 
 def _set_lifetime(token: Token) -> None:
@@ -437,53 +353,3 @@ def _describe(token: Token) -> dict[str, Any]:
         "allowed_networks": token.allowed_networks,
         "rate": token.rate,
     }
-
-
-def _is_strengthened(before: Token, after: Token) -> bool:
-    """Tell whether the change gives the token anything it didn't have."""
-    granted = before.scope_set
-    return (
-        any(scope not in granted for scope in after.scope_set)
-        or _is_prolonged(before, after)
-        or _is_widened(before.networks, after.networks)
-        or _is_faster(before.rate, after.rate)
-    )
-
-
-def _is_prolonged(before: Token, after: Token) -> bool:
-    if before.expires_at is not None and (
-        after.expires_at is None or after.expires_at > before.expires_at
-    ):
-        return True
-    return before.not_before is not None and (
-        after.not_before is None or after.not_before < before.not_before
-    )
-
-
-def _is_faster(before: str, after: str) -> bool:
-    default = get_settings().token_rate
-    try:
-        old = parse_rate(before or default) if before or default else None
-    except ValueError:
-        return before != after  # It let nobody in.
-    new = parse_rate(after or default) if after or default else None
-    return old is not None and (new is None or new.allows_more_than(old))
-
-
-def _is_widened(
-    before: tuple[IPv4Network | IPv6Network, ...], after: tuple[IPv4Network | IPv6Network, ...]
-) -> bool:
-    if not before:
-        return False
-    return not after or not all(_is_covered(network, before) for network in after)
-
-
-def _is_covered(
-    network: IPv4Network | IPv6Network, others: tuple[IPv4Network | IPv6Network, ...]
-) -> bool:
-    # Of two families, neither holds the other.
-    return any(
-        network.subnet_of(cast("Any", other))
-        for other in others
-        if network.version == other.version
-    )

@@ -1,0 +1,72 @@
+"""The audit in the admin."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django.contrib import admin
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from tokenauth.admin.lists import BoundedPaginator
+from tokenauth.models import AuditEvent
+
+
+@admin.register(AuditEvent)
+class AuditEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """The audit: to read, filter and search; never to edit."""
+
+    list_display = [
+        "time",
+        "event",
+        "reason",
+        "token_id",
+        "client_id",
+        "user_name",
+        "actor",
+        "ip",
+        "path",
+    ]
+    list_display_links = ["time"]
+    list_filter = ["event", "outcome", "severity", ("at", admin.DateFieldListFilter)]
+    search_fields = ["token_id__exact", "client_id__exact", "user_name__exact", "request_id__exact"]
+    search_help_text = _("Exact token id, client, user or request id.")
+    ordering: ClassVar = ["-id"]
+    sortable_by: ClassVar = []
+    actions = None
+    list_per_page = 100
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    paginator = BoundedPaginator
+    change_list_template = "admin/tokenauth/auditevent/change_list.html"
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Return False."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Return False."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Return False."""
+        return False
+
+    @admin.display(description=_("time"))
+    def time(self, event: AuditEvent) -> str:
+        """Return when it happened, to the millisecond: order matters here."""
+        at = timezone.localtime(event.at) if timezone.is_aware(event.at) else event.at
+        return at.isoformat(sep=" ", timespec="milliseconds")
+
+    def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> Any:
+        """Search for the whole term: names may hold spaces."""
+        return super().get_search_results(
+            request, queryset, f'"{search_term}"' if search_term else ""
+        )
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
+        """Show the list, saying how far it goes."""
+        return super().changelist_view(
+            request, {"limit": BoundedPaginator.limit, **(extra_context or {})}
+        )

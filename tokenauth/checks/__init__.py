@@ -1,0 +1,151 @@
+"""System checks. Their ids are stable; each hint says what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django's name for it
+from django.db import router
+from django.utils.module_loading import import_string
+
+from tokenauth.checks.deployment import (
+    check_cache,
+    check_deployment,
+    check_peppers,
+    check_shared_cache,
+)
+from tokenauth.checks.views import check_views, guarded_views
+from tokenauth.conf import get_settings
+from tokenauth.exceptions import InvalidSettings
+from tokenauth.middleware import TokenAuthMiddleware
+from tokenauth.models import AuditEvent, Token
+from tokenauth.rates import parse_rate
+from tokenauth.scopes import unknown
+
+__all__ = [
+    "check_cache",
+    "check_databases",
+    "check_deployment",
+    "check_middleware",
+    "check_peppers",
+    "check_settings",
+    "check_shared_cache",
+    "check_views",
+    "guarded_views",
+]
+
+CSRF_MIDDLEWARE = "django.middleware.csrf.CsrfViewMiddleware"
+
+
+def check_databases(**_kwargs: Any) -> list[CheckMessage]:
+    """Check that audit rows of changes can be written beside the tokens (E011)."""
+    alias = router.db_for_write(Token)
+    if router.allow_migrate_model(alias, AuditEvent):
+        return []
+    return [
+        Error(
+            f"Tokens are in the database {alias!r}, where the router doesn't allow the audit: rows "
+            "of changes to tokens are written there, to commit with them.",
+            hint="Let AuditEvent be migrated into that database too.",
+            id="tokenauth.E011",
+        )
+    ]
+
+
+def check_settings(**_kwargs: Any) -> list[CheckMessage]:
+    """Check that ``TOKENAUTH`` can be read and that what it names exists (E001 to E003)."""
+    try:
+        settings = get_settings()
+    except InvalidSettings as error:
+        return [Error(str(error), id="tokenauth.E001")]
+    messages: list[CheckMessage] = []
+    for path in (*settings.verifiers, settings.error_format):
+        try:
+            import_string(path)
+        except ImportError as error:
+            hint = "Correct the dotted path in VERIFIERS or ERROR_FORMAT."
+            messages.append(Error(f"TOKENAUTH: {error}", hint=hint, id="tokenauth.E002"))
+    messages += [
+        Error(
+            f"TOKENAUTH['SCOPES'] has {scope!r}, which no token can be granted.",
+            hint="Scopes are printable ASCII without spaces, quotes and backslashes (RFC 6749).",
+            id="tokenauth.E003",
+        )
+        for scope in unknown(settings.scopes, {})
+    ]
+    messages += [
+        Error(f"TOKENAUTH[{key!r}]: {problem}", id="tokenauth.E008")
+        for key, text in (
+            ("FAILURE_RATE", settings.failure_rate),
+            ("TOKEN_RATE", settings.token_rate),
+        )
+        if (problem := _rate_problem(text))
+    ]
+    messages += [
+        Error(
+            f"TOKENAUTH['SELF_SERVICE_SCOPES'] names {scope!r}, which SCOPES doesn't have.",
+            hint="Add it to SCOPES with a description, or take it out.",
+            id="tokenauth.E003",
+        )
+        for scope in unknown(settings.self_service_scopes, settings.scopes)
+    ]
+    return messages
+
+
+def _rate_problem(text: str) -> str:
+    try:
+        if text:
+            parse_rate(text)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def check_middleware(**_kwargs: Any) -> list[CheckMessage]:
+    """Check that the middleware is there and stands before CSRF protection (E004, E005, W001)."""
+    installed = list(django_settings.MIDDLEWARE)
+    places = [place for place, name in enumerate(installed) if _is_ours(name)]
+    if not places:
+        return _check_missing_middleware()
+    if CSRF_MIDDLEWARE in installed and min(places) > installed.index(CSRF_MIDDLEWARE):
+        return [
+            Error(
+                f"{installed[min(places)]} comes after CsrfViewMiddleware, which will refuse "
+                "POST requests before a token can prove them.",
+                hint="Put it first in MIDDLEWARE.",
+                id="tokenauth.E005",
+            )
+        ]
+    return []
+
+
+def _is_ours(dotted_path: str) -> bool:
+    try:
+        middleware = import_string(dotted_path)
+    except ImportError:
+        return False  # Django says so when it starts.
+    return isinstance(middleware, type) and issubclass(middleware, TokenAuthMiddleware)
+
+
+def _check_missing_middleware() -> list[CheckMessage]:
+    if next(guarded_views(), None) is None:
+        return []
+    hint = 'Put "tokenauth.middleware.TokenAuthMiddleware" first in MIDDLEWARE.'
+    if any(database.get("ATOMIC_REQUESTS") for database in django_settings.DATABASES.values()):
+        return [
+            Error(
+                "ATOMIC_REQUESTS is on and the middleware is missing: every request with a token "
+                "fails, because its audit row would be rolled back with the view.",
+                hint=hint,
+                id="tokenauth.E004",
+            )
+        ]
+    return [
+        Warning(
+            "The middleware is missing: refused scopes and missing credentials leave no audit "
+            "row, 403 answers carry no challenge, and plain views ask tokens for a CSRF cookie.",
+            hint=hint,
+            id="tokenauth.W001",
+        )
+    ]
