@@ -110,10 +110,7 @@ def count_failure(refused: Refused, client_info: ClientInfo, usages: list[Usage]
         retry_after=usage.reset,
         excess=usage.excess,
         refused_for=refused.reason.value,
-        token_id=refused.token_id,
-        client_id=refused.client_id,
-        user_id=refused.user_id,
-        user_name=refused.user_name,
+        **refused.identity,
     )
 
 
@@ -151,27 +148,13 @@ def report_outage(client_info: ClientInfo) -> None:
 
 def deny(reason: Reason, principal: Principal, scopes: tuple[str, ...] = ()) -> Refused:
     """Return the refusal of a verified caller who may not do what it asked for."""
-    return Refused(
-        reason,
-        scopes=scopes,
-        token_id=principal.token_id,
-        client_id=principal.client_id,
-        user_id=principal.user_id,
-        user_name=principal.user_name,
-    )
+    return Refused(reason, scopes=scopes, **principal.identity)
 
 
 def throttle(reason: Reason, usage: Usage, principal: Principal | None) -> Throttled:
     """Return the refusal of a caller who came too often."""
-    return Throttled(
-        reason,
-        retry_after=usage.reset,
-        excess=usage.excess,
-        token_id=principal.token_id if principal else "",
-        client_id=principal.client_id if principal else "",
-        user_id=principal.user_id if principal else "",
-        user_name=principal.user_name if principal else "",
-    )
+    identity = principal.identity if principal else Refused(reason).identity
+    return Throttled(reason, retry_after=usage.reset, excess=usage.excess, **identity)
 
 
 def _is_power_of_ten(number: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TypedDict, Unpack
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -45,6 +46,15 @@ _PUBLIC_CODES = {
 }
 
 
+class Identity(TypedDict, total=False):
+    """Which token a refusal is about, and whose it is; "" for what isn't known."""
+
+    token_id: str
+    client_id: str
+    user_id: str
+    user_name: str
+
+
 class Refused(Exception):
     """A request may not go on.
 
@@ -72,6 +82,16 @@ class Refused(Exception):
         self.user_name = user_name
 
     @property
+    def identity(self) -> Identity:
+        """Which token it is about, and whose it is."""
+        return Identity(
+            token_id=self.token_id,
+            client_id=self.client_id,
+            user_id=self.user_id,
+            user_name=self.user_name,
+        )
+
+    @property
     def code(self) -> Code:
         """The public code for this refusal."""
         return _PUBLIC_CODES.get(self.reason, Code.INVALID_TOKEN)
@@ -91,18 +111,9 @@ class Throttled(Refused):
         retry_after: int,
         excess: int,
         refused_for: str = "",
-        token_id: str = "",
-        client_id: str = "",
-        user_id: str = "",
-        user_name: str = "",
+        **identity: Unpack[Identity],
     ) -> None:
-        super().__init__(
-            reason,
-            token_id=token_id,
-            client_id=client_id,
-            user_id=user_id,
-            user_name=user_name,
-        )
+        super().__init__(reason, **identity)
         self.retry_after = retry_after
         self.excess = excess
         self.refused_for = refused_for

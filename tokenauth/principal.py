@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from tokenauth.exceptions import Identity
 from tokenauth.scopes import ScopeSet
 
 if TYPE_CHECKING:
@@ -109,6 +110,16 @@ class Principal:
     def key(self) -> str:
         """Under which key the caller's requests are counted."""
         return f"{self.source}:{self.token_id or self.client_id}"
+
+    @property
+    def identity(self) -> Identity:
+        """Which token this is, and whose."""
+        return Identity(
+            token_id=self.token_id,
+            client_id=self.client_id,
+            user_id=self.user_id,
+            user_name=self.user_name,
+        )
 
     @property
     def user_id(self) -> str:

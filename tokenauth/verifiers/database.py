@@ -37,13 +37,7 @@ class DatabaseVerifier:
         principal = _principal(token)
         reason = _objection(token, client_info, now)
         if reason is not None:
-            raise Refused(
-                reason,
-                token_id=principal.token_id,
-                client_id=principal.client_id,
-                user_id=principal.user_id,
-                user_name=principal.user_name,
-            )
+            raise Refused(reason, **principal.identity)
         newest = next(iter(ring))
         rehash = None if token.pepper_id == newest else (newest, ring[newest])
         Token.objects.mark_used(token, now=now, ip=client_info.ip, rehash=rehash)
