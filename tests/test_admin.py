@@ -484,6 +484,20 @@ def test_over_many_pages(admin_client: Client, issue: Issue, settings: Settings)
     assert rows("token.revoked").count() == 121
 
 
+def test_all_shown_on_one_page(admin_client: Client, issue: Issue) -> None:
+    tokens = [issue(client_id=f"client-{number}").token for number in range(150)]
+    selected = {"action": "disable_selected", "_selected_action": [token.pk for token in tokens]}
+    asked = admin_client.post(f"{LIST}?all=", selected)
+    fields = re.findall(
+        r'<input type="hidden" name="(\w+)" value="([^"]*)"', asked.content.decode()
+    )
+    data: dict[str, list[str]] = {}
+    for name, value in fields:
+        data.setdefault(name, []).append(value)
+    admin_client.post(f"{LIST}?all=", data)
+    assert rows("token.disabled").count() == 150
+
+
 @pytest.mark.django_db(transaction=True)
 def test_an_unforeseen_error_in_a_bulk_rotation_rotates_nothing(
     admin_client: Client, issue: Issue, monkeypatch: pytest.MonkeyPatch

@@ -16,12 +16,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 from django.core.cache import caches
 from django.test import Client
 from pytest_django import Settings
+from redis import exceptions as redis_errors
 
 from tests.conftest import Issue, bearer
 from tokenauth import cache as cache_module
@@ -169,6 +170,80 @@ def test_a_slow_answer_is_bounded(settings: Settings) -> None:
         cache: Any = caches["ratelimit"]
         assert count() == 1
         assert cache.breaker.opened
+
+
+def test_caches_with_other_options_share_nothing(settings: Settings) -> None:
+    location = f"redis://127.0.0.1:{free_port()}"
+    backend = {"BACKEND": "tokenauth.cache.FallbackRedisCache", "LOCATION": location}
+    named = {name: {**backend, "OPTIONS": {"db": db}} for db, name in enumerate("ab")}
+    settings.CACHES = {**settings.CACHES, **named}
+    one, other = (cast("FallbackRedisCache", caches[name]) for name in "ab")
+    assert one._cache is not other._cache
+    one.set("key", "one")
+    assert other.get("key") is None
+
+
+@pytest.mark.parametrize("query", ["socket_timeout=9", "socket_connect_timeout=9&db=1", "retry=9"])
+def test_no_url_undoes_the_bounds(settings: Settings, query: str) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        use(settings, f"redis://127.0.0.1:{silent.getsockname()[1]}/0?{query}")
+        cache = cast("FallbackRedisCache", caches["ratelimit"])
+        pool = cache._cache.get_client(write=True).connection_pool
+        assert pool.connection_kwargs["socket_timeout"] == cache_module.CALL_TIMEOUT_SECONDS
+        assert pool.connection_kwargs.get("db") == (1 if "db" in query else 0)
+        assert count() == 1
+
+
+def test_no_password_is_shown(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    use(settings, f"redis://user:hunter2@127.0.0.1:{free_port()}/0")
+    cache = cast("FallbackRedisCache", caches["ratelimit"])
+    assert count() == 1
+    assert "hunter2" not in f"{caplog.text}{cache.breaker}{list(cache_module._CLIENTS)}"
+
+
+@pytest.mark.parametrize(
+    ("error", "opens"),
+    [
+        (redis_errors.ConnectionError(), True),
+        (redis_errors.TimeoutError(), True),
+        (redis_errors.BusyLoadingError(), True),
+        (redis_errors.ReadOnlyError(), True),
+        (redis_errors.OutOfMemoryError(), True),
+        (redis_errors.AuthenticationError(), True),
+        (redis_errors.MaxConnectionsError(), False),
+        (redis_errors.ResponseError(), False),
+    ],
+)
+def test_what_is_an_outage(
+    refused: FallbackRedisCache, monkeypatch: pytest.MonkeyPatch, error: Exception, opens: bool
+) -> None:
+    def fail(*_args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(type(refused._cache), "get", fail)
+    if opens:
+        assert refused.get("key") is None
+    else:
+        with pytest.raises(type(error)):
+            refused.get("key")
+    assert refused.breaker.opened is opens
+
+
+def test_an_answer_that_there_is_no_key_is_an_answer(
+    refused: FallbackRedisCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count()
+
+    def miss(*_args: Any) -> None:
+        raise ValueError("not found")
+
+    monkeypatch.setattr(type(refused._cache), "incr", miss)
+    refused.breaker.retry_at = 0
+    with pytest.raises(ValueError, match="not found"):
+        refused.incr("key")
+    assert not refused.breaker.opened
 
 
 # With a server

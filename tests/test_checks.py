@@ -236,7 +236,11 @@ LOCMEM = "django.core.cache.backends.locmem.LocMemCache"
             [],
             ["tokenauth.E007"],
         ),
-        ({"BACKEND": "django.core.cache.backends.dummy.DummyCache"}, [], ["tokenauth.E007"]),
+        (
+            {"BACKEND": "django.core.cache.backends.dummy.DummyCache"},
+            ["tokenauth.E012"],
+            ["tokenauth.W012"],
+        ),
         (
             {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": "redis://c"},
             [],

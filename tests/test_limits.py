@@ -11,14 +11,17 @@ from django.core.cache import caches
 from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.core.management.base import CommandError
+from django.http import HttpResponse
 from django.test import Client
 from pytest_django import Settings
 
 from tests.conftest import ODD_RATES, Issue, bearer
 from tokenauth import audit, limits, services
+from tokenauth.admission import state_of
 from tokenauth.cache import Breaker
 from tokenauth.client_info import Actor, ActorKind
 from tokenauth.exceptions import NotPermitted, Unavailable
+from tokenauth.middleware import TokenAuthMiddleware
 from tokenauth.models import AuditEvent, Token
 from tokenauth.principal import ClientUser, Principal
 from tokenauth.rates import parse_rate
@@ -313,6 +316,49 @@ def test_what_nobody_knows_counts_on_shared_views_too(configure: Any, path: str)
     assert codes == [401] * 5 + [429] * 2
     assert rows("auth.rejected").count() == 5
     assert rows("security.locked_out").count() == 1
+
+
+@pytest.mark.urls("tests.urls")
+@pytest.mark.parametrize("path", ["/token-then-foreign/", "/foreign-then-token/"])
+def test_what_another_class_refuses_is_limited_too(configure: Any, path: str) -> None:
+    """Its own answer, until there are too many; its own audit."""
+    client = Client()
+    bad: dict[str, Any] = {"HTTP_AUTHORIZATION": "Bearer foreign-" + "b" * 40}
+    answers = [client.get(path, **bad) for _ in range(7)]
+    assert [answer.status_code for answer in answers] == [401] * 5 + [429] * 2
+    assert answers[0].json() == {"detail": "The other token has expired."}
+    assert not rows("auth.rejected").exists()
+    assert rows("auth.throttled").count() == 1
+
+
+def test_a_cache_that_is_not_there(configure: Any, settings: Settings, issue: Issue) -> None:
+    settings.RATELIMIT_USE_CACHE = "nowhere"
+    assert ask() == [401]
+    assert Client().get("/api/v1/samples/", **bearer(issue())).status_code == 403
+    assert ask(**BAD) == [503]
+
+
+def test_an_outage_that_cannot_be_told_after_the_view_keeps_its_answer(
+    configure: Any, monkeypatch: pytest.MonkeyPatch, rf: Any
+) -> None:
+    breaker = Breaker()
+    monkeypatch.setattr(caches["ratelimit"], "breaker", breaker, raising=False)
+    breaker.unreported = True
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise Unavailable
+
+    monkeypatch.setattr(audit, "record_now", refuse)
+
+    def view(request: Any) -> HttpResponse:
+        usage = limits.count("view", "v", parse_rate("9/d"))
+        assert usage is not None
+        state_of(request).usages.append(usage)
+        return HttpResponse("done")
+
+    response = TokenAuthMiddleware(view)(rf.get("/"))
+    assert (response.status_code, response.content) == (200, b"done")
+    assert breaker.unreported
 
 
 def test_without_the_middleware_too_many_are_429(

@@ -14,7 +14,9 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from tests.conftest import ODD_RATES, Issue, bearer, events
+from tokenauth import limits
 from tokenauth.authentication import TokenAuthentication
+from tokenauth.rates import parse_rate
 from tokenauth.throttling import TokenRateThrottle
 
 pytestmark = [
@@ -42,7 +44,17 @@ class Undeclared(Limited):
     throttle_rate = None
 
 
+class Longer(TokenRateThrottle):
+    throttle_rate = "3/2d"
+
+
+class Both(Limited):
+    throttle_classes = [TokenRateThrottle, Longer]
+    throttle_rate = "5/d"
+
+
 urlpatterns = [
+    path("both/", Both.as_view()),
     path("limited/", Limited.as_view()),
     path("other/", Other.as_view()),
     path("undeclared/", Undeclared.as_view()),
@@ -89,6 +101,19 @@ def test_a_flood_is_coalesced(issue: Issue) -> None:
     ask(2 + 12, **bearer(issue()))
     throttled = [event for event in events() if event[0] == "auth.throttled"]
     assert len(throttled) == 2
+
+
+def test_two_limits_on_one_view_count_each_by_itself(issue: Issue) -> None:
+    assert ask(5, "/both/", **bearer(issue())) == [200] * 3 + [429] * 2
+
+
+def test_names_and_rates_do_not_run_together() -> None:
+    """The library joins what it is given: "View1" and "2/d" could be "View" and "12/d"."""
+    for _ in range(5):
+        limits.count("view", "v", parse_rate("12/d"), group="View")
+    usage = limits.count("view", "v", parse_rate("2/d"), group="View1")
+    assert usage is not None
+    assert usage.count == 1
 
 
 def test_both_limits_are_told(issue: Issue) -> None:

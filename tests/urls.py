@@ -55,6 +55,7 @@ urlpatterns = [
     path("decorated-inside/", views.decorated_inside),
     path("probing/<str:ending>/", views.Probing.as_view()),
     path("says-not-authenticated/", views.SaysNotAuthenticated.as_view()),
+    path("streaming-refusal/", views.StreamingRefusal.as_view()),
     path("cacheable/", views.cacheable),
     path("admin/", admin.site.urls),
     path("", include(router.urls)),

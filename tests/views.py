@@ -11,7 +11,14 @@ from typing import Any
 from django.contrib.auth.models import Group
 from django.core.exceptions import PermissionDenied
 from django.db import connection, transaction
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    JsonResponse,
+    StreamingHttpResponse,
+)
 from django.utils.decorators import method_decorator
 from django.utils.deprecation import MiddlewareMixin
 from django.views import View
@@ -561,3 +568,13 @@ def whose(request: Any) -> HttpResponse:
 
 
 cacheable = token_required(whose)
+
+
+class StreamingRefusal(APIView):
+    """Answers errors in pieces."""
+
+    authentication_classes = [TokenAuthentication]
+    permission_classes: Any = [IsAuthenticated]
+
+    def handle_exception(self, exc: Exception) -> Any:
+        return StreamingHttpResponse(iter([b"no"]), status=401)

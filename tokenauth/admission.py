@@ -81,6 +81,9 @@ def admit_request(request: HttpRequest, *, shared: bool = False) -> Principal | 
     Raises like :func:`admit`.
     """
     state = state_of(request)
+    # Django's cache for a whole site answers before any view is known: what it kept of one
+    # caller, every other would get, unverified.
+    request._cache_update_cache = False  # type: ignore[attr-defined]
     if not state.decided:
         try:
             state.principal = _decide(request, state, shared=shared)

@@ -7,18 +7,31 @@ limits get looser by the number of processes, never off.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from django.core.cache.backends.base import DEFAULT_TIMEOUT
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.cache.backends.redis import RedisCache, RedisCacheClient
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
+    MaxConnectionsError,
+    OutOfMemoryError,
+    ReadOnlyError,
+)
+from redis.exceptions import (
+    TimeoutError as RedisTimeoutError,
+)
 from redis.retry import Retry
 
 logger = logging.getLogger("tokenauth")
@@ -29,6 +42,10 @@ PAUSE_SECONDS = 1.0
 """For how long Redis is left alone after a failure; then one call tries it again."""
 LOCAL_ENTRIES = 100_000
 """How many counters a process keeps meanwhile."""
+
+
+OUTAGES = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError, OSError)
+"""After these Redis is left alone; other errors are a caller's mistake."""
 
 
 @dataclass(kw_only=True)
@@ -94,12 +111,17 @@ class FallbackRedisCache(RedisCache):
             "protocol": 2,
             "driver_info": None,
         }
-        options = {**params.get("OPTIONS", {}), **bounded}
-        super().__init__(server, {**params, "OPTIONS": options})
-        self._shared_name = f"{server} {sorted(params.get('OPTIONS', {}))}"
-        self.breaker = _BREAKERS.setdefault(str(server), Breaker())
+        given = params.get("OPTIONS", {})
+        servers = re.split("[;,]", server) if isinstance(server, str) else list(server)
+        super().__init__(
+            [*map(_without_bounds, servers)], {**params, "OPTIONS": {**given, **bounded}}
+        )
+        # A digest: options may hold a password.
+        name = repr((servers, sorted(given.items(), key=repr)))
+        self._shared_name = hashlib.sha256(name.encode()).hexdigest()
+        self.breaker = _BREAKERS.setdefault(self._shared_name, Breaker())
         local = {**params, "OPTIONS": {"MAX_ENTRIES": LOCAL_ENTRIES}}
-        self._local = LocMemCache(f"tokenauth-fallback:{server}", local)
+        self._local = LocMemCache(f"tokenauth-fallback:{self._shared_name}", local)
 
     @property
     def _cache(self) -> RedisCacheClient:
@@ -171,10 +193,28 @@ class FallbackRedisCache(RedisCache):
             call: Callable[..., Any] = getattr(super(), name)
             try:
                 result = call(*args, **kwargs)
-            except (RedisError, OSError) as error:
+            except MaxConnectionsError:
+                raise  # Too many callers here; Redis is well.
+            except OUTAGES as error:
                 self.breaker.failed(error)
+            except ValueError:
+                # The key isn't there: an answer.
+                if is_trial:
+                    self.breaker.succeeded()
+                raise
             else:
                 if is_trial:
                     self.breaker.succeeded()
                 return result
         return getattr(self._local, name)(*args, **kwargs)
+
+
+def _without_bounds(url: str) -> str:
+    """Return a Redis URL without the options by which it would undo ours."""
+    parts = urlsplit(url)
+    kept = [
+        (name, value)
+        for name, value in parse_qsl(parts.query, keep_blank_values=True)
+        if not name.startswith(("socket_timeout", "socket_connect_timeout", "retry"))
+    ]
+    return urlunsplit(parts._replace(query=urlencode(kept)))

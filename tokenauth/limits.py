@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
-from django.core.cache import caches
+from django.core.cache import InvalidCacheBackendError, caches
 from django_ratelimit.core import get_usage
 
 from tokenauth.exceptions import Unavailable
@@ -68,7 +68,8 @@ def count(policy: str, value: str, rate: Rate, *, group: str = "") -> Usage | No
         try:
             usage = get_usage(
                 None,
-                group=f"tokenauth.{policy}.{group}",
+                # The library puts the rate right behind it.
+                group=f"tokenauth.{policy}.{group}:",
                 key=lambda _group, _request: value,
                 rate=tuple(rate),
                 increment=True,
@@ -103,4 +104,8 @@ def put_back_outage() -> None:
 def _breaker() -> Any:
     if not getattr(settings, "RATELIMIT_ENABLE", True):
         return None
-    return getattr(caches[getattr(settings, "RATELIMIT_USE_CACHE", "default")], "breaker", None)
+    try:
+        cache = caches[getattr(settings, "RATELIMIT_USE_CACHE", "default")]
+    except InvalidCacheBackendError:
+        return None  # A check says so, and nothing can be counted.
+    return getattr(cache, "breaker", None)

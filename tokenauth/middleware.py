@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -59,14 +60,14 @@ class TokenAuthMiddleware:
         _prepare(request)
         refusal = _require(request) if self.is_closed(request) else None
         response = refusal or self.get_response(request)
-        _settle(request, response)
+        response = _settle(request, response)
         return _finish(request, _write_note(request) or response)
 
     async def _acall(self, request: HttpRequest) -> HttpResponseBase:
         _prepare(request)
         refusal = await sync_to_async(_require)(request) if self.is_closed(request) else None
         response: HttpResponseBase = refusal or await self.get_response(request)
-        _settle(request, response)
+        response = _settle(request, response)
         if _has_work(request):
             response = await sync_to_async(_write_note)(request) or response
         return _finish(request, response)
@@ -96,7 +97,7 @@ class TokenAuthMiddleware:
 
         Here, not later: the browsable API asks the permissions again for each form it draws.
         """
-        _settle(request, response)
+        response = _settle(request, response)
         if _has_state(request):
             state_of(request).answered = True
         return response
@@ -142,8 +143,7 @@ def _require(request: HttpRequest) -> HttpResponse | None:
 def _let_in(request: Any) -> None:
     principal = state_of(request).principal
     request.tokenauth = principal
-    # Django's cache for a whole site answers before any view is known: what it kept of one
-    # caller, every other would get, unverified.
+    # Admission has said so already, but before routing the site's cache says it anew.
     request._cache_update_cache = False
     if principal is not None:
         # A header is something no page of another site can make a browser send unasked, so a
@@ -181,40 +181,54 @@ def _write_note(request: HttpRequest) -> HttpResponse | None:
     state = state_of(request)
     refused, state.to_audit = state.to_audit, None
     try:
-        report_outage(state.client_info)
         if refused is not None:
             audit_refusal(refused, state.client_info)
     except Unavailable as error:
         return responses.render(error, request)
+    with suppress(Unavailable):
+        # The view may have run: its answer stays, and the outage is told another time.
+        report_outage(state.client_info)
     return None
 
 
-def _settle(request: HttpRequest, response: Any) -> None:
-    """Give a view's answer our form where it was our refusal that it ended with.
+def _settle(request: HttpRequest, response: Any) -> Any:
+    """Return a view's answer in our form where it was our refusal that it ended with.
 
     A project may hide its refusals, as a 404 for one; then that stays the answer.
     """
     if not _has_state(request) or response.status_code < HTTPStatus.BAD_REQUEST:
-        return
+        return response
     state = state_of(request)
     if state.answered or (isinstance(state.stopped, Throttled) and not _is_429(response)):
-        return
-    error: Refused | Unavailable | None = state.failure  # The view's own admission is audited.
-    if state.stopped is not None:
-        error = _count_unclaimed(state)
+        return response
+    error = _error_of(state, response)
     if error is None:
-        return
+        return response
     state.answered = True
     if response.status_code in _REFUSED:
+        if response.streaming:
+            return responses.render(error, request)
         responses.rewrite(response, error, request)
+    return response
 
 
-def _count_unclaimed(state: RequestState) -> Refused | Unavailable | None:
-    """Return why a view's checks stopped the request; a token nobody knew counts as a failure."""
-    state.to_audit = state.stopped
-    if state.stopped is not None and state.stopped.reason is Reason.UNKNOWN:
+def _error_of(state: RequestState, response: Any) -> Refused | Unavailable | None:
+    """Return which error of ours the view ended with; None where the answer is not ours.
+
+    A token that nobody knew counts as a failure, whoever says so.
+    """
+    refused = state.stopped
+    unknown = refused.reason is Reason.UNKNOWN if refused else state.unclaimed
+    if unknown and response.status_code == HTTPStatus.UNAUTHORIZED:
         try:
-            state.to_audit = count_failure(state.stopped, state.client_info, state.usages)
+            counted = count_failure(
+                refused or Refused(Reason.UNKNOWN), state.client_info, state.usages
+            )
         except Unavailable as error:
             return error
-    return state.to_audit
+        # Another class's refusal stays its own, until there are too many.
+        refused = counted if refused or isinstance(counted, Throttled) else None
+    if refused is None:
+        return state.failure  # The view admitted by itself; that is audited.
+    state.to_audit = refused
+    return refused

@@ -83,9 +83,8 @@ def check_grant(
             f"You may not grant {', '.join(refused)}: that takes the permission “Can grant any scope”.",
             field="scopes",
         )
-    default = get_settings().token_rate
-    faster = rate and default and parse_rate(rate).allows_more_than(parse_rate(default))
-    if faster and not may_grant_any_scope(actor):
+    if not may_grant_any_scope(actor) and _is_faster("", rate):
+        default = get_settings().token_rate
         raise NotPermitted(
             f"You may not grant more than {default}: that takes the permission “Can grant any scope”.",
             field="rate",
@@ -162,10 +161,11 @@ def _is_prolonged(before: Token, after: Token) -> bool:
 def _is_faster(before: str, after: str) -> bool:
     default = get_settings().token_rate
     try:
-        old = parse_rate(before or default) if before or default else None
+        old, new = (
+            parse_rate(text) if text else None for text in (before or default, after or default)
+        )
     except ValueError:
-        return before != after  # It let nobody in.
-    new = parse_rate(after or default) if after or default else None
+        return before != after  # One that can't be read lets nobody in.
     return old is not None and (new is None or new.allows_more_than(old))
 
 

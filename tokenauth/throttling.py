@@ -20,9 +20,11 @@ from tokenauth.rates import Rate, parse_rate
 class TokenRateThrottle(BaseThrottle):
     """Limits each token, or each address where there is none, to the view's ``throttle_rate``.
 
-    The rate is a text such as "10/s" or "100/10s". Counted for each view by itself.
+    The rate is a text such as "10/s" or "100/10s"; a subclass may have one of its own, for two
+    limits on one view. Counted for each view, and each such class, by itself.
     """
 
+    throttle_rate: str = ""
     reset: float | None = None
 
     def allow_request(self, request: Request, view: Any) -> bool:
@@ -30,13 +32,14 @@ class TokenRateThrottle(BaseThrottle):
 
         Raises ImproperlyConfigured for a view without a rate, or with one that can't be read.
         """
-        rate = parse_throttle_rate(getattr(view, "throttle_rate", None), type(view).__name__)
+        text = self.throttle_rate or getattr(view, "throttle_rate", None)
+        rate = parse_throttle_rate(text, type(view).__name__)
         state = state_of(request._request)
         principal = request.auth if isinstance(request.auth, Principal) else None
         value = principal.key if principal else address_key(state.client_info.ip)
-        cls = type(view)
+        group = " ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in (type(view), type(self)))
         try:
-            usage = limits.count("view", value, rate, group=f"{cls.__module__}.{cls.__qualname__}")
+            usage = limits.count("view", value, rate, group=group)
         except Unavailable as error:
             state.failure = error
             raise _unavailable(error) from None

@@ -278,6 +278,7 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if confirmed and form.is_valid():
             issued = self._run(request, operation, tokens, form.cleaned_data["reason"])
             return self._show_issued(request, issued) if issued else HttpResponseRedirect(back)
+        across = request.POST.get("select_across") == "1"
         context = {
             **self.admin_site.each_context(request),
             "title": operation.title,
@@ -287,7 +288,8 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             "count": len(tokens),
             "more": max(0, len(tokens) - _LISTED),
             # All of many pages are selected as such: so many fields nobody may send.
-            "across": request.POST.get("select_across") == "1",
+            "across": across,
+            "selected": tokens[:1] if across else tokens,
             "form": form,
             "action": action,
             "back": back,

@@ -17,9 +17,7 @@ from tokenauth.models import Token
 LOCMEM = "django.core.cache.backends.locmem.LocMemCache"
 
 
-APART = tuple(
-    f"django.core.cache.backends.{name}." for name in ("locmem", "filebased", "db", "dummy")
-)
+APART = tuple(f"django.core.cache.backends.{name}." for name in ("locmem", "filebased", "db"))
 
 
 ENOUGH_ENTRIES = 100_000
@@ -73,6 +71,14 @@ def check_cache(**_kwargs: Any) -> list[CheckMessage]:
                 id="tokenauth.E010",
             )
         ]
+    if cache.get("BACKEND") == "django.core.cache.backends.dummy.DummyCache":
+        messages.append(
+            Error(
+                f"The cache {alias!r} that counts requests is a DummyCache: there are no limits.",
+                hint="Set RATELIMIT_USE_CACHE to a cache that keeps what it is given.",
+                id="tokenauth.E012",
+            )
+        )
     if cache.get("BACKEND") == LOCMEM:
         options = {**cache, **cache.get("OPTIONS", {})}
         if int(options.get("MAX_ENTRIES", 300)) < ENOUGH_ENTRIES:

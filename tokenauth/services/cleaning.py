@@ -81,7 +81,12 @@ def check_no_double(client_id: str) -> None:
     same = Q(client_id__iexact=client_id) | Q(client_id=client_id)
     known = Token.objects.primary().filter(same).order_by().first()
     if known is not None and known.client_id != client_id:
-        raise ValidationError({"client_id": f"Too much like the client {known.client_id!r}."})
+        raise ValidationError(
+            {
+                "client_id": f"Databases may take this for the client {known.client_id!r}: "
+                "write it the same, or choose another."
+            }
+        )
 
 
 def check_text(field: str, text: str, limit: int) -> None:
