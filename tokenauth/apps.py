@@ -27,6 +27,7 @@ class TokenAuthConfig(AppConfig):
         register(checks.check_middleware, "tokenauth")
         register(checks.check_views, "tokenauth")
         register(checks.check_cache, "tokenauth")
+        register(checks.check_library, "tokenauth")
         register(checks.check_shared_cache, "tokenauth", deploy=True)
         register(checks.check_peppers, "tokenauth", Tags.database)
         register(checks.check_deployment, "tokenauth", deploy=True)

@@ -12,6 +12,7 @@ from django.utils.module_loading import import_string
 from tokenauth.checks.deployment import (
     check_cache,
     check_deployment,
+    check_library,
     check_peppers,
     check_shared_cache,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "check_cache",
     "check_databases",
     "check_deployment",
+    "check_library",
     "check_middleware",
     "check_peppers",
     "check_settings",

@@ -11,7 +11,7 @@ from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Djan
 from django.db import Error as DatabaseFailure
 
 from tokenauth.checks.readable import with_settings
-from tokenauth.conf import get_settings
+from tokenauth.conf import Settings, get_settings
 from tokenauth.models import Token
 
 LOCMEM = "django.core.cache.backends.locmem.LocMemCache"
@@ -20,6 +20,8 @@ LOCMEM = "django.core.cache.backends.locmem.LocMemCache"
 APART = tuple(f"django.core.cache.backends.{name}." for name in ("locmem", "filebased", "db"))
 
 
+Finding = tuple[bool, str, str, str]
+"""Whether it was found, its number, its message, its hint."""
 ENOUGH_ENTRIES = 100_000
 
 
@@ -60,7 +62,7 @@ def check_peppers(databases: Iterable[str] | None = None, **_kwargs: Any) -> lis
 
 
 def check_cache(**_kwargs: Any) -> list[CheckMessage]:
-    """Check that the cache for the counters holds them all (W010, W011)."""
+    """Check that the cache for the counters is there and holds them all (E010, E012, W010)."""
     messages: list[CheckMessage] = []
     alias, cache = _counters_cache()
     if not cache:
@@ -80,28 +82,38 @@ def check_cache(**_kwargs: Any) -> list[CheckMessage]:
             )
         )
     if cache.get("BACKEND") == LOCMEM:
-        options = {**cache, **cache.get("OPTIONS", {})}
-        if int(options.get("MAX_ENTRIES", 300)) < ENOUGH_ENTRIES:
-            messages.append(
-                Warning(
-                    "The cache that counts requests keeps few entries: many addresses at once "
-                    "push each other's counters out.",
-                    hint=f"Set RATELIMIT_USE_CACHE to a cache of its own with "
-                    f'"OPTIONS": {{"MAX_ENTRIES": {ENOUGH_ENTRIES}}}.',
-                    id="tokenauth.W010",
-                )
-            )
-    if "django_ratelimit" in django_settings.INSTALLED_APPS:
-        messages.append(
-            Warning(
-                "django_ratelimit is in INSTALLED_APPS, which tokenauth doesn't need: its checks "
-                "refuse caches that these limits work with.",
-                hint="Take it out, or put django_ratelimit.E003 and W001 into "
-                "SILENCED_SYSTEM_CHECKS if you use it yourself.",
-                id="tokenauth.W011",
-            )
-        )
+        messages += _check_entries(cache)
     return messages
+
+
+def check_library(**_kwargs: Any) -> list[CheckMessage]:
+    """Check that nobody has to puzzle over django-ratelimit's own checks (W011)."""
+    if "django_ratelimit" not in django_settings.INSTALLED_APPS:
+        return []
+    return [
+        Warning(
+            "django_ratelimit is in INSTALLED_APPS, which tokenauth doesn't need: its checks "
+            "refuse caches that these limits work with.",
+            hint="Take it out, or put django_ratelimit.E003 and W001 into "
+            "SILENCED_SYSTEM_CHECKS if you use it yourself.",
+            id="tokenauth.W011",
+        )
+    ]
+
+
+def _check_entries(cache: dict[str, Any]) -> list[CheckMessage]:
+    options = {**cache, **cache.get("OPTIONS", {})}
+    if int(options.get("MAX_ENTRIES", 300)) >= ENOUGH_ENTRIES:
+        return []
+    return [
+        Warning(
+            "The cache that counts requests keeps few entries: many addresses at once push each "
+            "other's counters out.",
+            hint="Set RATELIMIT_USE_CACHE to a cache of its own with "
+            f'"OPTIONS": {{"MAX_ENTRIES": {ENOUGH_ENTRIES}}}.',
+            id="tokenauth.W010",
+        )
+    ]
 
 
 def check_shared_cache(**_kwargs: Any) -> list[CheckMessage]:
@@ -141,8 +153,15 @@ def _counters_cache() -> tuple[str, dict[str, Any]]:
 def check_deployment(**_kwargs: Any) -> list[CheckMessage]:
     """Check what matters in production (W006 to W009, W013 to W015); for ``check --deploy``."""
     settings = get_settings()
-    proxied = bool(django_settings.SECURE_PROXY_SSL_HEADER or django_settings.USE_X_FORWARDED_HOST)
-    findings = [
+    return [
+        Warning(message, hint=hint, id=f"tokenauth.{number}")
+        for found, number, message, hint in (*_token_findings(settings), *_use_findings(settings))
+        if found
+    ]
+
+
+def _token_findings(settings: Settings) -> list[Finding]:
+    return [
         (
             settings.max_lifetime is None,
             "W006",
@@ -161,6 +180,13 @@ def check_deployment(**_kwargs: Any) -> list[CheckMessage]:
             "A header of TRANSPORTS has a name that Django shows on error pages.",
             "Name it so that it holds API, AUTH, KEY, PASS, SECRET, SIGNATURE or TOKEN.",
         ),
+    ]
+
+
+def _use_findings(settings: Settings) -> list[Finding]:
+    proxied = bool(django_settings.SECURE_PROXY_SSL_HEADER or django_settings.USE_X_FORWARDED_HOST)
+    limited = settings.failure_rate and getattr(django_settings, "RATELIMIT_ENABLE", True)
+    return [
         (
             not settings.audit_required,
             "W008",
@@ -174,7 +200,7 @@ def check_deployment(**_kwargs: Any) -> list[CheckMessage]:
             "Set TOKENAUTH['TRUSTED_PROXIES'] to the number of proxies, or to their networks.",
         ),
         (
-            not settings.failure_rate or not getattr(django_settings, "RATELIMIT_ENABLE", True),
+            not limited,
             "W013",
             "Bad credentials are not limited: addresses may try as many as they like.",
             "Set TOKENAUTH['FAILURE_RATE'], and don't set RATELIMIT_ENABLE to False.",
@@ -185,9 +211,4 @@ def check_deployment(**_kwargs: Any) -> list[CheckMessage]:
             "RATELIMIT_FAIL_OPEN is on: a counter that gets lost counts as no limit.",
             "Take it out of the settings.",
         ),
-    ]
-    return [
-        Warning(message, hint=hint, id=f"tokenauth.{number}")
-        for found, number, message, hint in findings
-        if found
     ]

@@ -28,10 +28,11 @@ from tokenauth.services.cleaning import (
     check_text,
     clean_moment,
     clean_networks,
+    clean_public_id,
     clean_rate,
     clean_scopes,
 )
-from tokenauth.tokens import Plaintext, digest, generate, generate_public_id, is_public_id
+from tokenauth.tokens import Plaintext, digest, generate, generate_public_id
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -82,8 +83,6 @@ def issue(
     default. ``public_id`` is drawn where it isn't given; a form gives
     one so that being sent twice can't issue twice (the second raises IntegrityError).
     """
-    if public_id and not is_public_id(public_id):
-        raise ValidationError("A public id is 12 characters of 0-9 and a-z.")
     token = _draft(
         client_id=client_id,
         user=user,
@@ -97,7 +96,7 @@ def issue(
             "rate": rate,
         },
     )
-    token.public_id = public_id or generate_public_id()
+    token.public_id = clean_public_id(public_id)
     with _atomic():
         plaintext = _insert(token)
         audit.record(Event.TOKEN_ISSUED, token=token, by=by, details=_describe(token))

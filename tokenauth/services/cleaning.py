@@ -16,7 +16,7 @@ from tokenauth.conf import get_settings
 from tokenauth.models import Token
 from tokenauth.rates import parse_rate
 from tokenauth.scopes import unknown
-from tokenauth.tokens import redact
+from tokenauth.tokens import generate_public_id, is_public_id, redact
 
 FIRST_YEAR, LAST_YEAR = 1970, 2999
 
@@ -118,3 +118,10 @@ def clean_moment(name: str, moment: datetime | None) -> datetime | None:
         raise ValidationError({name: f"Use a year from {FIRST_YEAR} to {LAST_YEAR}, or no time."})
     # In one zone, so that the audit doesn't tell of a change where there is none.
     return moment.astimezone(UTC) if settings.USE_TZ else moment
+
+
+def clean_public_id(public_id: str) -> str:
+    """Return the public id; a new one for "". Raises ValidationError for what can't be one."""
+    if public_id and not is_public_id(public_id):
+        raise ValidationError("A public id is 12 characters of 0-9 and a-z.")
+    return public_id or generate_public_id()
