@@ -24,6 +24,7 @@ DEFAULTS: dict[str, object] = {
     "max_lifetime": None,
     "rotation_grace": timedelta(days=1),
     "transports": (make_transport("Authorization: Bearer"), make_transport("X-Api-Key")),
+    "query_params": {},
     "actor_header": "",
     "public_paths": frozenset(),
     "exempt_prefixes": (),
@@ -31,6 +32,8 @@ DEFAULTS: dict[str, object] = {
     "trusted_proxies": 0,
     "audit_required": True,
     "audit_successes": True,
+    "audit_sink": "tokenauth.audit.database.DatabaseSink",
+    "audit_seal_keys": {},
 }
 
 
@@ -56,6 +59,8 @@ def test_default(attribute: str, default: object) -> None:
         ("ROTATION_GRACE", timedelta(0), timedelta(0)),
         ("ROTATION_GRACE", "36500d", timedelta(days=36_500)),
         ("TRANSPORTS", ["apitoken"], (make_transport("apitoken"),)),
+        ("QUERY_PARAMS", {}, {}),
+        ("QUERY_PARAMS", {"/sse": "token", "/": "a_b.c~D-1"}, {"/sse": "token", "/": "a_b.c~D-1"}),
         ("ACTOR_HEADER", "", ""),
         ("ACTOR_HEADER", "X-User-Name", "HTTP_X_USER_NAME"),
         ("PUBLIC_PATHS", ["/", "/health"], frozenset({"/", "/health"})),
@@ -70,6 +75,10 @@ def test_default(attribute: str, default: object) -> None:
         ),
         ("AUDIT_REQUIRED", False, False),
         ("AUDIT_SUCCESSES", False, False),
+        ("AUDIT_SINK", "a.B", "a.B"),
+        ("AUDIT_SEAL_KEYS", {}, {}),
+        ("AUDIT_SEAL_KEYS", {"a.b_c-9" * 4: "k" * 32}, {"a.b_c-9" * 4: "k" * 32}),
+        ("AUDIT_SEAL_KEYS", {"2": "ü" * 32, "1": "k" * 99}, {"2": "ü" * 32, "1": "k" * 99}),
         ("ERROR_FORMAT", "a.b", "a.b"),
     ],
 )
@@ -119,6 +128,20 @@ WRONG: dict[str, list[object]] = {
         ["X-Api-Key\n"],
         ["X-Api-Key", "Schlüssel"],
     ],
+    "QUERY_PARAMS": [
+        None,
+        "token",
+        ["/sse"],
+        [("/sse", "token")],
+        {"sse": "token"},
+        {"": "token"},
+        {1: "token"},
+        {None: "token"},
+        {"/sse": None},
+        {"/sse": ["token"]},
+        {"/sse": b"token"},
+        *({"/ok": "token", "/sse": name} for name in ["", "a b", "a&b", "a=b", "%74", "é", "a\n"]),
+    ],
     "ACTOR_HEADER": [None, 1, "user name", "user_name", "username\n", "username:"],
     "PUBLIC_PATHS": [*NO_TEXTS, ["health"], ["/ok", ""]],
     "EXEMPT_PREFIXES": [*NO_TEXTS, ["/"], ["/admin"], ["admin/"], ["/admin/", ""]],
@@ -126,6 +149,25 @@ WRONG: dict[str, list[object]] = {
     "TRUSTED_PROXIES": [-1, True, False, None, "10.0.0.0/8", 1.5, [1], ["10.0.0.1/8"], ["proxy"]],
     "AUDIT_REQUIRED": [None, 0, 1, "False"],
     "AUDIT_SUCCESSES": [None, 0, 1, "False"],
+    "AUDIT_SINK": [None, 1, b"a.B", ["a.B"]],
+    "AUDIT_SEAL_KEYS": [
+        None,
+        "k" * 32,
+        ["k" * 32],
+        {"2026": None},
+        {"2026": ""},
+        {"2026": "k" * 31},
+        {"2026": b"k" * 32},
+        {"2026": "from a binary variable: \udc80" + "k" * 32},
+        {2026: "k" * 32},
+        {"": "k" * 32},
+        {"": ""},
+        {"UPPER": "k" * 32},
+        {"a" * 33: "k" * 32},
+        {"a b": "k" * 32},
+        {"new\n": "k" * 32},
+        {"2026": "k" * 32, "2025": "short"},
+    ],
     "ERROR_FORMAT": [None, 1, b"a.b"],
 }
 
@@ -147,6 +189,18 @@ def test_the_message_shows_no_pepper() -> None:
     with pytest.raises(InvalidSettings) as caught:
         parse_settings({"PEPPERS": {"UPPER": "very secret"}})
     assert "very secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keys", [{"UPPER": "very secret" * 9}, {"2026": "very secret"}])
+def test_the_message_shows_no_seal_key(keys: dict[str, str]) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        parse_settings({"AUDIT_SEAL_KEYS": keys})
+    assert "very secret" not in str(caught.value)
+
+
+def test_the_order_of_seal_keys_is_kept() -> None:
+    keys = {"b": "b" * 32, "a": "a" * 32, "c": "c" * 32}
+    assert list(parse_settings({"AUDIT_SEAL_KEYS": keys}).audit_seal_keys) == ["b", "a", "c"]
 
 
 @pytest.mark.parametrize("key", ["MAX_LIVETIME", "prefix", "", 1])
@@ -211,8 +265,11 @@ def test_settings_cannot_be_changed() -> None:
         get_settings().prefix = "other"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("attribute", ["peppers", "scopes"])
-@pytest.mark.parametrize("raw", [{}, {"PEPPERS": {"": ""}, "SCOPES": {"a": "A"}}])
+@pytest.mark.parametrize("attribute", ["peppers", "scopes", "audit_seal_keys"])
+@pytest.mark.parametrize(
+    "raw",
+    [{}, {"PEPPERS": {"": ""}, "SCOPES": {"a": "A"}, "AUDIT_SEAL_KEYS": {"2026": "k" * 32}}],
+)
 def test_mappings_cannot_be_changed(attribute: str, raw: dict[str, Any]) -> None:
     with pytest.raises(TypeError):
         getattr(parse_settings(raw), attribute)["new"] = "value"
@@ -226,8 +283,9 @@ def test_changing_the_source_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("show", [repr, str])
-def test_peppers_are_not_shown(show: Callable[[object], str]) -> None:
-    assert "very secret" not in show(parse_settings({"PEPPERS": {"2026": "very secret"}}))
+@pytest.mark.parametrize("key", ["PEPPERS", "AUDIT_SEAL_KEYS"])
+def test_secrets_are_not_shown(show: Callable[[object], str], key: str) -> None:
+    assert "very secret" not in show(parse_settings({key: {"2026": "very secret" * 3}}))
 
 
 def test_get_settings_follows_override_settings() -> None:

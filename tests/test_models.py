@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from itertools import product
 from typing import Any
 
 import pytest
-from asgiref.sync import async_to_sync
 from django.contrib.auth import get_user_model
-from django.contrib.auth.models import Permission
-from django.core import serializers
 from django.db import IntegrityError, transaction
-from django.db.models import Model
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
 from tests.conftest import Issue
-from tokenauth.exceptions import AppendOnly, Reason
-from tokenauth.models import AuditEvent, Event, Outcome, Severity, Token, TokenStatus
+from tokenauth.exceptions import Reason
+from tokenauth.models import Token, TokenStatus
 
 NOW = timezone.now()
 MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
@@ -266,150 +262,3 @@ def test_no_two_tokens_share(field: str, issue: Issue) -> None:
     setattr(token, field, getattr(other, field))
     with pytest.raises(IntegrityError), transaction.atomic():
         token.save()
-
-
-def _event(**fields: Any) -> AuditEvent:
-    return AuditEvent(
-        **{
-            "event": Event.AUTH_ACCEPTED.value,
-            "outcome": Outcome.SUCCESS.value,
-            "severity": Severity.INFO.value,
-            "reason": "original",
-            **fields,
-        }
-    )
-
-
-@pytest.fixture
-def event(db: None) -> AuditEvent:
-    """Write one audit row."""
-    row = _event()
-    row.save()
-    return row
-
-
-def _stored() -> list[dict[str, Any]]:
-    return [dict(row) for row in AuditEvent.objects.order_by("pk").values()]
-
-
-def _forged(event: AuditEvent) -> AuditEvent:
-    event.reason = "forged"
-    return event
-
-
-def _load_as_fixture(event: AuditEvent) -> None:
-    for row in serializers.deserialize("json", serializers.serialize("json", [_forged(event)])):
-        row.save()
-
-
-objects = AuditEvent.objects
-
-CHANGES: dict[str, Callable[[AuditEvent], object]] = {
-    "save": lambda event: _forged(event).save(),
-    "save update_fields": lambda event: _forged(event).save(update_fields=["reason"]),
-    "save force_update": lambda event: _forged(event).save(force_update=True),
-    "save of a copy": lambda event: _event(pk=event.pk, reason="forged").save(),
-    "save of a copy, forced": lambda event: _event(pk=event.pk, reason="forged").save(
-        force_update=True
-    ),
-    "save as if new": lambda event: _event(
-        pk=event.pk, event_id=event.event_id, reason="forged"
-    ).save(),
-    "save of what was read": lambda event: _forged(objects.get(pk=event.pk)).save(),
-    "Model.save": lambda event: Model.save(_forged(event)),
-    "save_base": lambda event: _forged(event).save_base(),
-    "save_base raw": lambda event: _forged(event).save_base(raw=True),
-    "loaddata": _load_as_fixture,
-    "delete": lambda event: event.delete(),
-    "delete of what was read": lambda event: objects.get(pk=event.pk).delete(),
-    "update": lambda _: objects.update(reason="forged"),
-    "filter update": lambda event: objects.filter(pk=event.pk).update(reason="forged"),
-    "using update": lambda _: objects.using("default").update(reason="forged"),
-    "base manager update": lambda _: AuditEvent._base_manager.update(reason="forged"),
-    "default manager update": lambda _: AuditEvent._default_manager.all().update(reason="forged"),
-    "queryset delete": lambda _: objects.all().delete(),
-    "filter delete": lambda event: objects.filter(pk=event.pk).delete(),
-    "base manager delete": lambda _: AuditEvent._base_manager.all().delete(),
-    "bulk_update": lambda event: objects.bulk_update([_forged(event)], ["reason"]),
-    "update_or_create": lambda event: objects.update_or_create(
-        {"reason": "forged"}, event_id=event.event_id
-    ),
-    "bulk_create update_conflicts": lambda event: objects.bulk_create(
-        [_event(event_id=event.event_id, reason="forged")],
-        update_conflicts=True,
-        update_fields=["reason"],
-        unique_fields=["event_id"],
-    ),
-}
-
-ASYNC_CHANGES: dict[str, Callable[[AuditEvent], Awaitable[object]]] = {
-    "asave": lambda event: _forged(event).asave(),
-    "adelete": lambda event: event.adelete(),
-    "aupdate": lambda _: objects.aupdate(reason="forged"),
-    "filter aupdate": lambda event: objects.filter(pk=event.pk).aupdate(reason="forged"),
-    "queryset adelete": lambda _: objects.all().adelete(),
-    "abulk_update": lambda event: objects.abulk_update([_forged(event)], ["reason"]),
-    "aupdate_or_create": lambda event: objects.aupdate_or_create(
-        {"reason": "forged"}, event_id=event.event_id
-    ),
-    "abulk_create update_conflicts": lambda event: objects.abulk_create(
-        [_event(event_id=event.event_id, reason="forged")],
-        update_conflicts=True,
-        update_fields=["reason"],
-        unique_fields=["event_id"],
-    ),
-}
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_audit_rows_cannot_be_changed_by(name: str, event: AuditEvent) -> None:
-    before = _stored()
-    # The unique keys refuse a copy that claims to be new.
-    with pytest.raises((AppendOnly, IntegrityError)), transaction.atomic():
-        CHANGES[name](event)
-    assert _stored() == before
-
-
-@pytest.mark.parametrize("name", ASYNC_CHANGES)
-def test_audit_rows_cannot_be_changed_asynchronously_by(name: str, event: AuditEvent) -> None:
-    before = _stored()
-
-    async def change() -> None:
-        await ASYNC_CHANGES[name](event)
-
-    with pytest.raises(AppendOnly):
-        async_to_sync(change)()
-    assert _stored() == before
-
-
-@pytest.mark.django_db
-def test_audit_rows_can_be_added() -> None:
-    _event(reason="one").save()
-    AuditEvent.objects.create(**{**_stored()[0], "id": None, "event_id": _event().event_id})
-    AuditEvent.objects.bulk_create([_event(reason="three"), _event(reason="four")])
-    async_to_sync(_event(reason="five").asave)()
-    assert [row["reason"] for row in _stored()] == ["one", "one", "three", "four", "five"]
-
-
-def test_bulk_create_may_skip_what_is_there(event: AuditEvent) -> None:
-    before = _stored()
-    objects.bulk_create([_event(event_id=event.event_id, reason="other")], ignore_conflicts=True)
-    assert _stored() == before
-
-
-def test_audit_rows_outlive_the_user_and_the_token(
-    issue: Issue, make_user: Callable[..., Any]
-) -> None:
-    user = make_user("jo")
-    issue(user=user)
-    before = _stored()
-    pk = str(user.pk)
-    user.delete()
-    assert _stored()[: len(before)] == before
-    assert {row["user_id"] for row in _stored()} == {pk}
-
-
-@pytest.mark.django_db
-def test_nobody_can_be_permitted_to_change_the_audit() -> None:
-    permissions = Permission.objects.filter(content_type__model="auditevent")
-    assert [permission.codename for permission in permissions] == ["view_auditevent"]

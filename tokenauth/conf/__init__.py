@@ -18,15 +18,35 @@ from typing import Any
 from django.conf import settings as django_settings
 from django.core.signals import setting_changed
 
+from tokenauth.conf.jwt import JWTSettings, parse_jwt
+from tokenauth.conf.values import (
+    LONGEST_DURATION,
+    format_duration,
+    is_encodable,
+    is_key_id,
+    parse_duration,
+)
 from tokenauth.exceptions import InvalidSettings
 
-_DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
-_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
-_LONGEST = timedelta(days=36_500)
+__all__ = [
+    "SHORTEST_SEAL_KEY",
+    "JWTSettings",
+    "Settings",
+    "Transport",
+    "TrustedProxies",
+    "format_duration",
+    "get_settings",
+    "header_meta_key",
+    "make_transport",
+    "parse_duration",
+    "parse_settings",
+]
+
 _PREFIX = re.compile(r"[A-Za-z0-9]+(_[A-Za-z0-9]+)*")
-_PEPPER_ID = re.compile(r"[a-z0-9._-]{1,32}")
 _TRANSPORT = re.compile(r"(?P<header>[A-Za-z0-9-]+)(: (?P<scheme>[A-Za-z0-9-]+))?")
 _HEADER = re.compile(r"[A-Za-z0-9-]+")
+_PARAMETER = re.compile(r"[A-Za-z0-9._~-]+")
+SHORTEST_SEAL_KEY = 32
 
 TrustedProxies = int | tuple[IPv4Network | IPv6Network, ...]
 
@@ -66,6 +86,8 @@ class Settings:
     """For how long a rotated token lives on beside its successor."""
     transports: tuple[Transport, ...] = ()
     """Where a credential is looked for, in this order."""
+    query_params: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Path (exact) → the query parameter that may carry a token there; empty: none may."""
     actor_header: str = ""
     """Key in ``request.META`` of the header with the claimed actor; "" for none."""
     public_paths: frozenset[str] = frozenset()
@@ -84,28 +106,16 @@ class Settings:
     """No row, no entry."""
     audit_successes: bool = True
     """Whether accepted credentials are audited too."""
+    audit_sink: str = "tokenauth.audit.database.DatabaseSink"
+    """Dotted path of the class that makes the rows of requests durable."""
+    audit_seal_keys: Mapping[str, str] = field(
+        default_factory=lambda: MappingProxyType({}), repr=False
+    )
+    """Key id → secret for seals. The first seals, all verify; empty: nothing is sealed."""
+    jwt: JWTSettings | None = None
+    """What signs JWTs; None: there are none."""
     error_format: str = "tokenauth.responses.plain_json"
     """Dotted path of ``(refusal, request) -> (body, content_type)``."""
-
-
-def parse_duration(text: str) -> timedelta:
-    """Read a duration such as ``"90s"``, ``"15m"``, ``"12h"``, ``"30d"`` or ``"2w"``.
-
-    Raises ValueError with a message for people when the text is anything else, or is longer
-    than a hundred years.
-    """
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{text!r} is not a duration; write for example 90s, 15m, 12h, 30d or 2w.")
-    seconds = int(match[1]) * _UNIT_SECONDS[match[2]]
-    if seconds > _LONGEST.total_seconds():
-        raise ValueError(f"{text!r} is longer than a hundred years.")
-    return timedelta(seconds=seconds)
-
-
-def format_duration(duration: timedelta) -> str:
-    """Write a duration for people: ``365 days``, ``1 day, 2:00:00``."""
-    return str(duration).removesuffix(", 0:00:00")
 
 
 def header_meta_key(header: str) -> str:
@@ -150,15 +160,6 @@ def _prefix(key: str, value: object) -> str:
     return text
 
 
-def _is_encodable(text: str) -> bool:
-    # What Python makes of an environment variable that isn't UTF-8 can't be.
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _peppers(key: str, value: object) -> Mapping[str, str]:
     if not isinstance(value, Mapping) or not value:
         raise _wrong(key, 'must map pepper ids to secrets, for example {"2026": "…", "": ""}.')
@@ -168,10 +169,29 @@ def _peppers(key: str, value: object) -> Mapping[str, str]:
                 raise _wrong(
                     key, 'gives the id "" a secret; "" stands for plain SHA-256, so write "".'
                 )
-        elif not isinstance(pepper_id, str) or not _PEPPER_ID.fullmatch(pepper_id):
+        elif not is_key_id(pepper_id):
             raise _wrong(key, f"has the id {pepper_id!r}; use 1 to 32 of a-z, 0-9, '.', '_', '-'.")
-        elif not isinstance(secret, str) or not secret or not _is_encodable(secret):
+        elif not isinstance(secret, str) or not secret or not is_encodable(secret):
             raise _wrong(key, f"has no secret for the id {pepper_id!r}, or one that isn't UTF-8.")
+    return MappingProxyType(dict(value))
+
+
+def _seal_keys(key: str, value: object) -> Mapping[str, str]:
+    if not isinstance(value, Mapping):
+        raise _wrong(key, 'must map key ids to secrets, for example {"2026": "…"}.')
+    for key_id, secret in value.items():
+        if not is_key_id(key_id):
+            raise _wrong(key, f"has the id {key_id!r}; use 1 to 32 of a-z, 0-9, '.', '_', '-'.")
+        if (
+            not isinstance(secret, str)
+            or len(secret) < SHORTEST_SEAL_KEY
+            or not is_encodable(secret)
+        ):
+            raise _wrong(
+                key,
+                f"has no secret of {SHORTEST_SEAL_KEY} or more characters for the id {key_id!r}; "
+                "`openssl rand -hex 32` makes one.",
+            )
     return MappingProxyType(dict(value))
 
 
@@ -191,7 +211,7 @@ def _duration(key: str, value: object) -> timedelta:
             value = parse_duration(value)
         except ValueError as error:
             raise _wrong(key, f"is wrong: {error}") from None
-    if not isinstance(value, timedelta) or not timedelta(0) <= value <= _LONGEST:
+    if not isinstance(value, timedelta) or not timedelta(0) <= value <= LONGEST_DURATION:
         raise _wrong(key, 'must be a timedelta or a duration such as "30d".')
     return value
 
@@ -261,6 +281,16 @@ def _public_paths(key: str, value: object) -> frozenset[str]:
     return frozenset(_paths(key, value))
 
 
+def _query_params(key: str, value: object) -> Mapping[str, str]:
+    if not isinstance(value, Mapping):
+        raise _wrong(key, 'must map paths to parameters, for example {"/sse": "token"}.')
+    _paths(key, list(value))
+    for path, name in value.items():
+        if not isinstance(name, str) or not _PARAMETER.fullmatch(name):
+            raise _wrong(key, f"has no name of a parameter for {path!r}; write for example token.")
+    return MappingProxyType(dict(value))
+
+
 def _prefixes(key: str, value: object) -> tuple[str, ...]:
     prefixes = _paths(key, value)
     for prefix in prefixes:
@@ -285,6 +315,13 @@ def _proxies(key: str, value: object) -> TrustedProxies:
         raise _wrong(key, problem) from None
 
 
+def _jwt(key: str, value: object) -> JWTSettings | None:
+    try:
+        return parse_jwt(value)
+    except ValueError as error:
+        raise _wrong(key, str(error)) from None
+
+
 _READERS: Mapping[str, Callable[[str, object], Any]] = {
     "PREFIX": _prefix,
     "PEPPERS": _peppers,
@@ -293,6 +330,7 @@ _READERS: Mapping[str, Callable[[str, object], Any]] = {
     "MAX_LIFETIME": _lifetime,
     "ROTATION_GRACE": _duration,
     "TRANSPORTS": _transports,
+    "QUERY_PARAMS": _query_params,
     "ACTOR_HEADER": _actor_header,
     "PUBLIC_PATHS": _public_paths,
     "EXEMPT_PREFIXES": _prefixes,
@@ -302,6 +340,9 @@ _READERS: Mapping[str, Callable[[str, object], Any]] = {
     "TOKEN_RATE": _rate,
     "AUDIT_REQUIRED": _flag,
     "AUDIT_SUCCESSES": _flag,
+    "AUDIT_SINK": _text,
+    "AUDIT_SEAL_KEYS": _seal_keys,
+    "JWT": _jwt,
     "ERROR_FORMAT": _text,
 }
 
@@ -329,7 +370,13 @@ def parse_settings(raw: object) -> Settings:
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
     """Return the app's settings; raises InvalidSettings when they can't be used."""
-    return parse_settings(getattr(django_settings, "TOKENAUTH", {}))
+    try:
+        return parse_settings(getattr(django_settings, "TOKENAUTH", {}))
+    except InvalidSettings as error:
+        problem = str(error)
+    # Another one, not from within: error pages show the locals of each frame, and those of the
+    # first one hold keys and peppers.
+    raise InvalidSettings(problem)
 
 
 def _forget(*, setting: str, **_kwargs: object) -> None:

@@ -1,0 +1,43 @@
+"""Tokens and audit rows as they are stored. No crypto and no policy in here."""
+
+from tokenauth.models.audit import (
+    USER_ID_LENGTH,
+    AppendOnlyQuerySet,
+    AuditEvent,
+    AuditSeal,
+    Event,
+    Outcome,
+    SealKind,
+    Severity,
+)
+from tokenauth.models.tokens import (
+    LABEL_LENGTH,
+    LAST_USE_INTERVAL,
+    Token,
+    TokenQuerySet,
+    TokenStatus,
+    admits,
+    end_of,
+    is_use_due,
+    status_of,
+)
+
+__all__ = [
+    "LABEL_LENGTH",
+    "LAST_USE_INTERVAL",
+    "USER_ID_LENGTH",
+    "AppendOnlyQuerySet",
+    "AuditEvent",
+    "AuditSeal",
+    "Event",
+    "Outcome",
+    "SealKind",
+    "Severity",
+    "Token",
+    "TokenQuerySet",
+    "TokenStatus",
+    "admits",
+    "end_of",
+    "is_use_due",
+    "status_of",
+]

@@ -1,0 +1,231 @@
+"""The audit as it is stored: events and the seals that close ranges of them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Iterable
+from typing import Any, ClassVar, NoReturn, TypeVar
+
+from django.db import models
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Func, Q
+from django.db.models.sql.compiler import SQLCompiler
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from tokenauth.client_info import AGENT_LENGTH, METHOD_LENGTH, NAME_LENGTH, PATH_LENGTH
+from tokenauth.exceptions import AppendOnly
+from tokenauth.tokens import PUBLIC_ID_LENGTH
+
+USER_ID_LENGTH = 64
+
+_EMPTY: dict[str, Any] = {"blank": True, "default": "", "db_default": ""}
+"""Columns that most rows leave empty: the INSERT needn't name them."""
+_Row = TypeVar("_Row", bound=models.Model)
+
+
+class Event(models.TextChoices):
+    """Everything that is audited, shown by these names. Closed: no other can be written."""
+
+    AUTH_ACCEPTED = "auth.accepted", "auth.accepted"
+    AUTH_REJECTED = "auth.rejected", "auth.rejected"
+    AUTH_THROTTLED = "auth.throttled", "auth.throttled"
+    ACCESS_DENIED = "access.denied", "access.denied"
+    TOKEN_ISSUED = "token.issued", "token.issued"
+    TOKEN_IMPORTED = "token.imported", "token.imported"
+    TOKEN_ROTATED = "token.rotated", "token.rotated"
+    TOKEN_CHANGED = "token.changed", "token.changed"
+    TOKEN_DISABLED = "token.disabled", "token.disabled"
+    TOKEN_ENABLED = "token.enabled", "token.enabled"
+    TOKEN_REVOKED = "token.revoked", "token.revoked"
+    SECURITY_LOCKED_OUT = "security.locked_out", "security.locked_out"
+    SECURITY_REVOKED_TOKEN_USED = "security.revoked_token_used", "security.revoked_token_used"
+    SECURITY_AUDIT_DEGRADED = "security.audit_degraded", "security.audit_degraded"
+    SECURITY_LIMITS_DEGRADED = "security.limits_degraded", "security.limits_degraded"
+    AUDIT_SEALED = "audit.sealed", "audit.sealed"
+    AUDIT_PRUNED = "audit.pruned", "audit.pruned"
+
+
+class Outcome(models.TextChoices):
+    """How it ended for the one who asked."""
+
+    SUCCESS = "success", _("success")
+    FAILURE = "failure", _("failure")
+
+
+class Severity(models.TextChoices):
+    """How much somebody should care."""
+
+    INFO = "info", _("info")
+    LOW = "low", _("low")
+    MEDIUM = "medium", _("medium")
+    HIGH = "high", _("high")
+
+
+class TransactionId(Func):
+    """The number of the inserting transaction on PostgreSQL; 0 where there is none.
+
+    It tells which rows can no longer be joined by one of a transaction that commits late.
+    """
+
+    template = "0"
+    output_field = models.BigIntegerField()
+
+    def as_postgresql(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **_context: Any
+    ) -> tuple[str, list[Any]]:
+        """Return the SQL for PostgreSQL."""
+        return "((pg_current_xact_id())::text)::bigint", []
+
+
+class AppendOnlyQuerySet(models.QuerySet[_Row]):
+    """Rows that can be added and read, nothing else."""
+
+    def _refuse(self, *_args: object, **_kwargs: object) -> NoReturn:
+        raise AppendOnly("Audit rows can't be changed or deleted.")
+
+    update = delete = bulk_update = update_or_create = _refuse
+    aupdate = adelete = abulk_update = aupdate_or_create = _refuse
+
+    def bulk_create(
+        self,
+        objs: Iterable[_Row],
+        batch_size: int | None = None,
+        ignore_conflicts: bool = False,
+        update_conflicts: bool = False,
+        update_fields: Collection[str] | None = None,
+        unique_fields: Collection[str] | None = None,
+    ) -> list[_Row]:
+        """Insert many rows; updating the ones that are there already is refused."""
+        if update_conflicts:
+            self._refuse()
+        return super().bulk_create(objs, batch_size, ignore_conflicts)
+
+
+class AppendOnlyModel(models.Model):
+    """A row that is inserted once and stays as it is."""
+
+    objects = AppendOnlyQuerySet.as_manager()
+
+    class Meta:
+        abstract = True
+        # Without this, `_base_manager` would be a way around the append-only queryset.
+        base_manager_name = "objects"
+
+    def save_base(self, *args: Any, **kwargs: Any) -> None:
+        """Insert the row; raises AppendOnly when it is there already."""
+        if not self._state.adding or kwargs.get("force_update") or kwargs.get("update_fields"):
+            raise AppendOnly("Audit rows can't be changed.")
+        super().save_base(*args, **{**kwargs, "force_insert": True})
+
+    def _do_update(
+        self, base_qs: Any, using: str | None, pk_val: Any, *_args: Any, **_kwargs: Any
+    ) -> Any:
+        # Django tries this before it inserts a row with a key; ``loaddata`` comes only here.
+        if base_qs.filter(pk=pk_val).exists():
+            raise AppendOnly("Audit rows can't be changed.")
+        return []
+
+    def delete(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        """Raise AppendOnly."""
+        raise AppendOnly("Audit rows can't be deleted.")
+
+
+class AuditEvent(AppendOnlyModel):
+    """One audited event. Append-only, and without foreign keys: it outlives what it describes."""
+
+    # First, and before the id: PostgreSQL fills columns in their order, so whoever has an id has
+    # its transaction's number too. Sealing relies on it.
+    xid = models.BigIntegerField(_("transaction"), db_default=TransactionId(), editable=False)
+    id = models.BigAutoField(primary_key=True)
+    event_id = models.UUIDField(_("event id"), default=uuid.uuid4, unique=True)
+    at = models.DateTimeField(_("time"), default=timezone.now, db_index=True)
+    event = models.CharField(_("event"), max_length=40, choices=Event.choices)
+    outcome = models.CharField(_("outcome"), max_length=10, choices=Outcome.choices)
+    reason = models.CharField(_("reason"), max_length=200, **_EMPTY)
+    severity = models.CharField(_("severity"), max_length=10, choices=Severity.choices)
+    token_id = models.CharField(_("token"), max_length=PUBLIC_ID_LENGTH, **_EMPTY)
+    client_id = models.CharField(_("client"), max_length=NAME_LENGTH, **_EMPTY)
+    user_id = models.CharField(_("user id"), max_length=USER_ID_LENGTH, **_EMPTY)
+    user_name = models.CharField(_("user"), max_length=NAME_LENGTH, **_EMPTY)
+    claimed_actor = models.CharField(
+        _("claimed actor"),
+        max_length=NAME_LENGTH,
+        **_EMPTY,
+        help_text=_("What the client says of itself; not verified."),
+    )
+    actor = models.CharField(
+        _("acting"), max_length=200, **_EMPTY, help_text=_("Who changed the token.")
+    )
+    ip = models.GenericIPAddressField(_("address"), null=True)
+    user_agent = models.CharField(_("user agent"), max_length=AGENT_LENGTH, **_EMPTY)
+    method = models.CharField(_("method"), max_length=METHOD_LENGTH, **_EMPTY)
+    path = models.CharField(_("path"), max_length=PATH_LENGTH, **_EMPTY)
+    view_name = models.CharField(_("view"), max_length=NAME_LENGTH, **_EMPTY)
+    request_id = models.CharField(_("request id"), max_length=128, **_EMPTY)
+    count = models.PositiveIntegerField(
+        _("count"), default=1, db_default=1, help_text=_("How many events this row stands for.")
+    )
+    details = models.JSONField(_("details"), default=dict, db_default={}, blank=True)
+
+    class Meta(AppendOnlyModel.Meta):
+        default_permissions = ("view",)
+        verbose_name = _("audit event")
+        verbose_name_plural = _("audit events")
+        ordering: ClassVar = ["-id"]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(event__in=Event.values), name="tokenauth_audit_known_event"
+            )
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["event", "-id"], name="tokenauth_audit_event"),
+            models.Index(fields=["token_id", "-id"], name="tokenauth_audit_token"),
+            models.Index(fields=["client_id", "-id"], name="tokenauth_audit_client"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.event} {self.at:%Y-%m-%d %H:%M:%S}"
+
+
+class SealKind(models.TextChoices):
+    """What a seal says of its rows."""
+
+    ROWS = "rows", _("rows")
+    BACKFILL = "backfill", _("rows that were committed late")
+    PRUNED = "pruned", _("sealed rows that may be gone")
+
+
+class AuditSeal(AppendOnlyModel):
+    """A range of audit rows, closed under a key that is not in the database.
+
+    Each seal continues the one before: ``mac`` covers all columns but ``entries`` (which
+    ``digest`` stands for), and ``previous`` is the former seal's ``mac``.
+    """
+
+    number = models.BigIntegerField(_("number"), primary_key=True)
+    kind = models.CharField(_("kind"), max_length=10, choices=SealKind.choices)
+    # Times are in microseconds since 1970: what is signed must not depend on settings.
+    sealed_at = models.BigIntegerField(_("sealed"))
+    key_id = models.CharField(_("key"), max_length=32)
+    first_id = models.BigIntegerField(_("first row"))
+    last_id = models.BigIntegerField(_("last row"))
+    count = models.PositiveIntegerField(_("rows"))
+    oldest_at = models.BigIntegerField(_("oldest"), help_text=_("The time of the oldest row."))
+    newest_at = models.BigIntegerField(
+        _("newest"), help_text=_("The time of the newest row; of pruned ones, all are older.")
+    )
+    digest = models.CharField(_("digest"), max_length=64)
+    cursor = models.CharField(_("cursor"), max_length=1000)
+    previous = models.CharField(_("previous"), max_length=64, blank=True)
+    mac = models.CharField(_("MAC"), max_length=64)
+    entries = models.BinaryField(_("rows"))
+
+    class Meta(AppendOnlyModel.Meta):
+        verbose_name = _("audit seal")
+        verbose_name_plural = _("audit seals")
+        default_permissions = ()
+        ordering: ClassVar = ["-number"]
+
+    def __str__(self) -> str:
+        return f"{self.number}:{self.mac}"

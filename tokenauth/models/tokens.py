@@ -1,0 +1,297 @@
+"""Tokens as they are stored."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timedelta
+from enum import StrEnum
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any, ClassVar, Protocol
+
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.db import Error as DatabaseFailure
+from django.db import models, router
+from django.db.models import Q
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from tokenauth.client_info import (
+    NAME_LENGTH,
+    parse_address,
+)
+from tokenauth.conf import get_settings
+from tokenauth.exceptions import Reason
+from tokenauth.scopes import ScopeSet
+from tokenauth.tokens import PUBLIC_ID_LENGTH
+
+logger = logging.getLogger("tokenauth")
+
+LABEL_LENGTH = 100
+LAST_USE_INTERVAL = timedelta(minutes=1)
+"""A token's last use is written at most this often."""
+
+
+class TokenStatus(StrEnum):
+    """What a token is worth. All but ``active`` carry the value of the refusal's reason."""
+
+    ACTIVE = "active"
+    REVOKED = Reason.REVOKED.value
+    DISABLED = Reason.DISABLED.value
+    NOT_YET_VALID = Reason.NOT_YET_VALID.value
+    EXPIRED = Reason.EXPIRED.value
+    OWNER_INACTIVE = Reason.OWNER_INACTIVE.value
+
+
+def _has_activity(user_model: Any) -> bool:
+    # Custom user models needn't have the field; then all their users are active.
+    return any(field.name == "is_active" for field in user_model._meta.get_fields())
+
+
+class TokenColumns(Protocol):
+    """What tells whether a token is good: a ``Token``, or the same columns read otherwise."""
+
+    @property
+    def user(self) -> Any:
+        """The owner, None for a client without an account."""
+
+    @property
+    def allowed_networks(self) -> str:
+        """CIDRs, space-delimited."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether it is not disabled."""
+
+    @property
+    def not_before(self) -> datetime | None:
+        """From when on it is good."""
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """Until when it is good."""
+
+    @property
+    def revoked_at(self) -> datetime | None:
+        """When it was revoked."""
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was issued."""
+
+
+class UsedToken(Protocol):
+    """What has to be known of a token to note its use."""
+
+    @property
+    def pk(self) -> int:
+        """Its key."""
+
+    @property
+    def public_id(self) -> str:
+        """Its public id."""
+
+    @property
+    def digest(self) -> str:
+        """Its digest, as it was found."""
+
+    @property
+    def last_used_at(self) -> datetime | None:
+        """When it was used before."""
+
+
+def is_use_due(token: UsedToken, now: datetime) -> bool:
+    """Tell whether a use of ``token`` is to be written: at most one a minute is."""
+    return token.last_used_at is None or token.last_used_at <= now - LAST_USE_INTERVAL
+
+
+def end_of(token: TokenColumns) -> datetime | None:
+    """Return when ``token`` ends at the latest, ``MAX_LIFETIME`` included; None for never."""
+    limit = get_settings().max_lifetime
+    if limit is None:
+        return token.expires_at
+    longest = token.created_at + limit
+    return longest if token.expires_at is None else min(token.expires_at, longest)
+
+
+def status_of(token: TokenColumns, now: datetime) -> TokenStatus:
+    """Return what ``token`` is worth at ``now``; the gravest state comes first."""
+    if token.revoked_at is not None:
+        return TokenStatus.REVOKED
+    if not token.enabled:
+        return TokenStatus.DISABLED
+    if token.not_before is not None and token.not_before > now:
+        return TokenStatus.NOT_YET_VALID
+    if (ends_at := end_of(token)) is not None and ends_at <= now:
+        return TokenStatus.EXPIRED
+    if token.user is not None and not token.user.is_active:
+        return TokenStatus.OWNER_INACTIVE
+    return TokenStatus.ACTIVE
+
+
+def admits(token: TokenColumns, ip: str | None) -> bool:
+    """Tell whether ``token`` may be used from this address."""
+    if not token.allowed_networks:
+        return True
+    address = parse_address(ip or "")
+    return address is not None and any(
+        address in network for network in parse_networks(token.allowed_networks)
+    )
+
+
+@lru_cache(maxsize=1_024)
+def parse_networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Return the networks in ``text``, CIDRs separated by spaces; raises ValueError."""
+    return tuple(map(ip_network, text.split()))
+
+
+class TokenQuerySet(models.QuerySet["Token"]):
+    """Tokens, with the questions that the admin and the verifier ask."""
+
+    def primary(self) -> TokenQuerySet:
+        """Read from the database that tokens are written to: a replica may be behind."""
+        return self.using(router.db_for_write(Token))
+
+    def with_status(self, status: TokenStatus, now: datetime) -> TokenQuerySet:
+        """Return the tokens whose ``status_at(now)`` is ``status``, told by the database."""
+        limit = get_settings().max_lifetime
+        tests = {
+            TokenStatus.REVOKED: Q(revoked_at__isnull=False),
+            TokenStatus.DISABLED: Q(enabled=False),
+            TokenStatus.NOT_YET_VALID: Q(not_before__isnull=False, not_before__gt=now),
+            TokenStatus.EXPIRED: Q(expires_at__isnull=False, expires_at__lte=now)
+            | (Q() if limit is None else Q(created_at__lte=now - limit)),
+        }
+        if _has_activity(get_user_model()):
+            tests[TokenStatus.OWNER_INACTIVE] = Q(user__isnull=False, user__is_active=False)
+        elif status is TokenStatus.OWNER_INACTIVE:
+            return self.none()
+        found = self
+        for candidate, test in tests.items():
+            if candidate == status:
+                return found.filter(test)
+            found = found.exclude(test)
+        return found
+
+    def mark_used(
+        self, token: UsedToken, *, now: datetime, ip: str | None, rehash: tuple[str, str] | None
+    ) -> None:
+        """Write a proven token's last use, and its digest under the newest pepper.
+
+        ``rehash`` is (pepper id, digest) where the stored digest is under an older pepper.
+        One UPDATE at most; none within a minute of the last. Never raises: a caller with a
+        good token isn't sent away because a statistic can't be written.
+        """
+        if rehash is None and not is_use_due(token, now):
+            return
+        changes: dict[str, Any] = {"last_used_at": now, "last_used_ip": ip}
+        if rehash is not None:
+            changes["pepper_id"], changes["digest"] = rehash
+        try:
+            self.filter(pk=token.pk, digest=token.digest).update(**changes)
+        except (DatabaseFailure, ValueError):
+            logger.warning("last use of token %s not written", token.public_id, exc_info=True)
+
+
+class Token(models.Model):
+    """An API token: who owns it, what it grants, for how long. Its text is not in here.
+
+    Write through ``tokenauth.services``: direct ORM writes leave no row in the audit.
+    """
+
+    public_id = models.CharField(
+        _("public id"),
+        max_length=PUBLIC_ID_LENGTH,
+        unique=True,
+        editable=False,
+        help_text=_("The part of the token that may be shown and logged."),
+    )
+    digest = models.CharField(max_length=64, unique=True, editable=False)
+    pepper_id = models.CharField(max_length=32, blank=True, editable=False)
+    client_id = models.CharField(
+        _("client"),
+        max_length=NAME_LENGTH,
+        db_index=True,
+        help_text=_("Who calls with it, for example claude-desktop."),
+    )
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="api_tokens",
+        verbose_name=_("user"),
+        help_text=_("The user in whose name it acts; empty for a client without an account."),
+    )
+    name = models.CharField(
+        _("name"), max_length=LABEL_LENGTH, blank=True, help_text=_("A label to tell it by.")
+    )
+    scopes = models.TextField(_("scopes"), blank=True)
+    not_before = models.DateTimeField(_("valid from"), null=True, blank=True)
+    expires_at = models.DateTimeField(_("expires"), null=True, blank=True)
+    allowed_networks = models.TextField(_("allowed networks"), blank=True)
+    rate = models.CharField(
+        _("rate"),
+        max_length=20,
+        blank=True,
+        help_text=_("How often it may be used, for example 600/m or 100/10s. Empty: the default."),
+    )
+    enabled = models.BooleanField(_("enabled"), default=True, editable=False)
+    revoked_at = models.DateTimeField(_("revoked"), null=True, editable=False)
+    revoked_by = models.CharField(_("revoked by"), max_length=200, blank=True, editable=False)
+    revoked_reason = models.CharField(_("reason"), max_length=200, blank=True, editable=False)
+    created_at = models.DateTimeField(_("issued"), default=timezone.now, editable=False)
+    created_by = models.CharField(_("issued by"), max_length=200, blank=True, editable=False)
+    last_used_at = models.DateTimeField(_("last used"), null=True, editable=False)
+    last_used_ip = models.GenericIPAddressField(_("last used from"), null=True, editable=False)
+    replaced_by = models.OneToOneField(
+        "self",
+        on_delete=models.SET_NULL,
+        null=True,
+        editable=False,
+        related_name="replaces",
+        verbose_name=_("replaced by"),
+    )
+
+    objects = TokenQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("token")
+        verbose_name_plural = _("tokens")
+        ordering: ClassVar = ["-pk"]
+        permissions: ClassVar = [
+            ("issue_token_for_others", _("Can issue tokens for others")),
+            ("grant_any_scope", _("Can grant any scope")),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.client_id} ({self.public_id})"
+
+    @property
+    def scope_set(self) -> ScopeSet:
+        """The granted scopes."""
+        return ScopeSet(self.scopes.split())
+
+    @property
+    def networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The networks it may be used from; empty for any."""
+        return parse_networks(self.allowed_networks)
+
+    @property
+    def ends_at(self) -> datetime | None:
+        """When it ends at the latest, ``MAX_LIFETIME`` included; None for never."""
+        return end_of(self)
+
+    @property
+    def status(self) -> TokenStatus:
+        """What it is worth now."""
+        return self.status_at(timezone.now())
+
+    def status_at(self, now: datetime) -> TokenStatus:
+        """Return what the token is worth at ``now``; the gravest state comes first."""
+        return status_of(self, now)
+
+    def admits(self, ip: str | None) -> bool:
+        """Tell whether the token may be used from this address."""
+        return admits(self, ip)
