@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest_django import Settings
 
+from tokenauth import client_info
 from tokenauth.client_info import (
     AGENT_LENGTH,
     METHOD_LENGTH,
@@ -91,6 +93,14 @@ def test_sanitise_cuts_out_secrets_wherever_they_stand(before: str, after: str, 
 @pytest.mark.parametrize("limit", range(1, len(TOKEN) + 2))
 def test_no_limit_leaves_a_piece_of_a_secret(limit: int) -> None:
     assert f"tka_{PUBLIC_ID}_0" not in sanitise(TOKEN, limit)
+
+
+def test_no_secret_is_remembered() -> None:
+    client_info._sanitise.cache_clear()
+    sanitise(f"/begin/{TOKEN}\n", 200)
+    remembered = repr(gc.get_referents(client_info._sanitise))
+    assert "/begin/" in remembered
+    assert SECRET[:8] not in remembered
 
 
 def test_the_configured_prefix_tells_what_a_token_is(settings: Settings) -> None:

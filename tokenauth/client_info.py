@@ -11,6 +11,7 @@ import os
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +114,14 @@ def sanitise(text: str, limit: int) -> str:
     backslash, so that an escape in the log can't be forged.
     """
     # Cut before and after: escaping 100 kB to keep 300 characters would be work for nothing.
-    text = redact(text[:limit], get_settings().prefix)
+    if not text:
+        return text
+    # What is remembered below has no secret in it.
+    return _sanitise(redact(text[:limit], get_settings().prefix), limit)
+
+
+@lru_cache(maxsize=1_024)
+def _sanitise(text: str, limit: int) -> str:
     if text.isprintable() and "\\" not in text:
         return text[:limit]
     escaped = "".join(
@@ -134,6 +142,7 @@ def read_header(request: HttpRequest, meta_key: str) -> str | None:
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
+@lru_cache(maxsize=1_024)
 def parse_address(text: str) -> IPAddress | None:
     """Read an IP address as proxies write it: bare, ``1.2.3.4:5678`` or ``[2001:db8::1]:443``.
 
@@ -210,9 +219,25 @@ def read_client_info(request: HttpRequest) -> ClientInfo:
             else ""
         ),
         method=sanitise(request.method or "", METHOD_LENGTH),
-        path=sanitise(request.path, PATH_LENGTH),
+        path=sanitise(_path(request), PATH_LENGTH),
         view_name=_view_name(request),
     )
+
+
+def parameter_at(path: str) -> str | None:
+    """Return which query parameter may hold a token at ``path``; None where there is none.
+
+    With or without the final slash: Django redirects from the one to the other, query and all.
+    """
+    names = get_settings().query_params
+    return names.get(path) or names.get(f"{path}/")
+
+
+def _path(request: HttpRequest) -> str:
+    """Return the path; a query that a client has escaped into it is none of it."""
+    if "?" in request.path and parameter_at(request.path_info.partition("?")[0]):
+        return request.path.partition("?")[0]
+    return request.path
 
 
 def _clean_request_id(text: str) -> str:

@@ -1,0 +1,211 @@
+"""One audit row before it is stored: what it says, and as a line of JSON."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from tokenauth.audit.rows import COLUMNS, Row, make_row
+from tokenauth.client_info import ClientInfo
+from tokenauth.exceptions import Reason, Refused
+from tokenauth.models import AuditEvent, Event
+
+INFO = ClientInfo(
+    ip="2001:db8::7",
+    user_agent="curl",
+    request_id="r-1",
+    claimed_actor="ann",
+    method="POST",
+    path="/x/",
+    view_name="x",
+)
+VERDICTS = {
+    "auth.accepted": ("success", "info"),
+    "auth.rejected": ("failure", "medium"),
+    "auth.throttled": ("failure", "medium"),
+    "access.denied": ("failure", "medium"),
+    "token.issued": ("success", "low"),
+    "token.imported": ("success", "low"),
+    "token.rotated": ("success", "low"),
+    "token.changed": ("success", "low"),
+    "token.disabled": ("success", "low"),
+    "token.enabled": ("success", "low"),
+    "token.revoked": ("success", "low"),
+    "security.locked_out": ("failure", "high"),
+    "security.revoked_token_used": ("failure", "high"),
+    "security.audit_degraded": ("failure", "high"),
+    "security.limits_degraded": ("failure", "high"),
+    "audit.sealed": ("success", "info"),
+    "audit.pruned": ("success", "low"),
+}
+
+
+def full_row() -> Row:
+    subject = Refused(
+        Reason.REVOKED, token_id="0a1b2c3d4e5f", client_id="bot", user_id="7", user_name="jo"
+    )
+    return make_row(
+        Event.AUTH_REJECTED,
+        INFO,
+        subject=subject,
+        reason="revoked",
+        actor="code",
+        count=3,
+        details={"a": [1, None, "ü"]},
+    )
+
+
+@pytest.mark.parametrize("event", Event)
+def test_outcome_and_severity(event: Event) -> None:
+    row = make_row(event, ClientInfo())
+    assert (row.event, (row.outcome, row.severity)) == (event.value, VERDICTS[event.value])
+
+
+def test_every_column_has_its_value() -> None:
+    row = full_row()
+    assert row.columns() == {
+        "event_id": row.event_id,
+        "at": row.at,
+        "event": "auth.rejected",
+        "outcome": "failure",
+        "reason": "revoked",
+        "severity": "medium",
+        "token_id": "0a1b2c3d4e5f",
+        "client_id": "bot",
+        "user_id": "7",
+        "user_name": "jo",
+        "claimed_actor": "ann",
+        "actor": "code",
+        "ip": "2001:db8::7",
+        "user_agent": "curl",
+        "method": "POST",
+        "path": "/x/",
+        "view_name": "x",
+        "request_id": "r-1",
+        "count": 3,
+        "details": {"a": [1, None, "ü"]},
+    }
+
+
+def test_columns_are_those_of_the_table() -> None:
+    stored = {field.attname for field in AuditEvent._meta.concrete_fields}
+    assert {*COLUMNS, "id", "xid"} == stored
+    assert list(COLUMNS) == list(Row._fields)
+
+
+def test_a_row_happens_now_and_has_an_id_of_its_own() -> None:
+    before = timezone.now()
+    one, other = make_row(Event.AUTH_ACCEPTED, INFO), make_row(Event.AUTH_ACCEPTED, INFO)
+    assert before <= one.at <= other.at <= timezone.now()
+    assert one.event_id != other.event_id
+    assert one.event_id.version == 7
+
+
+def test_a_row_about_nobody_is_empty() -> None:
+    row = make_row(Event.AUTH_REJECTED, ClientInfo())
+    assert (row.token_id, row.client_id, row.user_id, row.user_name) == ("", "", "", "")
+    assert (row.ip, row.reason, row.actor, row.count, row.details) == (None, "", "", 1, {})
+    assert make_row(Event.AUTH_REJECTED, ClientInfo()).details is not row.details
+
+
+@pytest.mark.parametrize(
+    ("name", "length"), [("token_id", 12), ("client_id", 150), ("user_id", 64), ("user_name", 150)]
+)
+def test_whatever_a_verifier_says_is_made_safe(name: str, length: int) -> None:
+    nobody = {"token_id": "", "client_id": "", "user_id": "", "user_name": ""}
+    subject = SimpleNamespace(**{**nobody, name: "a\n\x00" + "x" * 1_000})
+    stored = getattr(make_row(Event.AUTH_ACCEPTED, INFO, subject=subject), name)
+    assert stored == (r"a\n\x00" + "x" * length)[:length]
+
+
+def test_a_row_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        full_row().reason = "other"  # type: ignore[misc]
+
+
+def test_as_text() -> None:
+    row = full_row()
+    assert str(row) == (
+        "auth.rejected reason=revoked token=0a1b2c3d4e5f client=bot ip=2001:db8::7 POST /x/"
+    )
+    empty = make_row(Event.AUTH_ACCEPTED, ClientInfo())
+    assert str(empty) == "auth.accepted reason=- token=- client=- ip=-  "
+
+
+@pytest.mark.django_db
+def test_a_stored_row_is_the_row() -> None:
+    row = full_row()
+    row.as_event().save()
+    stored = AuditEvent.objects.values(*COLUMNS).get()
+    assert stored == row.columns()
+
+
+# As JSON.
+
+
+def test_json_is_one_line_and_comes_back() -> None:
+    row = full_row()._replace(user_agent=r"a\n\u2028", path="/ü 😀/")
+    text = row.to_json()
+    assert text.splitlines() == [text]
+    assert "/ü 😀/" in text
+    assert Row.from_json(text) == Row.from_json(text.encode()) == row
+    assert json.loads(text)["at"] == row.at.isoformat()
+
+
+def test_json_keeps_a_time_of_another_zone() -> None:
+    moment = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    row = full_row()._replace(at=moment)
+    assert Row.from_json(row.to_json().replace("12:00:00+00:00", "13:00:00+01:00")).at == moment
+
+
+def test_json_of_a_site_without_time_zones(settings: Any) -> None:
+    """The clock shows the site's zone, whichever is active."""
+    settings.USE_TZ, settings.TIME_ZONE = False, "Europe/Berlin"
+    row = full_row()._replace(at=datetime(2026, 1, 31, 12))  # noqa: DTZ001 - as such a site has it
+    with timezone.override("Asia/Tokyo"):
+        assert json.loads(row.to_json())["at"] == "2026-01-31T12:00:00+01:00"
+        assert Row.from_json(row.to_json()) == row
+
+
+def _changed(change: Callable[[dict[str, Any]], object]) -> str:
+    values = json.loads(full_row().to_json())
+    change(values)
+    return json.dumps(values)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[]",
+        "null",
+        '"text"',
+        "{",
+        b"\xff",
+        _changed(lambda values: values.pop("count")),
+        _changed(lambda values: values.update(id=1)),
+        _changed(lambda values: values.update(event_id="nope")),
+        _changed(lambda values: values.update(event_id=None)),
+        _changed(lambda values: values.update(event_id=7)),
+        _changed(lambda values: values.update(event_id=[])),
+        _changed(lambda values: values.update(at="nope")),
+        _changed(lambda values: values.update(at=None)),
+        _changed(lambda values: values.update(at=7)),
+    ],
+)
+def test_what_is_no_row_is_refused(text: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Row.from_json(text)
+
+
+def test_ids_come_back_as_ids() -> None:
+    row = full_row()
+    assert isinstance(Row.from_json(row.to_json()).event_id, uuid.UUID)

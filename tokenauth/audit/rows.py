@@ -1,0 +1,220 @@
+"""One audit row before it is stored, whatever stores it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import chain
+from typing import Any, NamedTuple, Protocol
+
+from django.conf import settings
+from django.utils import timezone
+
+from tokenauth.client_info import NAME_LENGTH, ClientInfo, sanitise
+from tokenauth.models import USER_ID_LENGTH, AuditEvent, Event, Outcome, Severity
+from tokenauth.tokens import PUBLIC_ID_LENGTH
+
+_FAILURES = {
+    Event.AUTH_REJECTED: Severity.MEDIUM,
+    Event.AUTH_THROTTLED: Severity.MEDIUM,
+    Event.ACCESS_DENIED: Severity.MEDIUM,
+    Event.SECURITY_LOCKED_OUT: Severity.HIGH,
+    Event.SECURITY_REVOKED_TOKEN_USED: Severity.HIGH,
+    Event.SECURITY_AUDIT_DEGRADED: Severity.HIGH,
+    Event.SECURITY_LIMITS_DEGRADED: Severity.HIGH,
+}
+_NOTABLE = {
+    Event.TOKEN_ISSUED: Severity.LOW,
+    Event.TOKEN_IMPORTED: Severity.LOW,
+    Event.TOKEN_ROTATED: Severity.LOW,
+    Event.TOKEN_CHANGED: Severity.LOW,
+    Event.TOKEN_DISABLED: Severity.LOW,
+    Event.TOKEN_ENABLED: Severity.LOW,
+    Event.TOKEN_REVOKED: Severity.LOW,
+    Event.AUDIT_PRUNED: Severity.LOW,
+}
+_VERDICTS = {
+    event.value: (
+        (Outcome.FAILURE if event in _FAILURES else Outcome.SUCCESS).value,
+        (_FAILURES.get(event) or _NOTABLE.get(event) or Severity.INFO).value,
+    )
+    for event in Event
+}
+
+
+class Subject(Protocol):
+    """Whoever an event is about: a Principal, or a Refused that knows the token."""
+
+    @property
+    def token_id(self) -> str:
+        """The token's public id, "" for none."""
+
+    @property
+    def client_id(self) -> str:
+        """The owner's identity as a client."""
+
+    @property
+    def user_id(self) -> str:
+        """The owning user's key as text, "" for none."""
+
+    @property
+    def user_name(self) -> str:
+        """The owning user's name, "" for none."""
+
+
+class Row(NamedTuple):
+    """The columns of an AuditEvent that the app fills; each is safe to store and to log."""
+
+    event_id: uuid.UUID
+    at: datetime
+    event: str
+    outcome: str
+    reason: str
+    severity: str
+    token_id: str
+    client_id: str
+    user_id: str
+    user_name: str
+    claimed_actor: str
+    actor: str
+    ip: str | None
+    user_agent: str
+    method: str
+    path: str
+    view_name: str
+    request_id: str
+    count: int  # type: ignore[assignment]  # hides the tuple's method
+    details: dict[str, Any]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.event} reason={self.reason or '-'} token={self.token_id or '-'} "
+            f"client={self.client_id or '-'} ip={self.ip or '-'} {self.method} {self.path}"
+        )
+
+    def columns(self) -> dict[str, Any]:
+        """Return the values by column."""
+        return self._asdict()
+
+    def as_event(self) -> AuditEvent:
+        """Return the row as a model's instance, not saved."""
+        return AuditEvent(**self.columns())
+
+    def to_json(self) -> str:
+        """Return the row as one line of JSON."""
+        at = self.at
+        if timezone.is_naive(at):
+            # In the site's zone, as the clock was read, whatever zone is active.
+            at = timezone.make_aware(at, timezone.get_default_timezone())
+        values = {**self.columns(), "event_id": str(self.event_id), "at": at.isoformat()}
+        return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Row:
+        """Read what ``to_json`` wrote; raises ValueError when it is anything else."""
+        values = json.loads(text)
+        if not isinstance(values, dict) or values.keys() != set(COLUMNS):
+            raise ValueError("not the columns of an audit row")
+        for name, types in _JSON_TYPES.items():
+            # By `type`, because to Python True is a number.
+            if type(values[name]) not in types:
+                raise ValueError(f"{name} of an audit row is a {type(values[name]).__name__}")
+        values["event_id"] = uuid.UUID(values["event_id"])
+        values["at"] = datetime.fromisoformat(values["at"])
+        if values["at"].tzinfo is None:
+            raise ValueError("an audit row without a time zone")
+        if not settings.USE_TZ:
+            values["at"] = timezone.make_naive(values["at"], timezone.get_default_timezone())
+        return cls(**values)
+
+
+COLUMNS = Row._fields
+_FIELDS: list[Any] = [AuditEvent._meta.get_field(name) for name in COLUMNS]
+_DEFAULTS = [field.get_default() if field.has_db_default() else object() for field in _FIELDS]
+_JSON_TYPES = {
+    **dict.fromkeys(COLUMNS, (str,)),
+    "ip": (str, type(None)),
+    "count": (int,),
+    "details": (dict,),
+}
+
+
+def columns_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return the values of each row by column, without columns in which all have the default."""
+    used = [
+        {
+            name: value
+            for name, value, default in zip(COLUMNS, row, _DEFAULTS, strict=True)
+            if value != default
+        }
+        for row in rows
+    ]
+    if len(used) == 1:
+        return used
+    names = list(dict.fromkeys(chain.from_iterable(used)))
+    return [{name: getattr(row, name) for name in names} for row in rows]
+
+
+def _make_event_id() -> uuid.UUID:
+    """Return a UUID of version 7 (RFC 9562), which begins with the time in milliseconds.
+
+    So rows come in the order of its index, whose part in use stays small however long it gets.
+    """
+    milliseconds = time.time_ns() // 1_000_000
+    number = milliseconds << 80 | int.from_bytes(os.urandom(10))
+    number = number & ~(0xF << 76) | 7 << 76
+    return uuid.UUID(int=number & ~(3 << 62) | 2 << 62)
+
+
+def _identify(subject: Subject | None) -> tuple[str, str, str, str]:
+    """Return the token's id, the client's, the user's and the user's name, safe to store."""
+    if subject is None:
+        return "", "", "", ""
+    # A verifier of the project's own may say anything.
+    return (
+        sanitise(subject.token_id, PUBLIC_ID_LENGTH),
+        sanitise(subject.client_id, NAME_LENGTH),
+        sanitise(subject.user_id, USER_ID_LENGTH),
+        sanitise(subject.user_name, NAME_LENGTH),
+    )
+
+
+def make_row(
+    event: Event,
+    client_info: ClientInfo,
+    *,
+    subject: Subject | None = None,
+    reason: str = "",
+    actor: str = "",
+    count: int = 1,
+    details: dict[str, Any] | None = None,
+) -> Row:
+    """Return the row of ``event``, which happens now."""
+    outcome, severity = _VERDICTS[event.value]
+    token_id, client_id, user_id, user_name = _identify(subject)
+    return Row(
+        event_id=_make_event_id(),
+        at=timezone.now(),
+        event=event.value,
+        outcome=outcome,
+        reason=reason,
+        severity=severity,
+        token_id=token_id,
+        client_id=client_id,
+        user_id=user_id,
+        user_name=user_name,
+        claimed_actor=client_info.claimed_actor,
+        actor=actor,
+        ip=client_info.ip,
+        user_agent=client_info.user_agent,
+        method=client_info.method,
+        path=client_info.path,
+        view_name=client_info.view_name,
+        request_id=client_info.request_id,
+        count=count,
+        details=details or {},
+    )

@@ -1,0 +1,50 @@
+"""Where the rows of requests go, by dotted path: ``AUDIT_SINK``."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Protocol
+
+from django.core.signals import setting_changed
+from django.utils.module_loading import import_string
+
+from tokenauth.audit.rows import Row
+from tokenauth.conf import get_settings
+
+
+class Sink(Protocol):
+    """A class named in ``AUDIT_SINK``; made once a process, without arguments."""
+
+    def write(self, *rows: Row) -> None:
+        """Make ``rows``, one or two, durable before returning.
+
+        Raises Unavailable when that can't be done, and OpenTransaction where somebody's
+        rollback could take the rows back.
+        """
+
+
+@lru_cache(maxsize=8)
+def _load(path: str) -> Sink:
+    sink: Sink = import_string(path)()
+    return sink
+
+
+def get_sink() -> Sink:
+    """Return the configured sink; raises ImportError for a wrong path."""
+    return _load(get_settings().audit_sink)
+
+
+def is_redis_configured() -> bool:
+    """Tell whether the sink is RedisStreamSink, or derived from it; raises ImportError."""
+    bases = getattr(import_string(get_settings().audit_sink), "__mro__", ())
+    # By name: its module can be imported only where redis is installed.
+    return any(base.__module__ == "tokenauth.audit.redis_stream" for base in bases)
+
+
+def _forget(*, setting: str, **_kwargs: object) -> None:
+    # Where rows go may depend on it.
+    if setting == "CACHES":
+        _load.cache_clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="tokenauth.audit.sinks")

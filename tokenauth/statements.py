@@ -1,0 +1,208 @@
+"""The two SQL statements of an admitted request, made once and executed as they are.
+
+Building and compiling the same query for every request is most of what the ORM costs. Here
+Django's own compiler makes the SQL from the models, once for each database, and it is executed
+through Django's connection: instrumentation, routers and query counts see it as ever.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from itertools import chain
+from typing import Any, NamedTuple
+
+from django.contrib.auth import get_user_model
+from django.core.signals import setting_changed
+from django.db import connections, models
+from django.db.models.sql import InsertQuery
+
+from tokenauth.models import AuditEvent, Token
+
+
+class StoredToken(NamedTuple):
+    """The columns of a Token that tell whether it is good, and its user."""
+
+    pk: int
+    public_id: str
+    digest: str
+    pepper_id: str
+    client_id: str
+    name: str
+    scopes: str
+    not_before: datetime | None
+    expires_at: datetime | None
+    allowed_networks: str
+    rate: str
+    enabled: bool
+    revoked_at: datetime | None
+    created_at: datetime
+    last_used_at: datetime | None
+    user: Any
+    """The owner, an instance of the user model; None for a client without an account."""
+
+
+_COLUMNS = StoredToken._fields[:-1]
+_WIDTH = len(_COLUMNS)
+_DEPENDENT = (
+    models.UUIDField,
+    models.DateTimeField,
+    models.JSONField,
+)
+"""Kinds of columns whose values every database wants in its own way; the rest is as it is.
+
+An address is one of the rest: it is in its canonical form already, and text to every database."""
+
+_Convert = Callable[..., Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Select:
+    sql: str
+    params: dict[str, Any]
+    """The parameters, by name; the digests are called as ``marks``."""
+    marks: list[str]
+    converters: list[tuple[int, _Convert, Any]]
+    """The token's places of a row that need conversion; the functions and the expressions for it."""
+    user_converters: list[tuple[int, _Convert, Any]]
+    """The same of the user."""
+    user_names: list[str]
+    """The user's attributes, in the order of the row and of the model."""
+    user_key: int
+    """The place of the user's key in a row; it is null where there is no user."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Insert:
+    sql: str
+    marks: list[list[str]]
+    """What each row's parameters are called."""
+    dependent: list[tuple[str, _Convert]]
+    """Columns that need preparation, and the functions for it."""
+
+
+def find_token(using: str, digests: Sequence[str]) -> StoredToken | None:
+    """Return the token with one of these digests, its user along; None where there is none.
+
+    One SELECT. Raises what the database raises.
+    """
+    select = _compile_select(using, len(digests))
+    params = {**select.params, **dict(zip(select.marks, digests, strict=True))}
+    connection = connections[using]
+    with connection.cursor() as cursor:
+        cursor.execute(select.sql, params)
+        found = cursor.fetchone()
+    if found is None:
+        return None
+    user = None
+    if found[select.user_key] is not None:
+        row = _convert(found, select.user_converters, connection)
+        user = get_user_model().from_db(using, select.user_names, row[_WIDTH:])
+    return StoredToken._make([*_read_token(using, len(digests), found[:_WIDTH]), user])
+
+
+def insert_events(using: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert audit rows, all with the same columns, in one INSERT: all of them or none.
+
+    The database knows the defaults of the other columns. Raises what the database raises.
+    """
+    insert = _compile_insert(using, tuple(rows[0]), len(rows))
+    connection = connections[using]
+    params: dict[str, Any] = {}
+    for place, values in enumerate(rows):
+        row = dict(values)
+        for name, prepare in insert.dependent:
+            row[name] = prepare(row[name], connection)
+        params.update(zip(insert.marks[place], row.values(), strict=True))
+    with connection.cursor() as cursor:
+        cursor.execute(insert.sql, params)
+
+
+def _convert(
+    row: Sequence[Any], converters: list[tuple[int, _Convert, Any]], connection: Any
+) -> list[Any]:
+    converted = list(row)
+    for place, convert, expression in converters:
+        # NULL too, as Django does: a field of the user's may make something of it.
+        converted[place] = convert(converted[place], expression, connection)
+    return converted
+
+
+@lru_cache(maxsize=1_024)
+def _read_token(using: str, count: int, row: tuple[Any, ...]) -> list[Any]:
+    # The row is read anew for each request; what the same values mean needn't be.
+    return _convert(row, _compile_select(using, count).converters, connections[using])
+
+
+@lru_cache(maxsize=32)
+def _compile_select(using: str, count: int) -> _Select:
+    user = get_user_model()._meta
+    # In this order: `from_db` doesn't look at the names where it is given all values.
+    names = [field.attname for field in user.concrete_fields]
+    marks = [f"digest{place}" for place in range(count)]
+    tokens = Token.objects.using(using).filter(digest__in=marks).order_by()
+    columns = tokens.values_list(*_COLUMNS, *(f"user__{name}" for name in names))
+    # A connection of its own, never opened: this outlives the one of any thread.
+    compiler = columns[:1].query.get_compiler(connection=connections.create_connection(using))
+    sql, params = compiler.as_sql()
+    called = [param if param in marks else f"fixed{i}" for i, param in enumerate(params)]
+    found = compiler.get_converters([expression for expression, *_ in compiler.select])
+    converters = [
+        (place, convert, expression)
+        for place, (functions, expression) in found.items()
+        for convert in functions
+    ]
+    return _Select(
+        sql=_name_params(sql, called),
+        params={n: param for n, param in zip(called, params, strict=True) if n not in marks},
+        marks=marks,
+        converters=[converter for converter in converters if converter[0] < _WIDTH],
+        user_converters=[converter for converter in converters if converter[0] >= _WIDTH],
+        user_names=names,
+        user_key=_WIDTH + names.index(user.pk.attname),
+    )
+
+
+@lru_cache(maxsize=256)
+def _compile_insert(using: str, names: tuple[str, ...], count: int) -> _Insert:
+    fields: list[Any] = [AuditEvent._meta.get_field(name) for name in names]
+    query = InsertQuery(AuditEvent)
+    query.insert_values(fields, [AuditEvent()])
+    compiler = query.get_compiler(connection=connections.create_connection(using))
+    [(sql, _)] = compiler.as_sql()
+    marks = [[f"{name}{place or ''}" for name in names] for place in range(count)]
+    # Several at once Django would hand to PostgreSQL as arrays, one a column.
+    statement, values = sql.rsplit(" VALUES ", 1)
+    rows = ", ".join([values] * count)
+    return _Insert(
+        sql=_name_params(f"{statement} VALUES {rows}", list(chain.from_iterable(marks))),
+        marks=marks,
+        dependent=[
+            (field.name, field.get_db_prep_save)
+            for field in fields
+            if isinstance(field, _DEPENDENT)
+        ],
+    )
+
+
+def _name_params(sql: str, names: Sequence[str]) -> str:
+    # SQLite's backend rewrites every placeholder of a list for each call, by name it needn't.
+    # A per cent sign of a column's name isn't escaped by Django's compiler.
+    remaining = iter(names)
+    return re.sub(
+        "%[s%]?",
+        lambda found: f"%({next(remaining)})s" if found[0] == "%s" else "%%",
+        sql,
+    )
+
+
+def _forget(**_kwargs: object) -> None:
+    _compile_select.cache_clear()
+    _read_token.cache_clear()
+    _compile_insert.cache_clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="tokenauth.statements")
