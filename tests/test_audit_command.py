@@ -1,0 +1,411 @@
+"""``manage.py tokenauth_audit``: what it prints where, how it ends, and that it can be stopped."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.core.management.base import CommandError
+from django.db import InterfaceError, connection, models, router
+from django.utils import timezone
+
+from tests.conftest import Run, Write
+from tests.processes import Processes
+from tokenauth.audit import cursors, sealing
+from tokenauth.audit.sealing import seal
+from tokenauth.client_info import Actor
+from tokenauth.management.commands import tokenauth_audit
+from tokenauth.models import AuditEvent, AuditSeal
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+KEYS = {"2026": "k" * 32}
+OLD = timedelta(minutes=2)
+"""Older than the lag that databases without numbered transactions need."""
+
+
+@pytest.fixture(autouse=True)
+def _keys(configure: Callable[..., None]) -> None:
+    configure(AUDIT_SEAL_KEYS=KEYS)
+
+
+@pytest.fixture(autouse=True)
+def _no_lag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cursors, "LAG", timedelta())
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    return Run(capsys, "tokenauth_audit")
+
+
+def tamper(**changes: Any) -> int:
+    """Change the first row behind the models' back; return its id."""
+    pk = AuditEvent.objects.order_by("id").values_list("id", flat=True)[0]
+    models.QuerySet(AuditEvent).filter(pk=pk).update(**changes)
+    return pk
+
+
+def event_counts() -> dict[str, int]:
+    rows = AuditEvent.objects.order_by().values_list("event")
+    return dict(rows.annotate(count=models.Count("id")))
+
+
+# What each verb prints.
+
+
+def test_seal(run: Run, write: Write) -> None:
+    write(3)
+    assert run("seal") == ""
+    assert run.err == "Sealed 3 rows in 1 seals.\n"
+    assert run("seal", "--print-head") == f"{AuditSeal.objects.get()}\n"
+    assert run.err == "Sealed 0 rows in 0 seals.\n"
+    assert AuditEvent.objects.latest("id").actor.startswith("command:")
+
+
+def test_sealing_many_rows_counts_them_all(
+    run: Run, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealing, "LARGEST", 4)
+    write(10)
+    head = run("seal", "--print-head")
+    assert run.err.startswith("Sealed 10 rows in 3 seals.")
+    assert head == f"{AuditSeal.objects.get(number=3)}\n"
+
+
+def test_without_a_seal_there_is_no_head(run: Run) -> None:
+    assert run("seal", "--print-head") == ""
+    assert run.err == "Sealed 0 rows in 0 seals.\n"
+
+
+def test_verify_of_an_untouched_audit(run: Run, write: Write) -> None:
+    write(3)
+    head = run("seal", "--print-head").strip()
+    write(2)
+    assert run("verify", "--head", head) == ""
+    assert run.err == "3 rows in 1 seals are as they were sealed; 3 rows are not sealed yet.\n"
+
+
+def test_all_heads_count(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = []
+    for _ in range(2):
+        write(1)
+        heads.append(run("seal", "--print-head").strip())
+    run("verify", "--head", heads[0], "--head", heads[1])
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([*heads, "", heads[1]])))
+    run("verify", "--head", "-")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{heads[1]}\n3:{'a' * 64}\n"))
+    with pytest.raises(CommandError, match="1 findings"):
+        run("verify", "--head", "-")
+    monkeypatch.setattr("sys.stdin", io.StringIO("nonsense\n"))
+    with pytest.raises(CommandError, match="a head looks like"):
+        run("verify", "--head", "-")
+
+
+@pytest.mark.parametrize("pressed", [True, False])
+def test_ctrl_c_in_the_middle_of_a_statement(
+    run: Run, pressed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What PyMySQL makes of it, and what it says when somebody ended the connection."""
+
+    first: BaseException = KeyboardInterrupt() if pressed else OSError()
+    inner, outer = ValueError(), InterfaceError("(0, '')")
+    outer.__context__, inner.__context__ = inner, first
+
+    def fail(**_options: Any) -> None:
+        raise outer
+
+    monkeypatch.setattr(tokenauth_audit, "seal", fail)
+    with pytest.raises(CommandError, match="Interrupted" if pressed else "The database says") as e:
+        run("seal")
+    assert e.value.returncode == (130 if pressed else 1)
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="others have types")
+@pytest.mark.parametrize("count", ["9e999", "9223372036854775807"])
+def test_counts_that_cannot_be_added_stop_no_verification(
+    count: str, run: Run, write: Write
+) -> None:
+    for _ in range(2):
+        write(1)
+        run("seal")
+    with connection.cursor() as cursor:
+        cursor.execute("PRAGMA ignore_check_constraints = ON")
+        cursor.execute(f"UPDATE {AuditSeal._meta.db_table} SET count = {count}")
+        cursor.execute("PRAGMA ignore_check_constraints = OFF")
+    with pytest.raises(CommandError, match="findings"):
+        run("verify")
+    assert "seal 1 " in run.out
+
+
+def test_verify_names_what_was_changed(run: Run, write: Write) -> None:
+    write(3)
+    run("seal")
+    pk = tamper(reason="forged")
+    with pytest.raises(
+        CommandError,
+        match=r"^1 findings: not everything is, or can be shown to be, as it was sealed\.$",
+    ):
+        run("verify")
+    assert run.out == f"row {pk} was changed after seal 1\n"
+    assert run.err.startswith("2 rows in 1 seals are as they were sealed;")
+
+
+def test_verify_tells_of_a_cut_off_tail(run: Run, write: Write) -> None:
+    write(3)
+    run("seal")
+    with pytest.raises(CommandError, match="1 findings"):
+        run("verify", "--head", f"2:{'0' * 64}")
+    assert "its tail was cut off" in run.out
+
+
+def test_prune(run: Run, write: Write) -> None:
+    write(3, at=timezone.now() - 3 * timedelta(days=1))
+    write(2)
+    run("seal")
+    assert run("prune", "--before", "2d") == ""
+    assert re.fullmatch(r"Removed 3 rows from before \S+\.\n", run.err)
+    assert event_counts() == {"auth.accepted": 2, "audit.sealed": 1, "audit.pruned": 1}
+    run("verify")
+
+
+def test_export(run: Run, write: Write) -> None:
+    write(2)
+    lines = run("export").splitlines()
+    assert [json.loads(line)["id"] for line in lines] == sorted(
+        AuditEvent.objects.values_list("id", flat=True)
+    )
+    assert run.err == ""
+    assert run("export", "--format", "jsonl").splitlines() == lines
+    rows = csv.DictReader(run("export", "--format", "csv").splitlines())
+    assert [row["event"] for row in rows] == ["auth.accepted"] * 2
+
+
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("since", "expected"),
+    [
+        ("2026-01-31", [0, 1, 2]),
+        ("2026-1-31", [0, 1, 2]),
+        ("2026-02-01", []),
+        ("2026-01-31T12:00:00Z", [1, 2]),
+        ("2026-01-31 12:00:00", [1, 2]),
+        ("2026-01-31T12:00:00.000001", [2]),
+        ("2026-01-31T13:00:00+01:00", [1, 2]),
+        ("2026-01-31T12:00:00-01:00", []),
+        ("1d", []),
+        ("36500d", [0, 1, 2]),
+        ("0s", []),
+    ],
+)
+def test_export_since(since: str, expected: list[int], run: Run, write: Write) -> None:
+    for number, moment in enumerate([NOON - timedelta(hours=1), NOON, NOON + timedelta(hours=0.5)]):
+        write(1, at=moment, count=number)
+    lines = run("export", "--since", since).splitlines()
+    assert [json.loads(line)["count"] for line in lines] == expected
+
+
+def test_times_are_in_the_sites_zone(run: Run, write: Write, settings: Any) -> None:
+    settings.TIME_ZONE = "Asia/Tokyo"
+    write(1, at=NOON)
+    assert run("export", "--since", "2026-01-31T21:00:00").count("\n") == 1
+    assert run("export", "--since", "2026-01-31T21:00:01") == ""
+
+
+def test_times_without_time_zones(settings: Any) -> None:
+    settings.USE_TZ = False
+    settings.TIME_ZONE = "Europe/Berlin"
+    naive = datetime(2026, 1, 31, 12)  # noqa: DTZ001 - as such a site stores it
+    assert tokenauth_audit._moment("2026-01-31T12:00:00") == naive
+    assert tokenauth_audit._moment("2026-01-31T11:00:00Z") == naive
+    assert tokenauth_audit._moment("1d").tzinfo is None
+    with timezone.override("Asia/Tokyo"):
+        assert tokenauth_audit._moment("2026-01-31T11:00:00Z") == naive
+
+
+# What is wrong is said.
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["export", "--since", "yesterday"], "'yesterday' is no time; write 2026-01-31"),
+        (["export", "--since", "2026-13-01"], "is no time"),
+        (["export", "--since", "2026-02-30"], "is no time"),
+        (["export", "--since", ""], "is no time"),
+        (["export", "--since", "2026-01-31T25:00"], "is no time"),
+        (["export", "--since", "0001-01-01T00:00:00+14:00"], "is no time"),
+        (["export", "--since", "9999-12-31T23:59:59-12:00"], "is no time"),
+        (["prune", "--before", "999999w"], "is no time"),
+        (["prune", "--before", "-1d"], "is no time|expected one argument"),
+        (["prune"], "--before"),
+        (["export", "--format", "xml"], "invalid choice: 'xml'"),
+        (["verify", "--head", "12"], "a head looks like 12:<64 hex digits>"),
+        (["verify", "--head", f"0:{'a' * 64}"], "a head looks like"),
+        (["verify", "--head", f"1:{'A' * 64}"], "a head looks like"),
+        (["verify", "--head", f"1:{'a' * 63}"], "a head looks like"),
+        (["harden"], "--role"),
+        (["melt"], "invalid choice: 'melt'"),
+        ([], "VERB"),
+        (["seal", "--database", "nowhere"], "DATABASES has no 'nowhere'"),
+        (["export", "--database", ""], "DATABASES has no ''"),
+    ],
+)
+def test_errors(args: list[str], message: str, run: Run) -> None:
+    with pytest.raises(CommandError, match=message):
+        run(*args)
+    assert run.out == ""
+
+
+@pytest.mark.parametrize("args", [["seal"], ["verify"]])
+def test_without_keys_nothing_is_sealed_or_verified(
+    args: list[str], run: Run, write: Write, configure: Callable[..., None]
+) -> None:
+    configure(AUDIT_SEAL_KEYS={})
+    write(1)
+    with pytest.raises(CommandError, match=r"AUDIT_SEAL_KEYS'\] is empty"):
+        run(*args)
+    assert not AuditSeal.objects.exists()
+
+
+def test_a_slip_in_the_year_prunes_nothing(run: Run, write: Write) -> None:
+    write(3)
+    with pytest.raises(CommandError, match="in the future: 9026-01-31"):
+        run("prune", "--before", "9026-01-31")
+    assert event_counts() == {"auth.accepted": 3}
+
+
+def test_without_keys_anything_is_pruned(
+    run: Run, write: Write, configure: Callable[..., None]
+) -> None:
+    configure(AUDIT_SEAL_KEYS={})
+    write(3)
+    run("prune", "--before", "0s")
+    assert run.err.startswith("Removed 3 rows")
+    assert event_counts() == {"audit.pruned": 1}
+
+
+def test_the_router_says_where_the_audit_is(
+    run: Run, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(1)
+    asked: list[str] = []
+
+    def note(*, using: str, **_options: Any) -> list[Any]:
+        asked.append(using)
+        return []
+
+    monkeypatch.setattr(tokenauth_audit, "export", note)
+    run("export")
+    monkeypatch.setattr(router, "db_for_write", lambda _model: "elsewhere")
+    run("export")
+    run("export", "--database", "default")
+    assert asked == ["default", "elsewhere", "default"]
+
+
+# In processes of their own.
+
+
+def test_exit_codes(processes: Processes, write: Write) -> None:
+    write(3, at=timezone.now() - OLD)
+    code, head, err = processes.run("tokenauth_audit", "seal", "--print-head")
+    assert (code, err) == (0, "Sealed 3 rows in 1 seals.\n")
+    code, out, _ = processes.run("tokenauth_audit", "verify", "--head", head.strip())
+    assert (code, out) == (0, "")
+    pk = tamper(path="/other/")
+    code, out, err = processes.run("tokenauth_audit", "verify")
+    assert (code, out) == (1, f"row {pk} was changed after seal 1\n")
+    assert err.endswith(
+        "CommandError: 1 findings: not everything is, or can be shown to be, as it was sealed.\n"
+    )
+    code, out, err = processes.run("tokenauth_audit", "seal", "--database", "nowhere")
+    assert (code, out, err) == (1, "", "CommandError: DATABASES has no 'nowhere'.\n")
+    assert processes.run("tokenauth_audit", "prune")[0] == 2
+
+
+def test_findings_that_nobody_reads_are_findings(processes: Processes, write: Write) -> None:
+    write(4, at=timezone.now() - OLD)
+    list(seal(using="default", by=Actor.from_command()))
+    models.QuerySet(AuditEvent).filter(event="auth.accepted").update(path="/other/")
+    reader, writer = os.pipe()
+    os.close(reader)
+    pipes = {"stdout": writer, "stderr": subprocess.PIPE}
+    with processes.start("tokenauth_audit", "verify", **pipes) as process:
+        os.close(writer)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.endswith("CommandError: There are findings.\n")
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_leaves_a_state_to_go_on_from(processes: Processes, write: Write) -> None:
+    write(2_000, at=timezone.now() - OLD)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with processes.start("tokenauth_audit", "seal", patch=SLOWLY, **pipes) as process:
+        wait_for_a_seal(processes)
+        err = press_ctrl_c(process)
+    processes.fetch()
+    sealed = AuditSeal.objects.aggregate(rows=models.Sum("count"))["rows"]
+    assert 0 < sealed < 2_000
+    assert process.returncode == 130
+    assert "CommandError: Interrupted." in err
+    assert "Traceback" not in err
+    assert processes.run("tokenauth_audit", "seal")[0] == 0
+    assert processes.run("tokenauth_audit", "verify")[:2] == (0, "")
+    assert AuditSeal.objects.aggregate(rows=models.Sum("count"))["rows"] >= 2_000
+
+
+SLOWLY = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "import time; from tokenauth.audit import sealing; sealing.LARGEST = 1; sign = sealing.mac_of; "
+    "sealing.mac_of = lambda *seal: (time.sleep(0.01), sign(*seal))[1]"
+)
+"""Seals single rows, a hundred a second at most: there is time to press a key.
+
+And it listens: what a shell starts in the background, as CI may be, is deaf to that key."""
+
+
+def press_ctrl_c(process: subprocess.Popen[str]) -> str:
+    """Press until the process ends, as people do; return what it wrote to standard error.
+
+    Python drops a KeyboardInterrupt that comes while a destructor runs.
+    """
+    for _ in range(10):
+        process.send_signal(signal.SIGINT)
+        try:
+            return process.communicate(timeout=5)[1]
+        except subprocess.TimeoutExpired:
+            continue
+    pytest.fail("Ctrl-C stops nothing")
+
+
+def wait_for_a_seal(processes: Processes) -> None:
+    """Wait until a few seals are there."""
+    for _ in range(3_000):
+        if seals_of(processes) > 2:
+            return
+        time.sleep(0.01)
+    pytest.fail("nothing was sealed")
+
+
+def seals_of(processes: Processes) -> int:
+    """Return how many seals there are where the process puts them."""
+    if connection.vendor != "sqlite":
+        return AuditSeal.objects.count()
+    with closing(sqlite3.connect(processes.file)) as database:
+        query = f"SELECT count(*) FROM {AuditSeal._meta.db_table}"
+        return int(database.execute(query).fetchone()[0])

@@ -1,0 +1,162 @@
+"""PostgreSQL roles that can't rewrite the audit, as SQL."""
+
+from __future__ import annotations
+
+from django.db import connections, transaction
+
+from tokenauth.exceptions import SealError
+from tokenauth.models import AuditEvent, AuditSeal
+
+_STAMP = """\
+CREATE OR REPLACE FUNCTION tokenauth_audit_stamp() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+BEGIN
+  NEW.xid := pg_current_xact_id()::text::bigint;
+  IF current_user <> TG_ARGV[0] THEN
+    NEW.at := clock_timestamp();
+  END IF;
+  RETURN NEW;
+END $$;"""
+
+LONGEST_ROLE = 63
+"""Bytes of a role's name."""
+
+# What a role can become counts as its own: SET ROLE is one statement away.
+_POWERS = """
+    SELECT
+        coalesce(bool_or(
+            other.rolsuper OR other.rolcreaterole
+            OR other.rolname IN ('pg_write_all_data', 'pg_write_server_files', 'pg_execute_server_program')
+        ), false),
+        coalesce(bool_or(other.oid IN (relowner, nspowner, datdba)), false),
+        coalesce(bool_or(other.rolname = %s), false),
+        coalesce(bool_or(other.rolname <> self.rolname AND EXISTS (
+            SELECT FROM aclexplode(relacl)
+            WHERE grantee = other.oid AND privilege_type NOT IN ('SELECT', 'INSERT')
+            UNION ALL
+            SELECT FROM pg_attribute, aclexplode(attacl)
+            WHERE attrelid = pg_class.oid AND grantee = other.oid AND privilege_type <> 'SELECT'
+            UNION ALL
+            SELECT FROM pg_class seq, aclexplode(seq.relacl)
+            WHERE seq.oid = pg_get_serial_sequence(%s, 'id')::regclass AND grantee = other.oid
+        )), false),
+        count(*)
+    FROM pg_roles self
+    JOIN pg_roles other ON pg_has_role(self.oid, other.oid, 'MEMBER')
+    JOIN pg_class ON pg_class.oid IN (%s::regclass, %s::regclass)
+    JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    JOIN pg_database ON datname = current_database()
+    WHERE self.rolname::text = %s
+"""
+
+
+def harden(*, role: str, maintenance_role: str, using: str) -> list[str]:
+    """Return statements that let ``role`` add and read audit rows, nothing else.
+
+    ``maintenance_role`` is for ``drain``, ``seal`` and ``prune``. Whoever else inserts gets the
+    server's time, and everybody the transaction's number, whatever they say. Roles that aren't
+    there are created, without a password. To be run as the tables' owner; running them twice
+    does no harm. Raises SealError on other databases, and where a role could undo them or can't
+    be one.
+    """
+    if connections[using].vendor != "postgresql":
+        raise SealError("Roles are hardened on PostgreSQL only.")
+    _refuse_names(role, maintenance_role)
+    known = {
+        role: _refuse_powerful(role, maintenance_role, using),
+        maintenance_role: _refuse_powerful(maintenance_role, "", using),
+    }
+    events, seals = _name(AuditEvent._meta.db_table), _name(AuditSeal._meta.db_table)
+    app, upkeep = _name(role), _name(maintenance_role)
+    # Nobody chooses a row's id, nor the next one: a very high one would stand before all that
+    # come. To insert takes no right to the sequence.
+    sequence = _ask_sequence(using)
+    fields = AuditEvent._meta.concrete_fields
+    columns = ", ".join(_name(field.column or "") for field in fields if not field.primary_key)
+    # `drain` brings rows that have their time. Withholding INSERT on the column instead would
+    # refuse the default too.
+    trigger = f"tokenauth_audit_stamp({_literal(maintenance_role)})"
+    return [
+        *(f"CREATE ROLE {_name(name)} LOGIN;" for name, exists in known.items() if not exists),
+        f"REVOKE ALL ON {events}, {seals} FROM PUBLIC, {app}, {upkeep};",
+        f"REVOKE ALL ON SEQUENCE {sequence} FROM PUBLIC, {app}, {upkeep};",
+        f"GRANT SELECT, INSERT ({columns}) ON {events} TO {app};",
+        f"GRANT SELECT ON {seals} TO {app};",
+        f"GRANT SELECT, INSERT ({columns}), DELETE ON {events} TO {upkeep};",
+        f"GRANT SELECT, INSERT, UPDATE (entries) ON {seals} TO {upkeep};",
+        _STAMP,
+        f"""\
+CREATE OR REPLACE TRIGGER tokenauth_audit_stamp BEFORE INSERT ON {events}
+FOR EACH ROW EXECUTE FUNCTION {trigger};""",
+    ]
+
+
+def _refuse_names(role: str, maintenance_role: str) -> None:
+    if role == maintenance_role:
+        raise SealError(f"One role for both, {role!r}, could undo all this. Name two.")
+    for name in (role, maintenance_role):
+        if not name.isprintable():
+            raise SealError(
+                f"The role {name!r} has a name that can't be printed, so SQL can't show it."
+            )
+
+
+def _ask_sequence(using: str) -> str:
+    with connections[using].cursor() as cursor:
+        cursor.execute("SELECT pg_get_serial_sequence(%s, 'id')", [AuditEvent._meta.db_table])
+        return str(cursor.fetchone()[0])
+
+
+def apply(statements: list[str], using: str) -> None:
+    """Run the statements in one transaction; raises what the database raises."""
+    with transaction.atomic(using=using), connections[using].cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+
+
+def _name(text: str) -> str:
+    # Django's ``quote_name`` trusts what it is given.
+    return '"' + text.replace('"', '""') + '"'
+
+
+def _literal(text: str) -> str:
+    # With the E, whatever standard_conforming_strings says of backslashes.
+    return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def _refuse_powerful(role: str, other: str, using: str) -> bool:
+    """Raise SealError where ``role`` could rewrite the audit, or become ``other``.
+
+    Returns whether there is such a role.
+    """
+    tables = [AuditEvent._meta.db_table, AuditSeal._meta.db_table]
+    with connections[using].cursor() as cursor:
+        cursor.execute(_POWERS, [other, tables[0], *tables, role])
+        mighty, owner, becomes_other, granted, known = cursor.fetchone()
+    if not known and not _can_be_made(role):
+        raise SealError(
+            f"There is no role {role!r}, and PostgreSQL wouldn't make one of that name."
+        )
+    problems = {
+        "is or can become a superuser or a role that is near to one": mighty,
+        "owns the audit's tables, their schema or the database (itself or as a member)": owner,
+        f"is or can become {other!r}": becomes_other,
+        "is a member of a role that was granted more than SELECT and INSERT on the audit, or "
+        "anything on its columns or its sequence": granted,
+    }
+    if problem := next((text for text, holds in problems.items() if holds), ""):
+        raise SealError(
+            f"The role {role!r} {problem}: it could undo all this. Give it none of that; let "
+            "another role own the tables and run migrations."
+        )
+    return bool(known)
+
+
+def _can_be_made(role: str) -> bool:
+    # The server cuts longer names, and the trigger compares whole ones.
+    return (
+        0 < len(role.encode()) <= LONGEST_ROLE
+        and role not in {"public", "none"}
+        and not role.startswith("pg_")
+        and "\0" not in role
+    )

@@ -1,0 +1,199 @@
+"""What a seal says and how it is signed. Pure: reads and writes no database.
+
+A seal has one entry of 32 bytes for each row: the row's id, its time, and a MAC over all its
+columns as they are stored. The seal's own MAC covers the digest of the entries, the range, the count, the cursor
+and the MAC of the seal before. All MACs are HMAC-SHA256 (RFC 2104) under a key of
+``AUDIT_SEAL_KEYS``; those of rows are cut to 128 bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from django.conf import settings
+from django.utils import timezone
+
+from tokenauth.audit.stored import COLUMNS
+from tokenauth.conf import get_settings
+from tokenauth.exceptions import SealError
+from tokenauth.models import AuditSeal
+
+LARGEST = 10_000
+"""A seal has at most this many rows."""
+
+_ENTRY = struct.Struct(">qq16s")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_PAGE = 65_536
+_TYPES: dict[str, Any] = {
+    "BigIntegerField": int,
+    "PositiveIntegerField": int,
+    "CharField": str,
+    "BinaryField": bytes | memoryview,
+}
+_NUMBER = re.compile("-?[0-9]+")
+_HEAD = re.compile(r"([1-9][0-9]{0,18}):([0-9a-f]{64})")
+_ID, _AT = COLUMNS.index("id"), COLUMNS.index("at")
+_NEVER = 2**63 - 1
+"""The time of a row whose own can't be read, so that it isn't pruned."""
+
+
+class Entry(NamedTuple):
+    """What a seal says of one row."""
+
+    id: int
+    at: int
+    """The row's time as it is stored, in microseconds since 1970; on PostgreSQL that is in UTC."""
+    mac: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """The last seal, as it is kept outside: whoever knows it notices a cut-off tail."""
+
+    number: int
+    mac: str
+
+    def __str__(self) -> str:
+        return f"{self.number}:{self.mac}"
+
+
+def parse_head(text: str) -> Head:
+    """Read a head as ``seal --print-head`` prints it, ``12:<64 hex digits>``.
+
+    Raises ValueError with a message for people.
+    """
+    match = _HEAD.fullmatch(text.strip())
+    if match is None:
+        raise ValueError("a head looks like 12:<64 hex digits>; `seal --print-head` prints it")
+    return Head(number=int(match[1]), mac=match[2])
+
+
+def get_keys() -> Mapping[str, str]:
+    """Return ``AUDIT_SEAL_KEYS``; raises SealError when there are none."""
+    keys = get_settings().audit_seal_keys
+    if not keys:
+        raise SealError(
+            "TOKENAUTH['AUDIT_SEAL_KEYS'] is empty. Set it to {\"1\": <32 or more random "
+            "characters>}, from a place that the database's users can't read."
+        )
+    return keys
+
+
+def microseconds(moment: datetime) -> int:
+    """Return ``moment`` in microseconds since 1970; a naive one counts as UTC."""
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return (aware - _EPOCH) // _MICROSECOND
+
+
+def now() -> int:
+    """Return the time in microseconds since 1970 in UTC, whatever the settings say of zones."""
+    moment = timezone.now()
+    if not settings.USE_TZ:
+        moment = timezone.make_aware(moment, timezone.get_default_timezone())
+    return microseconds(moment)
+
+
+def row_entry(values: Sequence[Any], secret: bytes) -> Entry:
+    """Return the entry of a row given as ``read_stored`` does."""
+    text = json.dumps(["tokenauth row 1", *values])
+    mac = hmac.digest(secret, text.encode(), "sha256")[:16]
+    return Entry(values[_ID], _read_time(values[_AT]), mac)
+
+
+def _read_time(text: str | None) -> int:
+    try:
+        if text is not None and _NUMBER.fullmatch(text):
+            return max(-_NEVER - 1, min(int(text), _NEVER))
+        return microseconds(datetime.fromisoformat(text or ""))
+    except (ValueError, OverflowError):
+        return _NEVER
+
+
+def pack(entries: Sequence[Entry]) -> bytes:
+    """Return ``entries`` as a seal stores them."""
+    return b"".join(_ENTRY.pack(*entry) for entry in entries)
+
+
+def unpack(data: bytes) -> Iterator[Entry]:
+    """Return the entries in ``data``; what is too short for one is left out."""
+    whole = len(data) - len(data) % _ENTRY.size
+    return (Entry(*values) for values in _ENTRY.iter_unpack(data[:whole]))
+
+
+def digest_of(data: bytes) -> str:
+    """Return the digest that stands for a seal's entries."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def mac_of(seal: AuditSeal, secret: bytes) -> str:
+    """Return the MAC that ``seal`` should have."""
+    values = [
+        "tokenauth seal 1",
+        seal.number,
+        seal.kind,
+        seal.sealed_at,
+        seal.key_id,
+        seal.first_id,
+        seal.last_id,
+        seal.count,
+        seal.oldest_at,
+        seal.newest_at,
+        seal.digest,
+        seal.cursor,
+        seal.previous,
+    ]
+    return hmac.digest(secret, json.dumps(values).encode(), "sha256").hex()
+
+
+def is_readable(seal: AuditSeal) -> bool:
+    """Tell whether the values of ``seal`` have the types of their columns: SQLite takes any."""
+    values = ((field, seal.__dict__.get(field.attname)) for field in AuditSeal._meta.fields)
+    return all(
+        # Entries that weren't asked for are None.
+        isinstance(value, _TYPES[field.get_internal_type()])
+        for field, value in values
+        if value is not None or field.attname != "entries"
+    )
+
+
+def is_genuine(seal: AuditSeal, keys: Mapping[str, str]) -> bool:
+    """Tell whether ``seal`` was made under one of ``keys`` and is as it was made."""
+    secret = keys.get(seal.key_id)
+    if secret is None or not is_readable(seal):
+        return False
+    return hmac.compare_digest(mac_of(seal, secret.encode()).encode(), seal.mac.encode())
+
+
+class IdSet:
+    """A set of row ids, which are dense: one bit each."""
+
+    def __init__(self) -> None:
+        self._pages: dict[int, bytearray] = {}
+
+    def add(self, number: int) -> bool:
+        """Add ``number``; tell whether it was in already."""
+        page, place = divmod(number, _PAGE)
+        bits = self._pages.setdefault(page, bytearray(_PAGE // 8))
+        bit = 1 << place % 8
+        known = bool(bits[place // 8] & bit)
+        bits[place // 8] |= bit
+        return known
+
+    def update(self, numbers: Iterable[int]) -> None:
+        """Add all ``numbers``."""
+        for number in numbers:
+            self.add(number)
+
+    def __contains__(self, number: int) -> bool:
+        page, place = divmod(number, _PAGE)
+        bits = self._pages.get(page)
+        return bits is not None and bool(bits[place // 8] & 1 << place % 8)

@@ -1,0 +1,278 @@
+"""``manage.py tokenauth_audit``: seal, verify, prune and export the audit."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import import_module
+from itertools import chain
+from types import ModuleType
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DatabaseError, connections, router
+from django.db import Error as DatabaseFailure
+from django.db.models import Sum
+from django.utils import timezone
+from django.utils.dateparse import parse_date, parse_datetime
+
+from tokenauth.audit.cursors import count_waiting
+from tokenauth.audit.export import export
+from tokenauth.audit.retention import prune
+from tokenauth.audit.roles import apply, harden
+from tokenauth.audit.sealing import last_seal, seal
+from tokenauth.audit.seals import Head, parse_head
+from tokenauth.audit.sinks import is_redis_configured
+from tokenauth.audit.stored import UNREADABLE
+from tokenauth.audit.verification import Verification
+from tokenauth.client_info import Actor
+from tokenauth.conf import parse_duration
+from tokenauth.exceptions import SealError
+from tokenauth.management.options import add_base_options
+from tokenauth.management.progress import printing, show_progress
+from tokenauth.models import AuditEvent, AuditSeal, SealKind
+
+INTERRUPTED = 130
+"""What shells say of a program that Ctrl-C ended."""
+
+
+class Command(BaseCommand):
+    """Standard output carries what was asked for; what is said beside that, standard error.
+
+    Each verb can be interrupted, which exits with 130, and run again. ``verify`` exits with 1
+    when something was changed.
+    """
+
+    help = "Seal, verify, prune, export, protect and drain the audit."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Declare the verbs and their options."""
+        verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+        common = CommandParser(add_help=False)
+        common.add_argument(
+            "--database", metavar="ALIAS", help="where the audit is; the router's choice"
+        )
+        sealing = verbs.add_parser("seal", parents=[common], help="close committed rows into seals")
+        sealing.add_argument(
+            "--print-head", action="store_true", help="print the last seal, to be kept elsewhere"
+        )
+        verifying = verbs.add_parser("verify", parents=[common], help="find what was changed")
+        verifying.add_argument(
+            "--head",
+            action="append",
+            default=[],
+            type=_head,
+            metavar="HEAD",
+            help="a head that was kept elsewhere; - for standard input, a head a line; repeatable",
+        )
+        pruning = verbs.add_parser("prune", parents=[common], help="delete old rows for good")
+        pruning.add_argument(
+            "--before", type=_moment, required=True, metavar="WHEN", help="2026-01-31, or 365d ago"
+        )
+        exporting = verbs.add_parser("export", parents=[common], help="print rows")
+        exporting.add_argument("--format", choices=["jsonl", "csv"], default="jsonl")
+        exporting.add_argument(
+            "--since", type=_moment, metavar="WHEN", help="2026-01-31, or 24h ago"
+        )
+        draining = verbs.add_parser("drain", help="take rows from the Redis stream to the database")
+        draining.add_argument("--once", action="store_true", help="stop when the stream is empty")
+        _add_harden(verbs.add_parser("harden", parents=[common], help="protect it on PostgreSQL"))
+        add_base_options(verbs.choices.values())
+
+    def handle(self, *_args: Any, verb: str, database: str | None = None, **options: Any) -> None:
+        """Do what the verb says; raises CommandError with a message for people."""
+        handlers: dict[str, Callable[..., None]] = {
+            "seal": self._seal,
+            "verify": self._verify,
+            "prune": self._prune,
+            "export": self._export,
+            "harden": self._harden,
+            "drain": self._drain,
+        }
+        if database is not None and database not in connections:
+            raise CommandError(f"DATABASES has no {database!r}.")
+        using = database or router.db_for_write(AuditEvent)
+        try:
+            handlers[verb](using=using, **options)
+        except SealError as error:
+            raise CommandError(str(error)) from None
+        except KeyboardInterrupt:
+            raise CommandError(
+                "Interrupted. What is done stays; run it again.", returncode=INTERRUPTED
+            ) from None
+        except DatabaseFailure as error:
+            if _is_interrupted(error):
+                # Ctrl-C in the middle of a statement can leave the driver confused.
+                raise CommandError("Interrupted. Run it again.", returncode=INTERRUPTED) from None
+            raise CommandError(
+                f"The database says: {error}. Is it there, is it migrated, and may this role do "
+                f"that? ({verb} on {using!r})"
+            ) from None
+        except BrokenPipeError:
+            # Whoever read has enough, as `head` has. Python would complain once more at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if verb == "verify":
+                raise CommandError("There are findings.") from None
+        except OSError as error:
+            raise CommandError(f"{error}. What is done stays; run it again.") from None
+
+    def _say(self, text: str) -> None:
+        # Not as Django writes to standard error, in red: this is no error.
+        self.stderr.write(text, style_func=str)
+
+    def _seal(self, *, using: str, print_head: bool, **_options: Any) -> None:
+        seals = rows = 0
+        with show_progress("seal") as progress:
+            for made in seal(using=using, by=Actor.from_command()):
+                seals += 1
+                rows += made.count
+                progress(made.count)
+        self._say(f"Sealed {rows} rows in {seals} seals.")
+        if waiting := count_waiting(using):
+            self._say(f"{waiting} rows wait: what is being written may still come before them.")
+        if print_head and (last := last_seal(using)):
+            self.stdout.write(str(last))
+
+    def _verify(self, *, using: str, head: list[Head | None], **_options: Any) -> None:
+        heads = chain.from_iterable(_read_heads() if one is None else [one] for one in head)
+        found = 0
+        with show_progress("verify", _count_sealed(using)) as progress:
+            verification = Verification(using=using, heads=heads, progress=progress)
+            for finding in verification.findings():
+                found += 1
+                with printing():
+                    self.stdout.write(str(finding))
+            self.stdout.flush()
+        late = f", {verification.late} of them committed late" if verification.late else ""
+        self._say(
+            f"{verification.rows} rows in {verification.seals} seals are as they were "
+            f"sealed{late}; {verification.pending} rows are not sealed yet."
+        )
+        if found:
+            raise CommandError(
+                f"{found} findings: not everything is, or can be shown to be, as it was sealed."
+            )
+
+    def _prune(self, *, using: str, before: datetime, **_options: Any) -> None:
+        if before > timezone.now():
+            raise CommandError(f"--before is in the future: {before.isoformat()}.")
+        with show_progress("prune") as progress:
+            count = prune(before=before, using=using, by=Actor.from_command(), progress=progress)
+        self._say(f"Removed {count} rows from before {before.isoformat()}.")
+
+    def _export(self, *, using: str, since: datetime | None, **options: Any) -> None:
+        as_csv = options["format"] == "csv"
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # Whatever this terminal's locale is.
+        with show_progress("export") as progress:
+            for text, count in export(using=using, as_csv=as_csv, since=since):
+                with printing():
+                    self.stdout.write(text, ending="")
+                progress(count)
+        self.stdout.flush()
+
+    def _drain(self, *, once: bool, **_options: Any) -> None:
+        draining = _load_draining()
+        try:
+            draining.run(once=once, say=self._say)
+        except ImproperlyConfigured as error:
+            raise CommandError(str(error)) from None
+        except draining.FAILURES as error:
+            raise CommandError(f"Rows stay in Redis: {type(error).__name__}: {error}") from None
+
+    def _harden(
+        self, *, using: str, role: str, maintenance_role: str | None, **options: Any
+    ) -> None:
+        upkeep = f"{role}_audit" if maintenance_role is None else maintenance_role
+        statements = harden(role=role, maintenance_role=upkeep, using=using)
+        if options["apply"]:
+            try:
+                apply(statements, using)
+            except DatabaseError as error:
+                raise CommandError(f"Nothing was changed. PostgreSQL says: {error}") from None
+            self._say(f"{role} can add and read audit rows, and nothing else.")
+        else:
+            self.stdout.write("\n".join(["BEGIN;", *statements, "COMMIT;"]))
+
+
+def _add_harden(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--role", required=True, metavar="NAME", help="what the web workers connect as"
+    )
+    parser.add_argument(
+        "--maintenance-role",
+        metavar="NAME",
+        help="for drain, seal and prune; the role's name and _audit",
+    )
+    parser.add_argument("--apply", action="store_true", help="run the SQL, don't print it")
+
+
+def _load_draining() -> ModuleType:
+    try:
+        if is_redis_configured():
+            return import_module("tokenauth.audit.draining")
+    except ImportError as error:
+        fix = '; run pip install "drf-tokenauth[redis]"' if error.name == "redis" else ""
+        raise CommandError(f"{error}{fix}.") from None
+    raise CommandError(
+        "There is nothing to drain: TOKENAUTH['AUDIT_SINK'] isn't "
+        '"tokenauth.audit.redis_stream.RedisStreamSink".'
+    )
+
+
+def _is_interrupted(error: BaseException | None) -> bool:
+    """Tell whether Ctrl-C is what an error began with; drivers pack it up."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
+def _count_sealed(using: str) -> int | None:
+    """Return how many rows there are to verify; None where somebody spoilt the counts."""
+    seals = AuditSeal.objects.using(using).exclude(kind=SealKind.PRUNED.value)
+    try:
+        total: int | None = seals.aggregate(rows=Sum("count"))["rows"]
+    except UNREADABLE:
+        return None
+    return total
+
+
+def _head(text: str) -> Head | None:
+    """Read a head; None for ``-``, which stands for those on standard input."""
+    try:
+        return None if text == "-" else parse_head(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _read_heads() -> list[Head]:
+    try:
+        return [parse_head(line) for line in sys.stdin if line.strip()]
+    except ValueError as error:
+        raise CommandError(f"On standard input, {error}.") from None
+
+
+def _moment(text: str) -> datetime:
+    """Read a date, a time, or how long ago."""
+    try:
+        moment = parse_datetime(text)
+        if moment is None and (day := parse_date(text)):
+            moment = datetime(day.year, day.month, day.day)  # noqa: DTZ001 - made aware below
+        if moment is None:
+            return timezone.now() - parse_duration(text)
+        aware = timezone.make_aware(moment) if timezone.is_naive(moment) else moment
+        aware = aware.astimezone(UTC)
+        # As the database's times are: aware or, with USE_TZ off, not.
+        if timezone.is_aware(timezone.now()):
+            return aware
+        return timezone.make_naive(aware, timezone.get_default_timezone())
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time; write 2026-01-31, 2026-01-31T12:00:00+01:00, or 30d for 30 "
+            "days ago"
+        ) from None

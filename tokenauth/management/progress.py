@@ -1,0 +1,29 @@
+"""A progress bar for long commands, where tqdm (extra ``[progress]``) is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+try:
+    from tqdm import tqdm
+except ImportError:  # An extra: without it there is no bar.
+    tqdm = None  # type: ignore[assignment,misc]
+
+
+@contextmanager
+def show_progress(verb: str, total: int | None = None) -> Iterator[Callable[[int], object]]:
+    """Give a function that is told of each so many rows done.
+
+    Draws on standard error, and only if that is a terminal.
+    """
+    if tqdm is None:
+        yield lambda _count: None
+        return
+    with tqdm(desc=verb, total=total, unit=" rows", disable=None, leave=False) as bar:
+        yield bar.update
+
+
+def printing() -> AbstractContextManager[None]:
+    """Take the bar away while something is printed, which may be on the same terminal."""
+    return nullcontext() if tqdm is None else tqdm.external_write_mode()
