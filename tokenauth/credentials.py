@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote, unquote_plus
 
 from django.http import HttpRequest
 
-from tokenauth.client_info import read_header
+from tokenauth.client_info import parameter_at, read_header
 from tokenauth.conf import Transport, get_settings
 from tokenauth.exceptions import Reason, Refused
 from tokenauth.tokens import Plaintext
@@ -22,6 +24,12 @@ LONGEST = 4_096
 # Visible ASCII. Wider than RFC 6750's b64token: imported tokens may hold any of it.
 _WORD = re.compile(r"[^ \t]+")
 _TEXT = re.compile(r"[\x21-\x7e]+")
+_BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+_HOST = re.compile(r"\A[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
+
+_ADDRESSES = ("QUERY_STRING", "_URI", "_URL", "_REFERER")
+"""How keys of ``META`` end that hold the address: gunicorn adds RAW_URI, uWSGI REQUEST_URI."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +38,8 @@ class Credential:
 
     text: Plaintext = field(repr=False)
     """The token's text."""
-    transport: Transport
-    """How it came."""
+    transport: Transport | None
+    """The header that it came in; None for a query parameter."""
 
 
 def read_credential(request: HttpRequest) -> Credential | None:
@@ -39,7 +47,7 @@ def read_credential(request: HttpRequest) -> Credential | None:
 
     Raises Refused: ``malformed`` for a header that can't be a token, ``ambiguous`` for two
     different tokens at once. Authorization headers of other schemes (Basic, Digest) count as
-    absent.
+    absent. A query parameter counts only where no header has anything of ours.
     """
     found: Credential | None = None
     for transport in get_settings().transports:
@@ -50,7 +58,99 @@ def read_credential(request: HttpRequest) -> Credential | None:
         if found is not None and found.text != text:
             raise Refused(Reason.AMBIGUOUS)
         found = found or Credential(text=text, transport=transport)
-    return found
+    return found or _read_taken(request)
+
+
+def take_from_query(request: Any) -> None:
+    """Take the parameter of ``QUERY_PARAMS`` out of the request's addresses, and keep it aside.
+
+    Out of the Referer by the path that stands there, whatever path is asked for. Where only the
+    final slash is missing it is taken out too, and not kept: Django would redirect to it.
+
+    To be called before anything logs the request or shows it: the address is not only in
+    ``request.GET`` and ``META`` but in what the server keeps of the request, WSGI's environ or
+    ASGI's scope, from which some servers write their access log. Without this call
+    :func:`read_credential` sees no parameter.
+    """
+    name = parameter_at(request.path_info)
+    if name is not None:
+        _, taken = _split(request.META.get("QUERY_STRING", ""), name)
+        if request.path_info in get_settings().query_params:
+            request._tokenauth_taken = taken
+        for key, value in request.META.items():
+            if key.endswith(_ADDRESSES) and isinstance(value, str):
+                request.META[key] = _scrub(key, value, name)
+    if not _scrub_referer(request) and name is None:
+        return
+    if isinstance(scope := getattr(request, "scope", None), dict):
+        _scrub_scope(scope, request.META)
+    for made_before in ("GET", "headers"):
+        if hasattr(type(request), made_before):
+            vars(request).pop(made_before, None)  # Made anew when somebody asks.
+
+
+def was_in_query(request: HttpRequest) -> bool:
+    """Tell whether :func:`take_from_query` found the parameter, used or not."""
+    return bool(getattr(request, "_tokenauth_taken", ()))
+
+
+def _scrub_referer(request: HttpRequest) -> bool:
+    """Scrub the address of the page that led here by its own path; tell whether it changed."""
+    referer = request.META.get("HTTP_REFERER")
+    if not referer or not isinstance(referer, str):
+        return False
+    root = request.path.removesuffix(request.path_info)
+    path = unquote(_HOST.sub("", referer.partition("?")[0], count=1))
+    name = parameter_at(path.removeprefix(root))
+    if name is None:
+        return False
+    request.META["HTTP_REFERER"] = _scrub("HTTP_REFERER", referer, name)
+    return True
+
+
+def _scrub_scope(scope: dict[str, Any], meta: dict[str, Any]) -> None:
+    """Give ASGI's scope the addresses that ``meta`` has now."""
+    scope["query_string"] = meta["QUERY_STRING"].encode()
+    headers = []
+    for name, value in scope.get("headers", ()):
+        key = "HTTP_" + name.decode("latin-1").upper().replace("-", "_")
+        scrubbed = meta.get(key) if key.endswith(_ADDRESSES) else None
+        headers.append((name, scrubbed.encode("latin-1") if isinstance(scrubbed, str) else value))
+    scope["headers"] = headers
+
+
+def _split(query: str, name: str) -> tuple[str, tuple[Plaintext, ...]]:
+    """Return ``query`` without the parameter ``name``, and the values it had, still encoded."""
+    kept: list[str] = []
+    taken: list[Plaintext] = []
+    for pair in query.split("&"):
+        key, _, value = pair.partition("=")
+        if unquote_plus(key) == name:
+            taken.append(Plaintext(value))
+        else:
+            kept.append(pair)
+    return "&".join(kept), tuple(taken)
+
+
+def _scrub(key: str, address: str, name: str) -> str:
+    if key.endswith("QUERY_STRING"):
+        return _split(address, name)[0]
+    path, _, query = address.partition("?")
+    kept, taken = _split(query, name)
+    if not taken:
+        return address
+    return f"{path}?{kept}" if kept else path
+
+
+def _read_taken(request: HttpRequest) -> Credential | None:
+    """Return the credential that was in the query; a form that posts one is not heard."""
+    taken: tuple[Plaintext, ...] = getattr(request, "_tokenauth_taken", ())
+    if not taken or request.method not in {"GET", "HEAD"}:
+        return None
+    # RFC 6750 section 3.1: a parameter that is there twice makes the request invalid.
+    if len(taken) > 1 or _BROKEN_ESCAPE.search(taken[0]):
+        raise Refused(Reason.MALFORMED)
+    return Credential(text=_check(unquote_plus(taken[0])), transport=None)
 
 
 def _extract(value: str, transport: Transport) -> Plaintext | None:
@@ -63,7 +163,10 @@ def _extract(value: str, transport: Transport) -> Plaintext | None:
             raise Refused(Reason.MALFORMED)
     else:
         text = value
-    text = text.strip(" \t")
+    return _check(text.strip(" \t"))
+
+
+def _check(text: str) -> Plaintext:
     if len(text) > LONGEST or not _TEXT.fullmatch(text):
         raise Refused(Reason.MALFORMED)
     return Plaintext(text)

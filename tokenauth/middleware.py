@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
@@ -22,6 +23,7 @@ from tokenauth.admission import (
 )
 from tokenauth.authentication import authentication_classes_of, is_guarded, is_shared
 from tokenauth.conf import get_settings
+from tokenauth.credentials import take_from_query, was_in_query
 from tokenauth.decorators import refusal_of
 from tokenauth.exceptions import Reason, Refused, Throttled, Unavailable
 
@@ -121,6 +123,8 @@ def _prepare(request: Any) -> None:
     # Both middlewares may be listed: the inner one must not undo what the outer one found.
     if not hasattr(request, "tokenauth"):
         request.tokenauth = None
+        if get_settings().query_params:
+            take_from_query(request)
 
 
 def _admit(request: HttpRequest, *, shared: bool) -> HttpResponse | None:
@@ -141,13 +145,14 @@ def _require(request: HttpRequest) -> HttpResponse | None:
 
 
 def _let_in(request: Any) -> None:
-    principal = state_of(request).principal
-    request.tokenauth = principal
+    state = state_of(request)
+    request.tokenauth = state.principal
     # Admission has said so already, but before routing the site's cache says it anew.
     request._cache_update_cache = False
-    if principal is not None:
+    if state.principal is not None and not state.in_query:
         # A header is something no page of another site can make a browser send unasked, so a
-        # proven one needs no further protection against forged requests.
+        # proven one needs no further protection against forged requests. An address is
+        # what such a page can choose.
         request._dont_enforce_csrf_checks = True
 
 
@@ -163,9 +168,19 @@ def _finish(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBas
     if _has_state(request):
         responses.set_limits(response, state_of(request).usages)
         # Caches on the way know of Authorization, not of what else carries tokens here.
-        headers = [transport.header for transport in get_settings().transports]
-        patch_vary_headers(response, headers)
+        headers = tuple([transport.header for transport in get_settings().transports])
+        response["Vary"] = _vary(response.get("Vary", ""), headers)
+    if was_in_query(request):
+        responses.keep_to_itself(response)
     return response
+
+
+@lru_cache(maxsize=256)
+def _vary(present: str, headers: tuple[str, ...]) -> str:
+    """Return the header with ``headers`` added; few values of it are ever there before."""
+    response = HttpResponse(headers={"Vary": present} if present else None)
+    patch_vary_headers(response, headers)
+    return response["Vary"]
 
 
 def _has_work(request: HttpRequest) -> bool:
