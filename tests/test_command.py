@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
+import subprocess
+import sys
+import traceback
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from django.core.management import call_command
-from django.core.management.base import CommandError
+from django.core.management.base import BaseCommand, CommandError
 from django.test import Client
 from django.utils import timezone
 from pytest_django import Settings
 
-from tests.conftest import Issue, bearer
+from tests.conftest import Issue, Run, bearer
+from tokenauth.management.commands import tokenauth, tokenauth_audit
 from tokenauth.models import AuditEvent, Token, TokenStatus
 
 pytestmark = pytest.mark.django_db
 
 PLAINTEXT = re.compile(r"tka_[0-9a-z]{12}_[0-9A-Za-z]{38}")
-
-
-class Run:
-    """Runs the command and keeps what it printed."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self.capsys = capsys
-        self.out = self.err = ""
-
-    def __call__(self, *args: str) -> str:
-        try:
-            call_command("tokenauth", *args)
-        finally:
-            self.out, self.err = self.capsys.readouterr()
-        return self.out
-
-    def json(self, *args: str) -> Any:
-        return json.loads(self(*args, "--json"))
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    return Run(capsys)
 
 
 def test_issue_prints_the_token_alone(run: Run, client: Client) -> None:
@@ -84,7 +65,7 @@ def test_issue_as_json(run: Run, make_user: Callable[..., Any]) -> None:
         (["--user", "nobody"], "no user 'nobody'"),
         (["--name", "a\nb"], "--name: Use at most"),
         (["--client", ""], "--client: Name the client"),
-        (["--rate", "600/M"], "is not a rate"),
+        (["--rate", "600/M"], "this is not a rate; write for example 600/m"),
         (["--rate", ""], "is not a rate"),
     ],
 )
@@ -92,6 +73,38 @@ def test_issue_explains_what_is_wrong(run: Run, args: list[str], message: str) -
     with pytest.raises(CommandError, match=re.escape(message)):
         run("issue", "--client", "c", *args)
     assert run.out == ""
+    assert not Token.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["import", "--token=S", "--env", "A"], "Error: unrecognized arguments"),
+        (["import", "--env", "A", "--apitoken=S"], "Error: unrecognized arguments"),
+        (["import", "--c=S"], "Error: ambiguous option"),
+        (["keyfile", "--path", "x", "S"], "Error: unrecognized arguments"),
+        (["issue", "--client", "c", "S"], "Error: unrecognized arguments"),
+        (
+            ["issue", "--client", "c", "--json=S"],
+            "Error: argument --json: ignored explicit argument",
+        ),
+        (["issue", "--client", "c", "--ttl", "S"], "Error: argument --ttl: this is not a duration"),
+        (["issue", "--client", "c", "--rate", "S"], "Error: argument --rate: this is not a rate"),
+        (["list", "S"], "Error: unrecognized arguments"),
+        (["list", "--status", "S"], "Error: argument --status: invalid choice (choose from "),
+        (["--verbosity", "S", "list"], "Error: argument -v/--verbosity: invalid int value"),
+        (["S"], "Error: argument VERB: invalid choice (choose from "),
+        (["show", "0" * 12, "S", "(choose from) \n"], "Error: unrecognized arguments"),
+    ],
+)
+def test_what_cannot_be_placed_is_not_repeated(run: Run, args: list[str], message: str) -> None:
+    secret = "b1946ac92492d2347c6235b4d2611184"
+    with pytest.raises(CommandError) as raised:
+        run(*(arg.replace("S", secret) for arg in args))
+    assert str(raised.value).startswith(message)
+    shown = "".join(traceback.format_exception(raised.value))
+    for start in range(0, len(secret) - 8, 4):
+        assert secret[start : start + 8] not in f"{raised.value}{shown}{run.out}{run.err}"
     assert not Token.objects.exists()
 
 
@@ -164,3 +177,58 @@ def test_disable_enable_revoke(run: Run, issue: Issue) -> None:
 def test_the_command_is_not_bound_by_self_service(run: Run, settings: Settings) -> None:
     settings.TOKENAUTH = {"SCOPES": {"a": "A"}, "SELF_SERVICE_SCOPES": []}
     assert run.json("issue", "--client", "c", "--scope", "*")["scopes"] == ["*"]
+
+
+# Django's own options.
+
+
+VERBS: list[tuple[BaseCommand, list[str]]] = [
+    *[
+        (tokenauth.Command(), line)
+        for line in (
+            ["issue", "--client", "c"],
+            ["import", "--env", "X"],
+            ["keyfile", "--path", "x"],
+            ["list"],
+            *([verb, "0" * 12] for verb in ("show", "rotate", "revoke", "enable", "disable")),
+        )
+    ],
+    *[
+        (tokenauth_audit.Command(), line)
+        for line in (
+            *(["seal"], ["verify"], ["prune", "--before", "2026-01-31"], ["export"], ["drain"]),
+            ["harden", "--role", "web"],
+        )
+    ],
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "line"), VERBS, ids=[f"{c.__module__}-{v[0]}" for c, v in VERBS]
+)
+def test_djangos_options_before_and_after_the_verb(command: BaseCommand, line: list[str]) -> None:
+    base = ["--settings", "x.y", "--pythonpath", "z", "--traceback", "--no-color", "-v", "3"]
+    parser = command.create_parser("manage.py", "name")
+    before, after = parser.parse_args([*base, *line]), parser.parse_args([*line, *base])
+    assert before == after
+    assert (after.settings, after.pythonpath, after.verbosity) == ("x.y", "z", 3)
+    assert after.traceback
+    assert after.no_color
+    assert parser.parse_args([*line, "--force-color"]).force_color
+    assert parser.parse_args(line).verbosity == 1
+
+
+def test_settings_after_the_verb(tmp_path: Path) -> None:
+    line = "tokenauth import --env UNSET --client c --settings project.settings"
+    done = subprocess.run(
+        [sys.executable, "manage.py", *line.split()],
+        env={"PATH": os.environ["PATH"], "DATA_DIR": str(tmp_path)},
+        cwd=Path(__file__).resolve().parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("CommandError: ")
+    assert "UNSET" in done.stderr

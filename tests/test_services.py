@@ -285,6 +285,10 @@ def enable_again(token: Token, **options: Any) -> Token:
 
 LIFECYCLE: dict[str, tuple[Operation, list[str]]] = {
     "issue": (lambda _, **o: services.issue(client_id="new", **o), ["token.issued"]),
+    "import": (
+        lambda _, **o: services.import_plaintext("f" * 64, client_id="new", **o),
+        ["token.imported"],
+    ),
     "rotate": (services.rotate, ["token.rotated", "token.issued"]),
     "change": (rename, ["token.changed"]),
     "disable": (services.disable, ["token.disabled"]),
@@ -304,7 +308,7 @@ def test_each_operation_writes_its_audit_rows(name: str, issue: Issue) -> None:
     assert [row.event for row in rows] == expected
     assert {row.outcome for row in rows} == {"success"}
     assert {row.actor for row in rows} == {"code"}
-    if name != "issue":
+    if name not in {"issue", "import"}:
         assert rows[0].token_id == token.public_id
 
 
@@ -315,7 +319,9 @@ def test_each_operation_names_the_actor(name: str, issue: Issue) -> None:
     actors = list(AuditEvent.objects.order_by("id").values_list("actor", flat=True))
     assert actors == ["code", *["command:operator"] * len(expected)]
     newest = Token.objects.order_by("id")[Token.objects.count() - 1]
-    assert newest.created_by == ("command:operator" if "token.issued" in expected else "code")
+    assert newest.created_by == (
+        "command:operator" if {"token.issued", "token.imported"} & {*expected} else "code"
+    )
     assert newest.revoked_by == ("command:operator" if name == "revoke" else "")
 
 

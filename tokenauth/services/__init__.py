@@ -11,28 +11,34 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
-from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
-from django.db import models, router, transaction
+from django.db import models
 from django.utils import timezone
 
 from tokenauth import audit, policy
 from tokenauth.client_info import Actor, sanitise
-from tokenauth.conf import format_duration, get_settings
-from tokenauth.models import LABEL_LENGTH, Event, Token, TokenStatus
-from tokenauth.services.cleaning import (
-    check_client_id,
-    check_no_double,
-    check_text,
-    clean_moment,
-    clean_networks,
-    clean_public_id,
-    clean_rate,
-    clean_scopes,
-)
+from tokenauth.conf import get_settings
+from tokenauth.models import Event, Token, TokenStatus
+from tokenauth.services.cleaning import clean_public_id
+from tokenauth.services.drafts import Changes, apply, atomic, check_grant, copy_of, describe, draft
+from tokenauth.services.importing import import_plaintext
 from tokenauth.tokens import Plaintext, digest, generate, generate_public_id
+
+__all__ = [
+    "Changes",
+    "Issued",
+    "change",
+    "check_change",
+    "check_issue",
+    "disable",
+    "enable",
+    "import_plaintext",
+    "issue",
+    "revoke",
+    "rotate",
+]
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -49,17 +55,6 @@ class Issued:
     """What the client sends. It is stored nowhere: show it, then forget it."""
     token: Token
     """The stored token."""
-
-
-class Changes(TypedDict, total=False):
-    """What ``change`` can set; what is left out stays as it is."""
-
-    name: str
-    scopes: Iterable[str]
-    not_before: datetime | None
-    expires_at: datetime | None
-    allowed_networks: Iterable[str]
-    rate: str
 
 
 def issue(
@@ -83,7 +78,7 @@ def issue(
     default. ``public_id`` is drawn where it isn't given; a form gives
     one so that being sent twice can't issue twice (the second raises IntegrityError).
     """
-    token = _draft(
+    token = draft(
         client_id=client_id,
         user=user,
         by=by,
@@ -97,9 +92,9 @@ def issue(
         },
     )
     token.public_id = clean_public_id(public_id)
-    with _atomic():
+    with atomic():
         plaintext = _insert(token)
-        audit.record(Event.TOKEN_ISSUED, token=token, by=by, details=_describe(token))
+        audit.record(Event.TOKEN_ISSUED, token=token, by=by, details=describe(token))
     return Issued(plaintext=plaintext, token=token)
 
 
@@ -111,7 +106,7 @@ def check_issue(
     **changes: Unpack[Changes],
 ) -> None:
     """Raise what ``issue`` would raise for this input; write nothing."""
-    _draft(client_id=client_id, user=user, by=by, changes=changes)
+    draft(client_id=client_id, user=user, by=by, changes=changes)
 
 
 def rotate(token: Token, *, reason: str = "", by: Actor | None = None) -> Issued:
@@ -121,13 +116,13 @@ def rotate(token: Token, *, reason: str = "", by: Actor | None = None) -> Issued
     the old one's was. Only a usable token that hasn't been rotated yet can be.
     """
     reason = sanitise(reason, REASON_LENGTH)
-    with _atomic():
+    with atomic():
         old = _lock(token, by)
         if old.replaced_by_id is not None:
             raise ValidationError("This token has been rotated already.")
         if old.status not in _USABLE:
             raise ValidationError(f"This token is {old.status}; issue a new one instead.")
-        _check_grant(by, old)
+        check_grant(by, old)
         new = _successor(old, by)
         plaintext = _insert(new)
         grace_ends = timezone.now() + get_settings().rotation_grace
@@ -136,7 +131,7 @@ def rotate(token: Token, *, reason: str = "", by: Actor | None = None) -> Issued
         old.save(update_fields=["replaced_by", "expires_at"])
         details = {"replaced_by": new.public_id, "expires_at": old.expires_at.isoformat()}
         audit.record(Event.TOKEN_ROTATED, token=old, by=by, reason=reason, details=details)
-        details = {**_describe(new), "replaces": old.public_id}
+        details = {**describe(new), "replaces": old.public_id}
         audit.record(Event.TOKEN_ISSUED, token=new, by=by, details=details)
     return Issued(plaintext=plaintext, token=new)
 
@@ -146,13 +141,13 @@ def change(token: Token, *, by: Actor | None = None, **changes: Unpack[Changes])
 
     A token's owner never changes. Nothing is written when nothing differs.
     """
-    with _atomic():
+    with atomic():
         token = _lock(token, by)
-        described = _describe(token)
-        changed = _apply(token, changes, by)
+        described = describe(token)
+        changed = apply(token, changes, by)
         if changed:
             token.save(update_fields=changed)
-            now_described = _describe(token)
+            now_described = describe(token)
             details = {key: {"from": described[key], "to": now_described[key]} for key in changed}
             audit.record(Event.TOKEN_CHANGED, token=token, by=by, details=details)
     return token
@@ -161,18 +156,18 @@ def change(token: Token, *, by: Actor | None = None, **changes: Unpack[Changes])
 def check_change(token: Token, *, by: Actor | None = None, **changes: Unpack[Changes]) -> None:
     """Raise what ``change`` would raise for this input; write nothing."""
     policy.check_change(by, token)
-    _apply(_copy(token), changes, by)
+    apply(copy_of(token), changes, by)
 
 
 def enable(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
     """Let a disabled token work again; return it. Asks for as much as issuing it would."""
     reason = sanitise(reason, REASON_LENGTH)
-    with _atomic():
+    with atomic():
         token = _lock(token, by)
         if token.revoked_at is not None:
             raise ValidationError("A revoked token can't be enabled: revoking is final.")
         if not token.enabled:
-            _check_grant(by, token)
+            check_grant(by, token)
             token.enabled = True
             token.save(update_fields=["enabled"])
             audit.record(Event.TOKEN_ENABLED, token=token, by=by, reason=reason)
@@ -182,7 +177,7 @@ def enable(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
 def disable(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
     """Stop a token until it is enabled again; return it."""
     reason = sanitise(reason, REASON_LENGTH)
-    with _atomic():
+    with atomic():
         token = _lock(token, by)
         if token.revoked_at is not None:
             raise ValidationError("This token is revoked already.")
@@ -196,7 +191,7 @@ def disable(token: Token, *, reason: str = "", by: Actor | None = None) -> Token
 def revoke(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
     """Stop a token for good, from the next request on; return it. A second time does nothing."""
     reason = sanitise(reason, REASON_LENGTH)
-    with _atomic():
+    with atomic():
         token = _lock(token, by)
         if token.revoked_at is None:
             token.revoked_at = timezone.now()
@@ -214,30 +209,12 @@ def on_token_deleted(sender: type[Token], instance: Token, origin: Any, **_kwarg
     audit.record(Event.TOKEN_REVOKED, token=instance, by=None, reason=reason)
 
 
-def _atomic() -> transaction.Atomic:
-    return transaction.atomic(using=router.db_for_write(Token))
-
-
 def _lock(token: Token, by: Actor | None) -> Token:
     """Return the token as it is stored, locked for whoever may change it."""
     # Without the user's table in the query: an outer join can't be locked on PostgreSQL.
     token = Token.objects.primary().select_for_update().get(pk=token.pk)
     policy.check_change(by, token)
     return token
-
-
-def _check_grant(by: Actor | None, token: Token) -> None:
-    policy.check_grant(
-        by,
-        client_id=token.client_id,
-        user=token.user,
-        scopes=token.scope_set,
-        rate=token.rate,
-    )
-
-
-def _copy(token: Token) -> Token:
-    return Token(**{field.attname: getattr(token, field.attname) for field in token._meta.fields})
 
 
 def _insert(token: Token) -> Plaintext:
@@ -268,87 +245,3 @@ def _successor(old: Token, by: Actor | None) -> Token:
         lives.append(old.expires_at - old.created_at)
     new.expires_at = now + min(lives) if lives else None
     return new
-
-
-def _draft(
-    *, client_id: str, user: AbstractBaseUser | None, by: Actor | None, changes: Changes
-) -> Token:
-    """Return a new token, checked and not stored."""
-    named: Any = user
-    if named is not None and (not isinstance(named, get_user_model()) or named.pk is None):
-        raise ValidationError({"user": "This is no stored user."})
-    client_id = client_id or ("" if named is None else str(named.get_username()))
-    check_client_id(client_id)
-    token = Token(
-        client_id=client_id,
-        user=named,
-        created_by=str(by) if by else "code",
-        created_at=timezone.now(),
-    )
-    _assign(token, {"expires_at": None, **changes})
-    _check_grant(by, token)
-    check_no_double(client_id)
-    return token
-
-
-def _apply(token: Token, changes: Changes, by: Actor | None) -> list[str]:
-    """Set ``changes`` on ``token``, checked and not stored; return the names of what differs."""
-    before, described = _copy(token), _describe(token)
-    _assign(token, changes)
-    changed = [key for key, value in _describe(token).items() if described[key] != value]
-    if changed and token.revoked_at is not None:
-        raise ValidationError("A revoked token can't be changed.")
-    if policy.is_strengthened(before, token):
-        _check_grant(by, token)
-    return changed
-
-
-def _assign(token: Token, changes: Changes) -> None:
-    unknown_names = changes.keys() - Changes.__annotations__.keys()
-    if unknown_names:
-        raise TypeError(f"A token's {', '.join(sorted(unknown_names))} can't be changed.")
-    if "name" in changes:
-        token.name = changes["name"]
-        check_text("name", token.name, LABEL_LENGTH)
-    if "scopes" in changes:
-        token.scopes = " ".join(clean_scopes(changes["scopes"], kept=token.scope_set))
-    if "allowed_networks" in changes:
-        token.allowed_networks = " ".join(clean_networks(changes["allowed_networks"]))
-    if "rate" in changes:
-        token.rate = clean_rate(changes["rate"])
-    if "not_before" in changes:
-        token.not_before = clean_moment("not_before", changes["not_before"])
-    if "expires_at" in changes:
-        token.expires_at = clean_moment("expires_at", changes["expires_at"])
-        _set_lifetime(token)
-    if token.not_before and token.expires_at and token.not_before >= token.expires_at:
-        raise ValidationError({"expires_at": "It would end before it begins."})
-
-
-def _set_lifetime(token: Token) -> None:
-    """Fill and check ``expires_at`` by ``MAX_LIFETIME``, counted from when it was issued."""
-    limit = get_settings().max_lifetime
-    if limit is None:
-        return
-    longest = token.created_at + limit
-    if token.expires_at is None:
-        token.expires_at = longest
-    elif token.expires_at > longest:
-        raise ValidationError(
-            {
-                "expires_at": f"Tokens live for {format_duration(limit)} at most: "
-                f"until {longest:%Y-%m-%d %H:%M}."
-            }
-        )
-
-
-def _describe(token: Token) -> dict[str, Any]:
-    """Return what ``change`` can change, as the audit's details show it."""
-    return {
-        "name": token.name,
-        "scopes": token.scopes,
-        "not_before": token.not_before and token.not_before.isoformat(),
-        "expires_at": token.expires_at and token.expires_at.isoformat(),
-        "allowed_networks": token.allowed_networks,
-        "rate": token.rate,
-    }

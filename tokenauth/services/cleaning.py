@@ -13,10 +13,19 @@ from django.utils import timezone
 
 from tokenauth.client_info import NAME_LENGTH
 from tokenauth.conf import get_settings
+from tokenauth.credentials import LONGEST
 from tokenauth.models import Token
 from tokenauth.rates import parse_rate
 from tokenauth.scopes import unknown
-from tokenauth.tokens import generate_public_id, is_public_id, redact
+from tokenauth.tokens import (
+    SHORTEST,
+    Plaintext,
+    generate_public_id,
+    has_placeholder,
+    is_forged,
+    is_public_id,
+    redact,
+)
 
 FIRST_YEAR, LAST_YEAR = 1970, 2999
 
@@ -97,6 +106,35 @@ def check_text(field: str, text: str, limit: int) -> None:
         )
     if redact(text, get_settings().prefix) != text:
         raise ValidationError({field: "This holds a token's text, which is stored nowhere."})
+
+
+def check_plaintext(text: Plaintext) -> None:
+    """Raise ValidationError unless ``text`` can be another system's token. Never repeats it."""
+    prefix = get_settings().prefix
+    if has_placeholder(text):
+        problem = "This holds a variable, ${…}, that nobody has filled in."
+    elif not text:
+        problem = "This is empty."
+    elif len(text) < SHORTEST:
+        problem = f"This is too short: a token has at least {SHORTEST} characters."
+    elif len(text) > LONGEST:
+        problem = f"This is too long: a token has at most {LONGEST} characters."
+    elif not (text.isascii() and text.isprintable()) or " " in text:
+        problem = "This holds a space, a line end or something else that isn't visible ASCII."
+    elif is_forged(text, prefix):
+        problem = (
+            f"This begins with {prefix}_ as our own tokens do, but part of it is missing or wrong."
+        )
+    else:
+        return
+    raise ValidationError({"plaintext": problem})
+
+
+def check_absent(text: Plaintext, token: Token) -> None:
+    """Raise ValidationError where ``token`` shows ``text``, its own secret."""
+    for name in ("client_id", "name", "scopes"):
+        if text in getattr(token, name):
+            raise ValidationError({name: "This holds the token's text, which is stored nowhere."})
 
 
 def clean_rate(text: str) -> str:

@@ -1,40 +1,66 @@
-"""``manage.py tokenauth``: issue, list and stop tokens at the command line."""
+"""``manage.py tokenauth``: issue, import, list and stop tokens at the command line."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import router, transaction
 from django.utils import timezone
 
 from tokenauth import services
+from tokenauth.checks.keyfiles import is_in_work_tree
 from tokenauth.client_info import Actor
 from tokenauth.conf import parse_duration
 from tokenauth.exceptions import NotPermitted
+from tokenauth.management.keyfiles import Grant, prepare_key_file
+from tokenauth.management.options import add_base_options
+from tokenauth.management.parsers import QuietParser
+from tokenauth.management.sources import (
+    Found,
+    find_in_file,
+    find_in_list,
+    find_in_object,
+    find_in_variable,
+)
 from tokenauth.models import Token, TokenStatus
 from tokenauth.rates import parse_rate
 from tokenauth.services import Issued
 from tokenauth.tokens import is_public_id
+
+if TYPE_CHECKING:
+    from django.contrib.auth.base_user import AbstractBaseUser
+
+_UNNAMED = "imported"
+"""Whose imported tokens are where nobody says."""
+_OPTIONS = {
+    "client_id": "--client",
+    "scopes": "--scope",
+    "expires_at": "--ttl",
+    "allowed_networks": "--network",
+}
+"""What an input of the services is called here, where it isn't by its own name."""
 
 
 class Command(BaseCommand):
     """Whoever can run this may do everything; each change leaves its row in the audit.
 
     Standard output carries what was asked for, and nothing else: the token after ``issue`` and
-    ``rotate``, the tokens' data after ``list`` and ``show``, JSON with ``--json``. What is said
+    ``rotate``, how many were imported, where the key file is, the tokens' data after ``list`` and ``show``, JSON with ``--json``. What is said
     beside that goes to standard error.
     """
 
-    help = "Issue, list, show, rotate, revoke, enable and disable API tokens."
+    help = "Issue, import, list, show, rotate, revoke, enable and disable API tokens."
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the verbs and their options."""
+        parser.__class__ = QuietParser  # Django has made it; the verbs' are of the same class.
         verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
         common = CommandParser(add_help=False)
         common.add_argument("--json", action="store_true", help="print JSON")
@@ -43,18 +69,23 @@ class Command(BaseCommand):
         why = CommandParser(add_help=False)
         why.add_argument("--reason", default="", metavar="TEXT", help="why; goes to the audit")
 
-        issue = verbs.add_parser("issue", parents=[common], help="issue a token, shown this once")
-        issue.add_argument("--client", required=True, metavar="NAME", help="who calls with it")
-        issue.add_argument("--user", metavar="USERNAME", help="the user in whose name it acts")
-        issue.add_argument("--name", default="", metavar="LABEL", help="a label to tell it by")
-        issue.add_argument("--scope", action="append", default=[], metavar="S", help="repeatable")
-        issue.add_argument(
-            "--ttl", type=_duration, metavar="30d", help="its life: 90s, 15m, 12h, 30d, 2w"
+        grant = _grant_parser()
+
+        issue = verbs.add_parser(
+            "issue", parents=[grant, common], help="issue a token, shown this once"
         )
+        issue.add_argument("--client", required=True, metavar="NAME", help="who calls with it")
+        issue.add_argument("--name", default="", metavar="LABEL", help="a label to tell it by")
         issue.add_argument("--rate", type=_rate, metavar="600/m", help="how often it may be used")
         issue.add_argument(
             "--network", action="append", default=[], metavar="CIDR", help="repeatable"
         )
+        _add_import(
+            verbs.add_parser(
+                "import", parents=[grant, common], help="accept another system's tokens"
+            )
+        )
+        _add_keyfile(verbs.add_parser("keyfile", parents=[grant], help="keep an API key in a file"))
         listing = verbs.add_parser("list", parents=[common], help="list tokens")
         listing.add_argument("--client", metavar="NAME", help="only this client's")
         listing.add_argument("--status", choices=[*map(str, TokenStatus)], help="only these")
@@ -63,11 +94,14 @@ class Command(BaseCommand):
         verbs.add_parser("revoke", parents=[common, one, why], help="stop a token for good")
         verbs.add_parser("enable", parents=[common, one, why], help="let a token work again")
         verbs.add_parser("disable", parents=[common, one, why], help="stop a token for now")
+        add_base_options(verbs.choices.values())
 
     def handle(self, *_args: Any, verb: str, **options: Any) -> None:
         """Do what the verb says; raises CommandError with a message for people."""
         handlers: dict[str, Callable[..., None]] = {
             "issue": self._issue,
+            "import": self._import,
+            "keyfile": self._keyfile,
             "list": self._list,
             "show": self._show,
             "rotate": self._rotate,
@@ -82,20 +116,47 @@ class Command(BaseCommand):
         except NotPermitted as error:
             raise CommandError(error.message) from None
 
-    def _issue(
-        self, *, client: str, user: str | None, ttl: timedelta | None, **options: Any
-    ) -> None:
+    def _issue(self, *, client: str, **options: Any) -> None:
         issued = services.issue(
-            client_id=client,
-            user=_find_user(user) if user is not None else None,
+            **_grant(client, **options),
             name=options["name"],
-            scopes=options["scope"],
-            expires_at=timezone.now() + ttl if ttl is not None else None,
             allowed_networks=options["network"],
             rate=options["rate"] or "",
-            by=Actor.from_command(),
         )
         self._print_issued(issued, as_json=options["json"])
+
+    def _import(self, *, client: str | None, **options: Any) -> None:
+        grant = _grant("", **options)
+        found = _find_sources(client, **{**options, "user": grant["user"]})
+        with transaction.atomic(using=router.db_for_write(Token)):
+            results = [_import_one(entry, grant) for entry in found]
+        new = sum(is_new for _, is_new in results)
+        if options["json"]:
+            self._print_json([{**_describe(token), "created": is_new} for token, is_new in results])
+        for entry, (token, is_new) in zip(found, results, strict=True):
+            is_as_asked = (
+                token.status is TokenStatus.ACTIVE
+                and token.client_id == entry.client_id
+                and grant["user"] in {None, token.user}
+            )
+            if not (is_new or is_as_asked):
+                self.stderr.write(
+                    f"{entry.place} was there already, and stays {token}, {token.status}."
+                )
+        out = self.stderr if options["json"] else self.stdout
+        out.write(f"{new} imported, {len(results) - new} there already.")
+
+    def _keyfile(self, *, path: str, client: str, **options: Any) -> None:
+        key_file = prepare_key_file(path, _grant(client, **options))
+        self.stdout.write(f"API key authentication ready (key file: {key_file.path})")
+        self.stderr.write(f"{key_file.token}: {key_file.news}.")
+        for token in key_file.revoked:
+            self.stderr.write(f"{token}, the key before, was revoked.")
+        if is_in_work_tree(key_file.path):
+            self.stderr.write(
+                "Warning: the key file is inside a git work tree. See that it is never committed: "
+                "move it out, or list it in .gitignore."
+            )
 
     def _rotate(self, *, id: str, reason: str, **options: Any) -> None:  # noqa: A002 - the option's name
         issued = services.rotate(_find(id), reason=reason, by=Actor.from_command())
@@ -176,13 +237,52 @@ def _iso(moment: Any) -> str | None:
     return None if moment is None else moment.isoformat()
 
 
-def _explain(error: ValidationError) -> str:
-    options = {
-        "client_id": "--client",
-        "scopes": "--scope",
-        "expires_at": "--ttl",
-        "allowed_networks": "--network",
+def _grant(
+    client: str, *, user: str | None, scope: list[str], ttl: timedelta | None, **_options: Any
+) -> Grant:
+    return {
+        "client_id": client,
+        "user": _find_user(user) if user is not None else None,
+        "scopes": scope,
+        "expires_at": timezone.now() + ttl if ttl is not None else None,
+        "by": Actor.from_command(),
     }
+
+
+def _find_sources(
+    client: str | None,
+    *,
+    env: str | None,
+    json_env: str | None,
+    csv_env: str | None,
+    file: str | None,
+    user: AbstractBaseUser | None,
+    **_options: Any,
+) -> list[Found]:
+    if json_env is not None:
+        if client is not None:
+            raise CommandError("--json-env names the clients: leave --client out.", returncode=2)
+        return find_in_object(json_env)
+    # A user's tokens go by the user's name.
+    owner = client if client is not None else user.get_username() if user else _UNNAMED
+    if env is not None:
+        return find_in_variable(env, owner)
+    if csv_env is not None:
+        return find_in_list(csv_env, owner)
+    return find_in_file(file or "", owner)
+
+
+def _import_one(entry: Found, grant: Grant) -> tuple[Token, bool]:
+    asked: Grant = {**grant, "client_id": entry.client_id}
+    try:
+        return services.import_plaintext(entry.plaintext, **asked)
+    except ValidationError as error:
+        places = {"plaintext": entry.place, "client_id": entry.client_place}
+        raise CommandError(_explain(error, places)) from None
+
+
+def _explain(error: ValidationError, places: Mapping[str, str] = _OPTIONS) -> str:
+    options = {**_OPTIONS, **places}
     by_field = getattr(error, "error_dict", None)
     if by_field is None:
         return " ".join(error.messages)
@@ -207,6 +307,42 @@ def _find_user(username: str) -> Any:
         raise CommandError(f"There is no user {username!r}.") from None
 
 
+def _grant_parser() -> CommandParser:
+    parser = CommandParser(add_help=False)
+    parser.add_argument("--user", metavar="USERNAME", help="the user in whose name it acts")
+    parser.add_argument("--scope", action="append", default=[], metavar="S", help="repeatable")
+    parser.add_argument(
+        "--ttl", type=_duration, metavar="30d", help="its life: 90s, 15m, 12h, 30d, 2w"
+    )
+    return parser
+
+
+def _add_keyfile(parser: CommandParser) -> None:
+    parser.add_argument("--path", required=True, help="the file, made where there is none")
+    parser.add_argument(
+        "--client", default="keyfile", metavar="NAME", help="who calls with it (keyfile)"
+    )
+
+
+def _add_import(parser: CommandParser) -> None:
+    parser.add_argument("--client", metavar="NAME", help=f"who calls with it ({_UNNAMED})")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--env", metavar="NAME", help="a variable that holds a token")
+    source.add_argument(
+        "--json-env", metavar="NAME", help='a variable that holds {"token": "client"}'
+    )
+    source.add_argument("--csv-env", metavar="NAME", help="a variable that holds token,token")
+    source.add_argument("--file", metavar="PATH", help="a file that holds a token; - for stdin")
+    # Only to be refused: argparse would repeat what it doesn't know.
+    parser.add_argument("token", nargs="*", type=_no_token, help=argparse.SUPPRESS)
+
+
+def _no_token(text: str) -> str:
+    raise argparse.ArgumentTypeError(
+        "don't give the token itself: other users see command lines; use --env or --file"
+    )
+
+
 def _public_id(text: str) -> str:
     if not is_public_id(text):
         # What was typed isn't repeated: it may be a token.
@@ -219,15 +355,17 @@ def _public_id(text: str) -> str:
 def _rate(text: str) -> str:
     try:
         return str(parse_rate(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    except ValueError:
+        raise argparse.ArgumentTypeError("this is not a rate; write for example 600/m") from None
 
 
 def _duration(text: str) -> timedelta:
     try:
         duration = parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            "this is not a duration of a hundred years at most; write for example 12h, 30d or 2w"
+        ) from None
     if not duration:
         raise argparse.ArgumentTypeError("a token has to live for a while")
     return duration

@@ -1,0 +1,129 @@
+"""Where ``tokenauth import`` finds other systems' tokens: the environment, a file, standard input.
+
+What is read here is never repeated in a message: what is wrong is told by where it stands.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from django.core.management.base import CommandError
+
+from tokenauth.credentials import LONGEST
+from tokenauth.tokens import SHORTEST, Plaintext, has_placeholder
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A token to import."""
+
+    place: str
+    """Where it stands, for messages: "MCP_API_KEYS, entry 2"."""
+    plaintext: Plaintext = field(repr=False)
+    """Its text, not checked yet."""
+    client_id: str
+    """Whose it is, not checked yet."""
+    client_place: str = "--client"
+    """Where that stands."""
+
+
+def find_in_variable(name: str, client_id: str) -> list[Found]:
+    """Return the one token that a variable holds; raises CommandError."""
+    return [Found(place=name, plaintext=_read_variable(name), client_id=client_id)]
+
+
+def find_in_list(name: str, client_id: str) -> list[Found]:
+    """Return the tokens that a variable holds with commas between; raises CommandError.
+
+    Spaces around them, empty entries and repetitions are dropped.
+    """
+    places: dict[Plaintext, str] = {}
+    for number, part in enumerate(_read_variable(name).split(","), 1):
+        if text := part.strip():
+            places.setdefault(Plaintext(text), f"{name}, entry {number}")
+    if not places:
+        raise CommandError(f"{name} holds no token; write them with commas between.")
+    return [
+        Found(place=place, plaintext=plaintext, client_id=client_id)
+        for plaintext, place in places.items()
+    ]
+
+
+def find_in_object(name: str) -> list[Found]:
+    """Return the tokens in a variable's JSON object, token → client; raises CommandError."""
+    pairs = _read_object(_read_variable(name))
+    if not pairs:
+        raise CommandError(
+            f'{name} must be a JSON object of tokens and their clients, {{"token": "client"}}.'
+        )
+    found: dict[Plaintext, Found] = {}
+    for number, (plaintext, client) in enumerate(pairs, 1):
+        place = f"{name}, entry {number}"
+        if plaintext in found:
+            raise CommandError(f"{place}: this token is there twice; keep one of the two.")
+        if not isinstance(client, str) or not client:
+            raise CommandError(f"{place}: the client must be a text, and not empty.")
+        found[plaintext] = Found(
+            place=place, plaintext=plaintext, client_id=client, client_place=f"{place}, client"
+        )
+    return list(found.values())
+
+
+def find_in_file(path: str, client_id: str) -> list[Found]:
+    """Return the one token in a file, "-" for standard input; raises CommandError."""
+    # Without the path: where no file has that name, it may be a token given by mistake.
+    place = "standard input" if path == "-" else "--file"
+    try:
+        if path == "-":
+            plaintext = read_token(sys.stdin)
+        else:
+            with Path(path).open(encoding="latin-1") as file:
+                plaintext = read_token(file)
+    except OSError as error:
+        raise CommandError(f"{place}: {error.strerror}.") from None
+    except ValueError:
+        raise CommandError(f"{place}: This isn't text.") from None
+    return [Found(place=place, plaintext=plaintext, client_id=client_id)]
+
+
+def read_token(file: TextIO) -> Plaintext:
+    """Return what ``file`` holds, line ends after it aside; of an endless one the beginning."""
+    return Plaintext(file.read(LONGEST + 2).rstrip("\n"))
+
+
+def _read_variable(name: str) -> Plaintext:
+    text = Plaintext(os.environ.get(name, ""))
+    if name not in os.environ:
+        # `--env $TOKEN` gives a token for a name.
+        is_name = _NAME.fullmatch(name) is not None and len(name) < SHORTEST
+        shown = name if is_name else "The variable"
+        raise CommandError(f"{shown} is not set; give the name of a variable in the environment.")
+    if not text.strip():
+        raise CommandError(f"{name} is empty; set it to what it is to hold.")
+    if has_placeholder(text):
+        raise CommandError(
+            f"{name} holds a variable, ${{…}}, that nobody has filled in; set it to the value."
+        )
+    return text
+
+
+def _read_object(text: Plaintext) -> tuple[tuple[Plaintext, Any], ...] | None:
+    """Return the pairs of a JSON object in their order, repeated keys too; None for other texts."""
+    try:
+        # Only objects become tuples.
+        value = json.loads(text, object_pairs_hook=_conceal)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, tuple) else None
+
+
+def _conceal(pairs: list[tuple[str, Any]]) -> tuple[tuple[Plaintext, Any], ...]:
+    return tuple((Plaintext(key), value) for key, value in pairs)

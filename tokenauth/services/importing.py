@@ -1,0 +1,87 @@
+"""Other systems' tokens: accepted by their digest, like our own."""
+
+from __future__ import annotations
+
+import hmac
+from typing import TYPE_CHECKING, Unpack
+
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError
+
+from tokenauth import audit, policy
+from tokenauth.client_info import Actor
+from tokenauth.conf import get_settings
+from tokenauth.models import Event, Token
+from tokenauth.services.cleaning import check_absent, check_plaintext
+from tokenauth.services.drafts import Changes, atomic, describe, draft
+from tokenauth.tokens import Plaintext, digest, digests, generate_public_id, parse
+
+if TYPE_CHECKING:
+    from django.contrib.auth.base_user import AbstractBaseUser
+
+
+def import_plaintext(
+    plaintext: str,
+    *,
+    client_id: str,
+    user: AbstractBaseUser | None = None,
+    by: Actor | None = None,
+    **changes: Unpack[Changes],
+) -> tuple[Token, bool]:
+    """Have another system's token accepted; return its row, and whether it is a new one.
+
+    ``plaintext`` is 32 to 4096 characters of visible ASCII. What is stored already, under any
+    pepper of the ring, stays as it is, whatever else is asked for: a revoked one stays revoked.
+    The rest is as in ``issue``, and looked at for new ones only.
+    """
+    if not isinstance(plaintext, str):
+        raise TypeError("The text of a token is a str.")
+    plaintext = Plaintext(plaintext)  # From here on no traceback shows it.
+    check_plaintext(plaintext)
+    with atomic():
+        stored = _find_stored(plaintext)
+        if stored is None:
+            # Only now: the settings of today don't bind what was stored by those of yesterday.
+            token = draft(client_id=client_id, user=user, by=by, changes=changes)
+            check_absent(plaintext, token)
+            stored = _insert_imported(token, plaintext)
+            if stored is token:
+                audit.record(Event.TOKEN_IMPORTED, token=token, by=by, details=describe(token))
+                return token, True
+        policy.check_change(by, stored)
+    return stored, False
+
+
+def _insert_imported(token: Token, plaintext: Plaintext) -> Token:
+    """Store ``token`` under this text; return it, or the row of whoever stored the text first."""
+    conf = get_settings()
+    token.pepper_id, pepper = next(iter(conf.peppers.items()))
+    token.digest = digest(plaintext, pepper)
+    own = parse(plaintext, conf.prefix)
+    token.public_id = generate_public_id() if own is None else own.public_id
+    try:
+        with atomic():
+            token.save(force_insert=True)
+    except IntegrityError:
+        stored = _find_stored(plaintext)
+        if stored is not None:
+            return stored
+        if not Token.objects.primary().filter(public_id=token.public_id).exists():
+            raise
+    else:
+        return token
+    raise ValidationError(
+        {
+            "plaintext": f"Its public id, {token.public_id}, is stored with another text, "
+            "or under a pepper that isn't in PEPPERS any more."
+        }
+    )
+
+
+def _find_stored(plaintext: Plaintext) -> Token | None:
+    ring = digests(plaintext, get_settings().peppers)
+    for token in Token.objects.primary().filter(digest__in=ring.values()):
+        # The database's idea of equality is its collation's; this is ours, in constant time.
+        if hmac.compare_digest(token.digest, ring.get(token.pepper_id, "")):
+            return token
+    return None
