@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -20,7 +21,7 @@ from tokenauth.exceptions import Reason, Refused
 from tokenauth.models import Token
 from tokenauth.principal import ClientUser, Principal
 from tokenauth.tokens import digest, generate
-from tokenauth.verifiers import get_verifiers
+from tokenauth.verifiers import Verifier, get_verifiers, interface_problem
 from tokenauth.verifiers.database import DatabaseVerifier
 
 pytestmark = pytest.mark.django_db
@@ -349,3 +350,68 @@ def test_a_wrong_path_is_loud(configure: Callable[..., None]) -> None:
     configure(VERIFIERS=["tests.views.NoSuchVerifier"])
     with pytest.raises(ImportError):
         get_verifiers()
+
+
+class Unlike:
+    """What can't be called as a verifier, and what can."""
+
+    class Plain:
+        pass
+
+    class Method:
+        async def verify_token(self, token: str) -> None: ...
+
+    class Async:
+        async def __call__(self, text: str, *, client_info: Any, now: Any) -> None: ...
+
+    class Less:
+        def __call__(self, text: str) -> None: ...
+
+    class More:
+        def __call__(self, text: str, other: str, *, client_info: Any, now: Any) -> None: ...
+
+    class Positional:
+        def __call__(self, text: str, client_info: Any, now: Any) -> None: ...
+
+    class Argument:
+        def __init__(self, key: str) -> None: ...
+
+        def __call__(self, text: str, *, client_info: Any, now: Any) -> None: ...
+
+    class Anything:
+        def __init__(self, *args: Any, key: str = "") -> None: ...
+
+        def __call__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    class Heir(Anything):
+        pass
+
+    class Abstract(ABC):
+        @abstractmethod
+        def __call__(self, text: str, **options: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("cls", "problem"),
+    [
+        (DatabaseVerifier, ""),
+        (Unlike.Anything, ""),
+        (Unlike.Heir, ""),
+        (Unlike.Positional, ""),
+        (Unlike.Plain, "has no __call__"),
+        (Unlike.Method, "has no __call__"),
+        (Unlike.Async, "is async"),
+        (Unlike.Less, "can't be called"),
+        (Unlike.More, "can't be called"),
+        (Unlike.Argument, "can't be called"),
+        (Verifier, "is abstract"),
+        (Unlike.Abstract, "is abstract"),
+        (len, "len is not a class."),
+        (DatabaseVerifier(), "is not a class"),
+        (None, "None is not a class"),
+    ],
+)
+def test_what_can_be_a_verifier(cls: Any, problem: str) -> None:
+    told = interface_problem(cls)
+    assert problem in told
+    assert bool(told) == bool(problem)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import lru_cache
-from typing import Protocol
+from inspect import isabstract, iscoroutinefunction, signature
+from typing import Any, Protocol
 
 from django.utils.module_loading import import_string
 
@@ -31,3 +32,32 @@ def _load(paths: tuple[str, ...]) -> tuple[Verifier, ...]:
 def get_verifiers() -> tuple[Verifier, ...]:
     """Return the configured verifiers in their order; raises ImportError for a wrong path."""
     return _load(get_settings().verifiers)
+
+
+def interface_problem(cls: Any) -> str:
+    """Return why ``cls`` can't be a verifier, in a sentence; "" when it can.
+
+    A coroutine would be taken for a principal: verifiers are called in threads, not awaited.
+    """
+    name = getattr(cls, "__qualname__", cls)
+    if not isinstance(cls, type):
+        return f"{name} is not a class."
+    call = next((vars(base)["__call__"] for base in cls.__mro__ if "__call__" in vars(base)), None)
+    if call is None:
+        return f"{name} has no __call__(self, text, *, client_info, now)."
+    if isabstract(cls) or getattr(cls, "_is_protocol", False):
+        return f"{name} is abstract: it says what verifiers are, and is none."
+    if iscoroutinefunction(call):
+        return f"{name}.__call__ is async; it is called in a thread and must not be."
+    return _signature_problem(cls, call)
+
+
+def _signature_problem(cls: type, call: Any) -> str:
+    try:
+        signature(cls).bind()
+        signature(call).bind(None, "", client_info=None, now=None)
+    except TypeError as error:
+        return f"{cls.__qualname__} can't be called as (text, *, client_info, now), made without arguments: {error}."
+    except ValueError:
+        return ""  # Written in C, say: it doesn't tell.
+    return ""

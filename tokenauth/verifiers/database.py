@@ -5,13 +5,16 @@ from __future__ import annotations
 import hmac
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+
+from django.db import router
 
 from tokenauth.client_info import ClientInfo
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import Reason, Refused
-from tokenauth.models import Token, TokenStatus
-from tokenauth.principal import ClientUser, Principal
+from tokenauth.models import Token, TokenStatus, admits, end_of, is_use_due, status_of
+from tokenauth.principal import DATABASE, ClientUser, Principal
+from tokenauth.scopes import ScopeSet
+from tokenauth.statements import StoredToken, find_token
 from tokenauth.tokens import SHORTEST, digests, parse
 
 
@@ -34,46 +37,40 @@ class DatabaseVerifier:
             if parsed is None:
                 return None
             raise Refused(Reason.UNKNOWN)
-        principal = _principal(token)
-        reason = _objection(token, client_info, now)
-        if reason is not None:
-            raise Refused(reason, **principal.identity)
+        principal = assess(token, client_info=client_info, now=now)
         newest = next(iter(ring))
         rehash = None if token.pepper_id == newest else (newest, ring[newest])
-        Token.objects.mark_used(token, now=now, ip=client_info.ip, rehash=rehash)
+        if rehash or is_use_due(token, now):
+            Token.objects.mark_used(token, now=now, ip=client_info.ip, rehash=rehash)
         return principal
 
 
-def _find(ring: Mapping[str, str]) -> Token | None:
-    rows = (
-        Token.objects.primary()
-        .select_related("user")
-        .filter(digest__in=[*ring.values()])
-        .order_by()[:1]
-    )
-    found = next(iter(rows), None)
+def _find(ring: Mapping[str, str]) -> StoredToken | None:
+    found = find_token(router.db_for_write(Token), [*ring.values()])
     # The database's idea of equality is its collation's; this is ours, in constant time.
     if found is None or not hmac.compare_digest(found.digest, ring.get(found.pepper_id, "")):
         return None
     return found
 
 
-def _objection(token: Token, client_info: ClientInfo, now: datetime) -> Reason | None:
-    status = token.status_at(now)
-    if status is not TokenStatus.ACTIVE:
-        return Reason(status.value)
-    return None if token.admits(client_info.ip) else Reason.WRONG_NETWORK
+def assess(token: StoredToken | Token, *, client_info: ClientInfo, now: datetime) -> Principal:
+    """Return whom a stored token stands for.
 
-
-def _principal(token: Token) -> Principal:
-    user: Any = token.user
-    return Principal(
+    Raises Refused where it isn't valid at ``now``, or not from ``client_info.ip``.
+    """
+    principal = Principal(
         client_id=token.client_id,
-        scopes=token.scope_set,
+        scopes=ScopeSet(token.scopes.split()),
         token_id=token.public_id,
         name=token.name,
         rate=token.rate,
-        expires_at=token.ends_at,
-        source="database",
-        user=ClientUser(token.client_id) if user is None else user,
+        expires_at=end_of(token),
+        source=DATABASE,
+        user=ClientUser(token.client_id) if token.user is None else token.user,
     )
+    status = status_of(token, now)
+    if status is not TokenStatus.ACTIVE:
+        raise Refused(Reason(status.value), **principal.identity)
+    if not admits(token, client_info.ip):
+        raise Refused(Reason.WRONG_NETWORK, **principal.identity)
+    return principal
