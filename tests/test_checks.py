@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +20,9 @@ from rest_framework.views import APIView
 from rest_framework.viewsets import ViewSet
 
 from tests.conftest import Issue
+from tests.redis_server import SINK, Redis, durable_redis, free_port, needs_redis, peer, use
+from tokenauth import checks
+from tokenauth.audit.redis_stream import RedisStreamSink
 from tokenauth.authentication import TokenAuthentication
 from tokenauth.decorators import scopes_required
 from tokenauth.middleware import TokenAuthMiddleware
@@ -24,7 +30,12 @@ from tokenauth.permissions import HasScopes
 from tokenauth.throttling import TokenRateThrottle
 
 MIDDLEWARE = "tokenauth.middleware.TokenAuthMiddleware"
+LOCMEM = "django.core.cache.backends.locmem.LocMemCache"
 CSRF = "django.middleware.csrf.CsrfViewMiddleware"
+
+
+ELSEWHERE = {"tokenauth.E019", *(f"tokenauth.W{number:03}" for number in range(19, 30))}
+"""These have a file of their own: ``test_checklist``."""
 
 
 class Base(APIView):
@@ -70,6 +81,58 @@ class ThrottledOddly(Throttled):
     throttle_rate = "10/S"
 
 
+class ScopesComputed(Base):
+    required_scopes: Any = property(lambda self: ["samples:read"])
+
+
+class NoScopes(Base):
+    required_scopes: Any = None
+
+
+class ActionsComputed(Base):
+    required_scopes: Any = ()
+
+    action_scopes: Any = property(lambda self: {"get": ["samples:read"]})
+
+
+class NoActions(Base):
+    action_scopes = None
+
+
+class MisspeltBesideComputed(ActionsComputed):
+    required_scopes = ["sample:read"]
+
+
+class PermissionsComputed(Base):
+    required_scopes = ()
+
+    permission_classes: Any = property(lambda self: [HasScopes])
+
+
+class PermissionsByMethod(Base):
+    required_scopes = ()
+
+    def get_permissions(self) -> list[Any]:
+        return []
+
+
+class AuthenticationComputed(Base):
+    authentication_classes: Any = property(lambda self: [TokenAuthentication])
+
+
+class RateComputed(Throttled):
+    throttle_rate: Any = property(lambda self: "10/s")
+
+
+class ThrottlesComputed(ThrottledOddly):
+    throttle_classes: Any = property(lambda self: [TokenRateThrottle])
+
+
+class ThrottledWithout(Base):
+    throttle_classes = [TokenRateThrottle]
+    throttle_rate = None
+
+
 class Actions(ViewSet):
     authentication_classes = [TokenAuthentication]
     permission_classes: Any = [HasScopes]
@@ -88,6 +151,10 @@ class OwnMiddleware(TokenAuthMiddleware):
     pass
 
 
+class OwnSink(RedisStreamSink):
+    pass
+
+
 class Unguarded(View):
     pass
 
@@ -100,7 +167,8 @@ def misspelt(request: Any) -> None:
 def found(**options: Any) -> list[str]:
     # Django 6.1 looks at all databases unless told which.
     options = {"databases": [], **options}
-    return [str(message.id) for message in run_checks(tags=["tokenauth"], **options)]
+    ids = [str(message.id) for message in run_checks(tags=["tokenauth"], **options)]
+    return [number for number in ids if number not in ELSEWHERE]
 
 
 class Routes:
@@ -129,6 +197,18 @@ def test_the_example_site_is_clean() -> None:
         (misspelt, ["tokenauth.E006"]),
         (Throttled, []),
         (ThrottledOddly, ["tokenauth.E009"]),
+        (ThrottledWithout, ["tokenauth.E009"]),
+        # What a view computes is out of sight, and no reason to die.
+        (ScopesComputed, []),
+        (NoScopes, ["tokenauth.W003"]),
+        (ActionsComputed, []),
+        (NoActions, []),
+        (MisspeltBesideComputed, ["tokenauth.E006"]),
+        (PermissionsComputed, []),
+        (PermissionsByMethod, []),
+        (AuthenticationComputed, []),
+        (RateComputed, []),
+        (ThrottlesComputed, []),
         (Actions.as_view({"get": "good"}, **Actions.good.kwargs), []),
         (Actions.as_view({"get": "misspelt"}, **Actions.misspelt.kwargs), ["tokenauth.E006"]),
         (Unguarded, []),
@@ -174,7 +254,13 @@ def test_no_middleware_is_needed_where_no_view_takes_tokens(settings: Settings) 
     [
         ({"SCOPE": {}}, ["tokenauth.E001"]),
         ({"VERIFIERS": ["no.such.Verifier"]}, ["tokenauth.E002"]),
+        ({"VERIFIERS": ["tests.test_preset_machina.AsyncVerifier"]}, ["tokenauth.E020"]),
+        ({"VERIFIERS": ["tests.views.WordVerifier", "json.dumps"]}, ["tokenauth.E020"]),
+        ({"VERIFIERS": ["tokenauth.tokens"]}, ["tokenauth.E020"]),
         ({"ERROR_FORMAT": "tokenauth.responses.nothing"}, ["tokenauth.E002"]),
+        ({"AUDIT_SINK": "tokenauth.audit.nothing.Sink"}, ["tokenauth.E002"]),
+        ({"AUDIT_SINK": SINK}, ["tokenauth.E013"]),
+        ({"AUDIT_SINK": "tests.test_checks.OwnSink"}, ["tokenauth.E013"]),
         ({"FAILURE_RATE": "20/M"}, ["tokenauth.E008"]),
         ({"TOKEN_RATE": "a.b"}, ["tokenauth.E008"]),
         ({"SCOPES": {"a b": "A"}}, ["tokenauth.E003"]),
@@ -183,6 +269,7 @@ def test_no_middleware_is_needed_where_no_view_takes_tokens(settings: Settings) 
 )
 def test_settings(settings: Settings, tokenauth: Any, expected: list[str]) -> None:
     settings.ROOT_URLCONF = Routes(Unguarded)
+    settings.CACHES = {**settings.CACHES, "default": {"BACKEND": LOCMEM}}
     settings.TOKENAUTH = tokenauth
     assert found(include_deployment_checks=False) == expected
 
@@ -219,15 +306,23 @@ def test_deployment(settings: Settings) -> None:
     assert found(include_deployment_checks=True) == []
 
 
-LOCMEM = "django.core.cache.backends.locmem.LocMemCache"
-
-
 @pytest.mark.parametrize(
     ("cache", "expected", "deployed"),
     [
         (REDIS, [], []),
         ({"BACKEND": LOCMEM}, ["tokenauth.W010"], ["tokenauth.E007"]),
         ({"BACKEND": LOCMEM, "OPTIONS": {"MAX_ENTRIES": 100_000}}, [], ["tokenauth.E007"]),
+        (
+            {"BACKEND": LOCMEM, "OPTIONS": {"MAX_ENTRIES": None}},
+            ["tokenauth.W010"],
+            ["tokenauth.E007"],
+        ),
+        (
+            {"BACKEND": LOCMEM, "OPTIONS": {"MAX_ENTRIES": "many"}},
+            ["tokenauth.W010"],
+            ["tokenauth.E007"],
+        ),
+        ({"BACKEND": LOCMEM, "OPTIONS": None}, ["tokenauth.W010"], ["tokenauth.E007"]),
         (
             {"BACKEND": "django.core.cache.backends.filebased.FileBasedCache", "LOCATION": "/x"},
             [],
@@ -290,3 +385,81 @@ def test_a_header_that_error_pages_show(settings: Settings) -> None:
     settings.TOKENAUTH = {**complete, "TRANSPORTS": ["X-Credential"]}
     settings.ROOT_URLCONF = Routes(Unguarded)
     assert found(include_deployment_checks=True) == ["tokenauth.W015"]
+
+
+def test_the_extra_is_missing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(settings, "redis://one")
+    for name in list(sys.modules):
+        if name.split(".")[0] == "redis" or name == "tokenauth.audit.redis_stream":
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    [message] = checks.check_settings()
+    assert message.id == "tokenauth.E002"
+    assert message.hint == 'Run pip install "drf-tokenauth[redis]".'
+    assert checks.check_sink() == checks.check_redis() == []
+
+
+def ids_of_redis() -> list[str]:
+    messages = checks.check_redis()
+    assert all(message.hint for message in messages)
+    return [str(message.id) for message in messages]
+
+
+def test_a_redis_that_does_not_answer(settings: Settings) -> None:
+    use(settings, f"redis://:hunter2@127.0.0.1:{free_port()}/0")
+    [message] = checks.check_redis()
+    assert message.id == "tokenauth.W016"
+    assert "hunter2" not in str(message)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        use(settings, f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        assert ids_of_redis() == ["tokenauth.W016"]
+
+
+def test_only_deployments_ask_redis(settings: Settings) -> None:
+    use(settings, f"redis://127.0.0.1:{free_port()}/0")
+    settings.ROOT_URLCONF = Routes(Unguarded)
+    assert found() == []
+    assert "tokenauth.W016" in found(include_deployment_checks=True)
+
+
+@pytest.fixture
+def redis(settings: Settings) -> Iterator[Redis]:
+    with durable_redis() as server:
+        use(settings, server.url)
+        yield server
+
+
+@needs_redis
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, []),
+        ({"appendfsync": "everysec"}, ["tokenauth.W017"]),
+        ({"appendfsync": "no"}, ["tokenauth.W017"]),
+        ({"appendonly": "no"}, ["tokenauth.E014"]),
+        ({"replicaof": "127.0.0.1 1"}, ["tokenauth.E016"]),
+        ({"maxmemory-policy": "allkeys-lfu"}, []),
+        ({"maxmemory-policy": "allkeys-lfu", "maxmemory": "1gb"}, ["tokenauth.E015"]),
+        ({"maxmemory-policy": "volatile-lfu", "maxmemory": "1gb"}, []),
+    ],
+)
+def test_what_redis_says(redis: Redis, options: dict[str, str], expected: list[str]) -> None:
+    for name, setting in {"appendfsync": "always", **options}.items():
+        if name == "replicaof":
+            peer(redis).execute_command("REPLICAOF", *setting.split())
+        else:
+            peer(redis).config_set(name, setting)
+    assert ids_of_redis() == expected
+
+
+@needs_redis
+@pytest.mark.parametrize(("may", "expected"), [("+info", []), ("-info", ["tokenauth.W016"])])
+def test_what_redis_may_not_say(
+    redis: Redis, settings: Settings, may: str, expected: list[str]
+) -> None:
+    peer(redis).config_set("appendfsync", "no")
+    peer(redis).execute_command("ACL", "SETUSER", "web", "on", ">x", "-@all", "+select", may)
+    use(settings, f"redis://web:x@127.0.0.1:{redis.port}/0")
+    assert ids_of_redis() == expected

@@ -16,23 +16,38 @@ from tokenauth.checks.deployment import (
     check_peppers,
     check_shared_cache,
 )
-from tokenauth.checks.views import check_views, guarded_views
-from tokenauth.conf import get_settings
+from tokenauth.checks.installed import load_ours
+from tokenauth.checks.jwt import JWT_VERIFIER, check_jwt, check_jwt_secrets
+from tokenauth.checks.keyfiles import check_key_files
+from tokenauth.checks.production import check_production
+from tokenauth.checks.query_params import check_query_logs, check_query_params
+from tokenauth.checks.sinks import check_redis, check_sink
+from tokenauth.checks.views import check_open_views, check_views, guarded_views
+from tokenauth.conf import Settings, get_settings
 from tokenauth.exceptions import InvalidSettings
-from tokenauth.middleware import TokenAuthMiddleware
 from tokenauth.models import AuditEvent, Token
 from tokenauth.rates import parse_rate
 from tokenauth.scopes import unknown
+from tokenauth.verifiers import interface_problem
 
 __all__ = [
     "check_cache",
     "check_databases",
     "check_deployment",
+    "check_jwt",
+    "check_jwt_secrets",
+    "check_key_files",
     "check_library",
     "check_middleware",
+    "check_open_views",
     "check_peppers",
+    "check_production",
+    "check_query_logs",
+    "check_query_params",
+    "check_redis",
     "check_settings",
     "check_shared_cache",
+    "check_sink",
     "check_views",
     "guarded_views",
 ]
@@ -56,18 +71,13 @@ def check_databases(**_kwargs: Any) -> list[CheckMessage]:
 
 
 def check_settings(**_kwargs: Any) -> list[CheckMessage]:
-    """Check that ``TOKENAUTH`` can be read and that what it names exists (E001 to E003)."""
+    """Check that ``TOKENAUTH`` can be read and that what it names is there (E001 to E003, E020)."""
     try:
         settings = get_settings()
     except InvalidSettings as error:
         return [Error(str(error), id="tokenauth.E001")]
-    messages: list[CheckMessage] = []
-    for path in (*settings.verifiers, settings.error_format):
-        try:
-            import_string(path)
-        except ImportError as error:
-            hint = "Correct the dotted path in VERIFIERS or ERROR_FORMAT."
-            messages.append(Error(f"TOKENAUTH: {error}", hint=hint, id="tokenauth.E002"))
+    messages = _check_paths(settings)
+    messages += _check_verifiers(settings)
     messages += [
         Error(
             f"TOKENAUTH['SCOPES'] has {scope!r}, which no token can be granted.",
@@ -95,6 +105,46 @@ def check_settings(**_kwargs: Any) -> list[CheckMessage]:
     return messages
 
 
+_EXTRAS = {"redis": "redis", "jwt": "jwt", "cryptography": "jwt"}
+"""By what can't be imported: the extra that brings it."""
+
+
+def _check_paths(settings: Settings) -> list[CheckMessage]:
+    messages: list[CheckMessage] = []
+    needed = [JWT_VERIFIER] if settings.jwt else []
+    paths = [*settings.verifiers, settings.audit_sink, settings.error_format, *needed]
+    for path in dict.fromkeys(paths):
+        try:
+            import_string(path)
+        except ImportError as error:
+            extra = _EXTRAS.get((error.name or "").partition(".")[0])
+            hint = (
+                f'Run pip install "drf-tokenauth[{extra}]".'
+                if extra
+                else "Correct the dotted path in VERIFIERS, AUDIT_SINK or ERROR_FORMAT."
+            )
+            messages.append(Error(f"TOKENAUTH: {error}", hint=hint, id="tokenauth.E002"))
+    return messages
+
+
+def _check_verifiers(settings: Settings) -> list[CheckMessage]:
+    messages: list[CheckMessage] = []
+    for path in settings.verifiers:
+        try:
+            problem = interface_problem(import_string(path))
+        except ImportError:
+            continue  # E002 says so.
+        if problem:
+            messages.append(
+                Error(
+                    f"TOKENAUTH['VERIFIERS'] has {path!r}: {problem}",
+                    hint="A verifier is a class whose objects are called (text, *, client_info, now).",
+                    id="tokenauth.E020",
+                )
+            )
+    return messages
+
+
 def _rate_problem(text: str) -> str:
     try:
         if text:
@@ -107,7 +157,7 @@ def _rate_problem(text: str) -> str:
 def check_middleware(**_kwargs: Any) -> list[CheckMessage]:
     """Check that the middleware is there and stands before CSRF protection (E004, E005, W001)."""
     installed = list(django_settings.MIDDLEWARE)
-    places = [place for place, name in enumerate(installed) if _is_ours(name)]
+    places = [place for place, name in enumerate(installed) if load_ours(name)]
     if not places:
         return _check_missing_middleware()
     if CSRF_MIDDLEWARE in installed and min(places) > installed.index(CSRF_MIDDLEWARE):
@@ -120,14 +170,6 @@ def check_middleware(**_kwargs: Any) -> list[CheckMessage]:
             )
         ]
     return []
-
-
-def _is_ours(dotted_path: str) -> bool:
-    try:
-        middleware = import_string(dotted_path)
-    except ImportError:
-        return False  # Django says so when it starts.
-    return isinstance(middleware, type) and issubclass(middleware, TokenAuthMiddleware)
 
 
 def _check_missing_middleware() -> list[CheckMessage]:

@@ -102,8 +102,12 @@ def check_library(**_kwargs: Any) -> list[CheckMessage]:
 
 
 def _check_entries(cache: dict[str, Any]) -> list[CheckMessage]:
-    options = {**cache, **cache.get("OPTIONS", {})}
-    if int(options.get("MAX_ENTRIES", 300)) >= ENOUGH_ENTRIES:
+    options = {**cache, **(cache.get("OPTIONS") or {})}
+    try:
+        entries = int(options.get("MAX_ENTRIES", 300))
+    except (TypeError, ValueError):
+        entries = 300  # As Django takes it.
+    if entries >= ENOUGH_ENTRIES:
         return []
     return [
         Warning(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django's name for it
 from django.core.exceptions import ImproperlyConfigured
-from django.urls import URLPattern, URLResolver, get_resolver
+from django.urls import Resolver404, URLPattern, URLResolver, get_resolver, resolve
 from rest_framework.authentication import BaseAuthentication
+from rest_framework.permissions import AllowAny
+from rest_framework.views import APIView
 
 from tokenauth.authentication import authentication_classes_of, is_guarded
+from tokenauth.checks.installed import is_closed
 from tokenauth.checks.readable import with_settings
 from tokenauth.conf import get_settings
 from tokenauth.permissions import HasScopes
@@ -28,6 +32,45 @@ def check_views(**_kwargs: Any) -> list[CheckMessage]:
         messages += _check_scopes(route, view)
         messages += _check_throttle(route, view)
     return messages
+
+
+@with_settings
+def check_open_views(**_kwargs: Any) -> list[CheckMessage]:
+    """Check that views which take tokens ask for one (W019); for ``check --deploy``."""
+    if is_closed():
+        return []
+    open_views: dict[Any, str] = {}
+    for route, view in guarded_views():
+        # Once, however many routes it has: with a suffix for the format, say.
+        if _is_open(view):
+            open_views.setdefault(view, route)
+    meant = [_view_at(path) for path in get_settings().public_paths] if open_views else []
+    return [
+        Warning(
+            f"The view at {route!r} takes tokens and lets everybody in.",
+            hint="Give it permission_classes, [HasScopes] for one. If that is meant, list its path "
+            "in PUBLIC_PATHS; where the path has parameters, silence this.",
+            id="tokenauth.W019",
+        )
+        for view, route in open_views.items()
+        if view not in meant
+    ]
+
+
+def _view_at(path: str) -> Any:
+    """Return the view that answers at ``path`` and nowhere else by that route; None for none."""
+    try:
+        match = resolve(path)
+    except Resolver404:
+        return None
+    return None if match.args or match.kwargs else match.func
+
+
+def _is_open(view: Any) -> bool:
+    if not hasattr(view, "cls"):
+        return False  # Our decorators always ask.
+    classes = _permission_classes(view)
+    return classes is not None and all(item is AllowAny for item in classes)
 
 
 def _check_challenge(route: str, view: Any) -> list[CheckMessage]:
@@ -50,8 +93,10 @@ def _has_challenge(cls: Any) -> bool:
 
 def _check_scopes(route: str, view: Any) -> list[CheckMessage]:
     declared = [_option(view, "required_scopes", ()), getattr(view, "tokenauth_scopes", ())]
-    declared += _option(view, "action_scopes", {}).values()
+    by_action = _option(view, "action_scopes", {})
+    declared += by_action.values() if isinstance(by_action, Mapping) else [by_action]
     messages: list[CheckMessage] = []
+    # A property's object counts as something: only a request can tell what it gives.
     if _uses_scopes(view) and not any(declared):
         messages.append(
             Warning(
@@ -62,11 +107,12 @@ def _check_scopes(route: str, view: Any) -> list[CheckMessage]:
             )
         )
     for scopes in declared:
-        messages += _check_declared(route, scopes)
+        if isinstance(scopes, Collection):
+            messages += _check_declared(route, scopes)
     return messages
 
 
-def _check_declared(route: str, scopes: str | Sequence[str]) -> list[CheckMessage]:
+def _check_declared(route: str, scopes: Collection[str]) -> list[CheckMessage]:
     if isinstance(scopes, str):
         problem, hint = f"declares {scopes!r}, a string", f"Write a list: [{scopes!r}]."
     else:
@@ -80,10 +126,13 @@ def _check_declared(route: str, scopes: str | Sequence[str]) -> list[CheckMessag
 
 def _check_throttle(route: str, view: Any) -> list[CheckMessage]:
     classes = _option(view, "throttle_classes", ())
+    rate = _option(view, "throttle_rate", "")
+    if not isinstance(classes, (list, tuple)) or not isinstance(rate, (str, NoneType)):
+        return []  # Computed: only a request can tell.
     if not any(issubclass(item, TokenRateThrottle) for item in classes):
         return []
     try:
-        parse_throttle_rate(_option(view, "throttle_rate", None), view.cls.__name__)
+        parse_throttle_rate(rate, view.cls.__name__)
     except ImproperlyConfigured as error:
         hint = "Give the view a throttle_rate."
         return [Error(f"The view at {route!r}: {error}", hint=hint, id="tokenauth.E009")]
@@ -91,13 +140,25 @@ def _check_throttle(route: str, view: Any) -> list[CheckMessage]:
 
 
 def _option(view: Any, name: str, default: Any) -> Any:
-    """Return an attribute of a DRF view; ``@action`` may give it for one handler."""
+    """Return an attribute of a DRF view; ``@action`` may give it for one handler.
+
+    It is whatever the class has there: a property, where the view computes it.
+    """
     cls = getattr(view, "cls", None)
     return getattr(view, "initkwargs", {}).get(name, getattr(cls, name, default))
 
 
-def _uses_scopes(view: Any) -> bool:
+def _permission_classes(view: Any) -> Sequence[Any] | None:
+    """Return a DRF view's permissions; None where it computes them, so that only a request can tell."""
     classes = _option(view, "permission_classes", ())
+    own = getattr(getattr(view, "cls", APIView), "get_permissions", None)
+    if own is not APIView.get_permissions or not isinstance(classes, (list, tuple)):
+        return None
+    return classes
+
+
+def _uses_scopes(view: Any) -> bool:
+    classes = _permission_classes(view) or ()
     return any(issubclass(leaf, HasScopes) for item in classes for leaf in _leaves(item))
 
 
