@@ -1,8 +1,26 @@
-"""The example site under ASGI: ``uvicorn project.asgi:application``."""
+"""The example site under ASGI, with its MCP server: ``uvicorn project.asgi:application``."""
 
 import os
+from typing import Any
 
 from django.core.asgi import get_asgi_application
+from django.db import connections
+
+from project.startup import start
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
-application = get_asgi_application()
+django_application = get_asgi_application()
+for database in connections.settings.values():
+    # Each request has a thread of its own here: a connection that it keeps, nobody finds again.
+    database["CONN_MAX_AGE"] = 0
+start()
+
+from project import mcp_server  # noqa: E402 - needs Django to be set up
+
+mcp_application = mcp_server.make_application()
+
+
+async def application(scope: Any, receive: Any, send: Any) -> None:
+    """Serve the MCP server at its paths, and Django's URLs everywhere else."""
+    serve = mcp_application if mcp_server.is_served(scope) else django_application
+    await serve(scope, receive, send)

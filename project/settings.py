@@ -1,6 +1,7 @@
 """Settings of the example site; whatever differs between machines comes from the environment.
 
-DATABASE_URL, REDIS_URL, SECRET_KEY, DEBUG, ALLOWED_HOSTS (comma-separated), PUBLIC_URL, DATA_DIR.
+DATABASE_URL, REDIS_URL, SECRET_KEY, DEBUG, ALLOWED_HOSTS (comma-separated), PUBLIC_URL, DATA_DIR,
+TOKENAUTH_KEY_FILE.
 """
 
 import os
@@ -67,6 +68,8 @@ def _database() -> dict[str, object]:
 DEBUG = _flag("DEBUG")
 SECRET_KEY = _secret_key()
 PUBLIC_URL = os.environ.get("PUBLIC_URL", "http://127.0.0.1:8000").rstrip("/")
+if urlsplit(PUBLIC_URL).path:
+    raise ImproperlyConfigured(f"PUBLIC_URL must be a scheme and a host, not {PUBLIC_URL!r}.")
 ALLOWED_HOSTS = [
     *filter(None, os.environ.get("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]").split(",")),
     urlsplit(PUBLIC_URL).hostname or "localhost",
@@ -102,10 +105,23 @@ TOKENAUTH = {
     "SCOPES": {
         "samples:read": "Read samples",
         "samples:write": "Create and delete samples",
+        "mcp:use": "Use the MCP server",
     },
     "SELF_SERVICE_SCOPES": ["samples:read"],
     "MAX_LIFETIME": "365d",
 }
+
+# What project/mcp_server.py is called, where it answers under ASGI, and to pages of which sites.
+MCP_NAME = "drf-tokenauth example"
+MCP_PATHS = ["/mcp"]
+MCP_ALLOWED_ORIGINS = [PUBLIC_URL]
+
+API_IS_OPEN = False
+"""Whether authentication is switched off; a preset may be told to."""
+AT_START: list[list[str]] = []
+"""Commands that a server runs before its first request."""
+if key_file := os.environ.get("TOKENAUTH_KEY_FILE"):
+    AT_START = [["tokenauth", "keyfile", f"--path={key_file}"]]
 
 ROOT_URLCONF = "project.urls"
 WSGI_APPLICATION = "project.wsgi.application"
@@ -172,6 +188,11 @@ WHITENOISE_USE_FINDERS = True
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["tokenauth.authentication.TokenAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["tokenauth.permissions.HasScopes"],
+    "DEFAULT_PARSER_CLASSES": [
+        "project.parsers.BodyParser",
+        "rest_framework.parsers.FormParser",
+        "rest_framework.parsers.MultiPartParser",
+    ],
     "DEFAULT_PAGINATION_CLASS": "rest_framework.pagination.LimitOffsetPagination",
     "PAGE_SIZE": 50,
 }
@@ -180,5 +201,10 @@ LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "handlers": {"console": {"class": "logging.StreamHandler"}},
-    "loggers": {"tokenauth": {"handlers": ["console"], "level": "INFO"}},
+    "loggers": {
+        "tokenauth": {"handlers": ["console"], "level": "INFO"},
+        # Every row of the audit is logged too; on the console, refusals are enough.
+        "tokenauth.audit": {"level": "WARNING"},
+        "project": {"handlers": ["console"], "level": "INFO"},
+    },
 }

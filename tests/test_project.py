@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from django.test import Client
 
+from project import mcp_server
 from tests.conftest import Issue, bearer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +51,7 @@ class Site:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.base = f"http://127.0.0.1:{self.port}"
-        self.log = (data / "log").open("w+")
+        self.log = (data / f"log{self.port}").open("w+")
         self.process = subprocess.Popen(
             [sys.executable, "-u", "manage.py", "quickstart", "--port", str(self.port)],
             cwd=ROOT,
@@ -63,7 +64,7 @@ class Site:
         )
 
     def printed(self) -> str:
-        return (self.data / "log").read_text()
+        return Path(self.log.name).read_text()
 
     def wait(self) -> None:
         for _ in range(300):
@@ -163,6 +164,29 @@ def test_from_the_first_command_to_the_audit(site: Site) -> None:
     assert "tka_" + reader[0][4:] not in site.printed()
 
 
+def test_what_one_process_revokes_all_refuse_at_once(site: Site) -> None:
+    other = Site(site.data)
+    try:
+        other.wait()
+        owned = run(
+            site.data, "tokenauth", "issue", "--client", "a", "--user", "admin"
+        ).stdout.strip()
+        free = run(site.data, "tokenauth", "issue", "--client", "c").stdout.strip()
+        whoami = "/api/v1/whoami/"
+        for token in (owned, free):
+            assert [door.call(whoami, token)[0] for door in (site, other)] == [200, 200]
+        run(site.data, "tokenauth", "revoke", free.split("_")[1])
+        # As `User.objects.update()` does, which sends no signal.
+        with sqlite3.connect(site.data / "db.sqlite3", timeout=20) as database:
+            database.execute("UPDATE auth_user SET is_active = 0")
+        for token in (owned, free):
+            assert [door.call(whoami, token)[0] for door in (site, other)] == [401, 401]
+    finally:
+        other.stop()
+    reasons = [reason for event, reason, _ in site.events() if event == "auth.rejected"]
+    assert reasons == ["owner_inactive", "owner_inactive", "revoked", "revoked"]
+
+
 def test_the_printed_curl_lines_work(site: Site) -> None:
     lines = re.findall(r"^  (curl .*)$", site.printed(), re.MULTILINE)
     answers = [
@@ -200,6 +224,14 @@ def test_a_taken_port_is_explained(tmp_path: Path) -> None:
     assert "password" not in result.stdout
 
 
+def test_quickstart_is_not_for_presets(tmp_path: Path) -> None:
+    result = run(tmp_path, "quickstart", "--settings", "project.presets.mcrit")
+    assert result.returncode == 1
+    assert "This is for the default site" in result.stderr
+    with sqlite3.connect(tmp_path / "db.sqlite3") as database:  # Django 6.1's checks open it.
+        assert database.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+
+
 def test_the_generated_secret_key_is_ours_alone(tmp_path: Path) -> None:
     assert run(tmp_path / "new", "check").returncode == 0
     key = tmp_path / "new" / "secret_key"
@@ -207,6 +239,31 @@ def test_the_generated_secret_key_is_ours_alone(tmp_path: Path) -> None:
     assert len(key.read_text()) >= 50
     key.write_text("")
     assert "is empty" in run(tmp_path / "new", "check").stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "served"),
+    [
+        ("/mcp", "", True),
+        ("/app/mcp", "/app", True),
+        ("/.well-known/oauth-protected-resource/mcp", "", True),
+        ("/app/.well-known/oauth-protected-resource/mcp", "/app", True),
+        ("/mcp/", "", False),
+        ("/app/mcp", "", False),
+        ("/health", "", False),
+    ],
+)
+def test_what_the_mcp_server_serves(path: str, root: str, served: bool) -> None:
+    scope = {"type": "http", "path": path, "root_path": root}
+    assert mcp_server.is_served(scope) is served
+    assert not mcp_server.is_served({**scope, "type": "websocket", "path": "/mcp"})
+
+
+def test_a_public_url_with_a_path_is_refused(tmp_path: Path) -> None:
+    """Metadata of MCP servers are at the root of a host (RFC 9728)."""
+    refused = run(tmp_path, "check", PUBLIC_URL="https://api.example/base")
+    assert refused.returncode == 1
+    assert "PUBLIC_URL must be a scheme and a host" in refused.stderr
 
 
 def test_settings_come_from_the_environment(tmp_path: Path) -> None:
@@ -237,6 +294,26 @@ def test_settings_come_from_the_environment(tmp_path: Path) -> None:
     assert "DEBUG must be 0 or 1" in run(tmp_path, "check", DEBUG="maybe").stderr
 
 
+@pytest.mark.parametrize(("server", "seconds"), [("wsgi", "60"), ("asgi", "0")])
+def test_connections_are_kept_where_they_are_found_again(
+    server: str, seconds: str, tmp_path: Path
+) -> None:
+    show = (
+        f"import project.{server}; from django.db import connection; "
+        "print(connection.settings_dict['CONN_MAX_AGE'])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", show],
+        cwd=ROOT,
+        env={"DATA_DIR": str(tmp_path), "DJANGO_SETTINGS_MODULE": "project.settings"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert result.stdout.strip() == seconds
+
+
 def test_sqlite_is_in_wal_mode(tmp_path: Path) -> None:
     assert run(tmp_path, "quickstart", "--no-serve").returncode == 0
     with sqlite3.connect(tmp_path / "db.sqlite3") as database:
@@ -259,6 +336,13 @@ def test_samples_belong_to_whoever_made_them(issue: Issue, client: Client) -> No
 
 
 @pytest.mark.django_db
+def test_bodies_that_no_parser_can_read(issue: Issue, client: Client) -> None:
+    token = bearer(issue(scopes=["samples:write"]))
+    for body in ("[" * 100_000, "{", "\x00", '{"name":' * 50_000):
+        answer = client.post(SAMPLES, body, content_type="application/json", **token)
+        assert answer.status_code == 400
+
+
 def test_whoami_and_open_pages(issue: Issue, client: Client, admin_user: Any) -> None:
     mine = issue(client_id="laptop", user=admin_user, scopes=["samples:read"])
     assert client.get("/api/v1/whoami/", **bearer(mine)).json() == {

@@ -35,7 +35,12 @@ class Command(BaseCommand):
         parser.add_argument("--no-serve", action="store_true", help="set up and print only")
 
     def handle(self, *_args: Any, port: int, no_serve: bool, **_options: Any) -> None:
-        """Set up, print, serve; raises CommandError when the port is taken."""
+        """Set up, print, serve; raises CommandError when the port is taken, or for a preset."""
+        if settings.ROOT_URLCONF != "project.urls":
+            raise CommandError(
+                "This is for the default site. A preset takes migrate and runserver, with the same "
+                "--settings; its page in docs/systems/ shows how."
+            )
         if not no_serve:
             _check_port(port)
         call_command("migrate", verbosity=0)

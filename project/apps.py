@@ -1,0 +1,18 @@
+"""The example site's configuration."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.core.checks import register
+
+from project import checks
+
+
+class ProjectConfig(AppConfig):
+    """Registers the site's own check."""
+
+    name = "project"
+
+    def ready(self) -> None:
+        """Register."""
+        register(checks.check_open, "tokenauth")

@@ -1,0 +1,94 @@
+"""The example site's MCP server: one tool, behind the same tokens as the API."""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+from typing import Any
+
+from django.conf import settings
+from mcp.server.auth.settings import AuthSettings
+from mcp.server.transport_security import TransportSecuritySettings
+
+from tokenauth.mcp import DjangoTokenVerifier, MCPAdmission, get_principal
+
+PATH = "/mcp"
+METADATA_PATH = f"/.well-known/oauth-protected-resource{PATH}"
+SCOPE = "mcp:use"
+
+
+def whoami() -> dict[str, Any]:
+    """Tell who calls: the token's client and scopes; the subject is what views have as ``request.user.pk``."""
+    principal = get_principal()
+    return {
+        "client_id": principal.client_id,
+        "scopes": list(principal.scopes),
+        "subject": str(principal.user.pk),
+    }
+
+
+def make_application() -> MCPAdmission:
+    """Return the ASGI application that serves ``PATH``, ``METADATA_PATH`` and lifespan.
+
+    The SDK lets each one run once. Raises ImproperlyConfigured when nobody could be let in.
+    """
+    url = settings.PUBLIC_URL + PATH
+    auth = AuthSettings.model_validate(
+        {
+            "issuer_url": settings.PUBLIC_URL,
+            "resource_server_url": url,
+            "required_scopes": [SCOPE],
+            "validate_token_resource": True,
+        }
+    )
+    verifier = DjangoTokenVerifier(resource=url, required_scopes=[SCOPE])
+    handlers = logging.root.handlers[:]
+    application = _make_sdk_application(auth=auth, token_verifier=verifier)
+    # The SDK gives the root logger a handler: every line of ours would be printed twice.
+    logging.root.handlers[:] = handlers
+    return MCPAdmission(_at_its_path(application))
+
+
+def is_served(scope: Any) -> bool:
+    """Tell whether a connection is for the MCP server: its calls, its metadata, its start and end."""
+    if scope["type"] == "lifespan":
+        return True
+    place = _place(scope)
+    return place == METADATA_PATH or (scope["type"] == "http" and place in settings.MCP_PATHS)
+
+
+def _place(scope: Any) -> str:
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
+
+
+def _at_its_path(application: Any) -> Any:
+    """Show the SDK's application the one path that it knows; the audit has the one that was asked."""
+
+    async def at_its_path(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            place = METADATA_PATH if _place(scope) == METADATA_PATH else PATH
+            scope = {**scope, "path": place, "root_path": ""}
+        await application(scope, receive, send)
+
+    return at_its_path
+
+
+def _make_sdk_application(**door: Any) -> Any:
+    # Without sessions in its memory, any process can answer any request.
+    options = {"stateless_http": True, "transport_security": _make_transport_security()}
+    door["log_level"] = "WARNING"
+    try:
+        server = import_module("mcp.server.mcpserver").MCPServer(settings.MCP_NAME, **door)
+    except ModuleNotFoundError:  # The SDK 1.x: another name, and the options in another place.
+        fastmcp = import_module("mcp.server.fastmcp")
+        server = fastmcp.FastMCP(settings.MCP_NAME, **door, **options)
+        options = {}
+    server.add_tool(whoami)
+    return server.streamable_http_app(**options)
+
+
+def _make_transport_security() -> TransportSecuritySettings:
+    hosts = [pattern for host in settings.ALLOWED_HOSTS for pattern in (host, f"{host}:*")]
+    return TransportSecuritySettings(
+        allowed_hosts=hosts, allowed_origins=settings.MCP_ALLOWED_ORIGINS
+    )

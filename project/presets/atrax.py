@@ -1,0 +1,56 @@
+"""Answers as Atrax does: an MCP gateway over server-sent events, closed but for three paths.
+
+``DJANGO_SETTINGS_MODULE=project.presets.atrax uvicorn project.asgi:application --port 4000``.
+From the environment, besides what ``project.settings`` reads: MCP_TOKEN (imported at start),
+CORS_ORIGINS (comma-separated, none by default), DEBUG_AUTH (``true`` logs who was let in, too).
+"""
+
+import os
+
+from project.settings import *  # noqa: F403
+from project.settings import AT_START as _AT_START
+from project.settings import DEBUG
+from project.settings import INSTALLED_APPS as _INSTALLED_APPS
+from project.settings import LOGGING as _LOGGING
+from project.settings import MIDDLEWARE as _MIDDLEWARE
+from project.settings import TOKENAUTH as _TOKENAUTH
+
+AT_START = [*_AT_START]
+if os.environ.get("MCP_TOKEN"):
+    AT_START += [
+        ["tokenauth", "import", "--env", "MCP_TOKEN", "--client", "atrax", "--scope", "mcp:use"]
+    ]
+
+ROOT_URLCONF = "project.presets.atrax_urls"
+
+INSTALLED_APPS = [*_INSTALLED_APPS, "corsheaders"]
+MIDDLEWARE = [
+    # First, so that nothing sees a token in the address; what asks for one comes after CORS, as
+    # a browser's preflight carries none.
+    "tokenauth.middleware.TokenAuthMiddleware",
+    "corsheaders.middleware.CorsMiddleware",
+    "tokenauth.middleware.TokenRequiredMiddleware",
+    *_MIDDLEWARE[1:],
+]
+CORS_ALLOWED_ORIGINS = [*filter(None, os.environ.get("CORS_ORIGINS", "").split(","))]
+
+TOKENAUTH = {
+    **_TOKENAUTH,
+    "SCOPES": {"mcp:use": "Use the gateway"},
+    "SELF_SERVICE_SCOPES": ["mcp:use"],
+    "TRANSPORTS": ["Authorization: Bearer"],
+    "QUERY_PARAMS": {"/sse": "token"},
+    "PUBLIC_PATHS": ["/health", "/status", "/auth"],
+    # The admin has its own login; the debug pages answer 404 unless DEBUG is on.
+    "EXEMPT_PREFIXES": ["/admin/", "/static/", "/debug/"],
+    "ERROR_FORMAT": "project.presets.atrax_urls.format_error",
+}
+
+if DEBUG or os.environ.get("DEBUG_AUTH") == "true":
+    LOGGING = {
+        **_LOGGING,
+        "loggers": {
+            "tokenauth": {"handlers": ["console"], "level": "DEBUG"},
+            "project": {"handlers": ["console"], "level": "INFO"},
+        },
+    }
