@@ -1,0 +1,229 @@
+"""Fill an audit with many rows, and print how fast it is sealed, verified, exported and pruned.
+
+Makes a database of its own and drops it: a SQLite file in a temporary folder, or beside the
+PostgreSQL database of ``--database URL``. Each command runs in a process of its own, whose peak
+memory is what the kernel says. Tells on standard error where it is; prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+KEYS = {"volume": "v" * 32}
+BATCH = 2_000
+DAYS = 10
+"""What the rows' times are spread over; the older half is pruned."""
+VERBS = ["seal", "verify", "export", "prune"]
+AGENTS = [
+    "python-requests/2.32.3",
+    "curl/8.5.0",
+    "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0 Safari/537.36",
+]
+
+
+def say(text: str) -> None:
+    """Tell whoever waits."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def set_up() -> None:
+    """Load Django with seal keys."""
+    os.environ["DJANGO_SETTINGS_MODULE"] = "project.settings"
+    import django  # noqa: PLC0415 - settings first
+    from django.conf import settings  # noqa: PLC0415
+
+    settings.TOKENAUTH = {**settings.TOKENAUTH, "AUDIT_SEAL_KEYS": KEYS}
+    django.setup()
+
+
+def events(count: int) -> Iterator[Any]:
+    """Give rows as requests leave them: nine of ten accepted, the rest refused."""
+    from tokenauth.audit.rows import make_row  # noqa: PLC0415
+    from tokenauth.client_info import ClientInfo  # noqa: PLC0415
+    from tokenauth.exceptions import Reason, Refused  # noqa: PLC0415
+    from tokenauth.models import Event  # noqa: PLC0415
+
+    chance = random.Random(1)
+    subjects = [
+        Refused(
+            Reason.EXPIRED,
+            token_id=f"{number:012x}",
+            client_id=f"client-{number}",
+            user_id=str(number),
+            user_name=f"user{number}",
+        )
+        for number in range(200)
+    ]
+    step = timedelta(days=DAYS) / count
+    for number in range(count):
+        info = ClientInfo(
+            ip=f"203.0.{number % 113}.{number % 251}",
+            user_agent=AGENTS[number % len(AGENTS)],
+            request_id=f"{chance.getrandbits(128):032x}",
+            method="GET",
+            path=f"/api/v1/samples/{number % 50_000}/",
+            view_name="samples-detail",
+        )
+        accepted = number % 10 != 0
+        event = make_row(
+            Event.AUTH_ACCEPTED if accepted else Event.AUTH_REJECTED,
+            info,
+            subject=chance.choice(subjects),
+            reason="" if accepted else "expired",
+        ).as_event()
+        event.at += step * number - timedelta(days=DAYS)
+        yield event
+
+
+def fill(count: int) -> None:
+    """Make the tables and insert ``count`` rows."""
+    from itertools import islice  # noqa: PLC0415
+
+    from django.core.management import call_command  # noqa: PLC0415
+    from django.db import connection  # noqa: PLC0415
+
+    from tokenauth.models import AuditEvent  # noqa: PLC0415
+
+    call_command("migrate", verbosity=0)
+    rows, done = events(count), 0
+    while batch := list(islice(rows, BATCH)):
+        AuditEvent.objects.bulk_create(batch)
+        done += len(batch)
+        if done % 100_000 < BATCH:
+            say(f"  {done} rows")
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("VACUUM ANALYZE")
+
+
+def sizes() -> None:
+    """Print how many bytes the rows and the seals take, with their indexes."""
+    from django.db import connection  # noqa: PLC0415
+
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            for table in ("tokenauth_auditevent", "tokenauth_auditseal"):
+                cursor.execute(f"SELECT pg_total_relation_size('{table}')")
+                print(cursor.fetchone()[0])
+        else:
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            cursor.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
+            print(cursor.fetchone()[0])
+            print(0)
+
+
+def run_step(step: str, count: int) -> None:
+    """Do one thing, in the process that was started for it."""
+    set_up()
+    from django.core.management import call_command  # noqa: PLC0415
+
+    if step == "fill":
+        fill(count)
+    elif step == "sizes":
+        sizes()
+    elif step == "prune":
+        call_command("tokenauth_audit", "prune", "--before", f"{DAYS // 2}d")
+    else:
+        call_command("tokenauth_audit", step)
+
+
+def start(step: str, count: int, url: str, **options: Any) -> subprocess.Popen[str]:
+    """Start a process that does one step."""
+    command = [sys.executable, __file__, "--step", step, "--rows", str(count)]
+    environment = {**os.environ, "DATABASE_URL": url}
+    return subprocess.Popen(command, env=environment, text=True, **options)
+
+
+def measure(verb: str, count: int, url: str) -> tuple[float, float]:
+    """Return how many seconds the command took and its peak memory in MB."""
+    began = time.perf_counter()
+    process = start(verb, count, url, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{verb} failed")
+    return time.perf_counter() - began, usage.ru_maxrss / 1_024
+
+
+def bytes_used(count: int, url: str) -> tuple[int, int]:
+    """Return the bytes of the rows (on SQLite: of the file) and of the seals."""
+    process = start("sizes", count, url, stdout=subprocess.PIPE)
+    rows, seals = process.communicate()[0].split()
+    return int(rows), int(seals)
+
+
+@contextmanager
+def database(url: str) -> Iterator[str]:
+    """Make an empty database; give its URL; drop it."""
+    if not url:
+        folder = tempfile.mkdtemp(prefix="audit_volume_")
+        try:
+            yield f"sqlite:///{folder}/volume.sqlite3"
+        finally:
+            shutil.rmtree(folder)
+        return
+    import psycopg  # noqa: PLC0415 - needed for PostgreSQL only
+
+    name, parts = f"audit_volume_{os.getpid()}", urlsplit(url)
+    with psycopg.connect(parts._replace(path="/postgres").geturl(), autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name}")
+        try:
+            yield parts._replace(path=f"/{name}").geturl()
+        finally:
+            server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def report(count: int, url: str) -> None:
+    """Fill one database, run all commands on it and print the tables."""
+    say(f"filling {count} rows")
+    if start("fill", count, url).wait():
+        raise SystemExit("filling failed")
+    rows_before, seals_before = bytes_used(count, url)
+    print("| command | rows/s | seconds | peak MB |\n|---|---:|---:|---:|")
+    seal_bytes = 0
+    for verb in VERBS:
+        say(verb)
+        seconds, peak = measure(verb, count, url)
+        rows = count // 2 if verb == "prune" else count
+        print(f"| `{verb}` | {rows / seconds:,.0f} | {seconds:.1f} | {peak:.0f} |", flush=True)
+        if verb == "seal":
+            rows_after, seals_after = bytes_used(count, url)
+            seal_bytes = seals_after - seals_before or rows_after - rows_before
+    print(f"\n{rows_before / count:.0f} bytes a row with its indexes, ", end="")
+    print(f"{seal_bytes / count:.1f} bytes more once it is sealed.\n")
+
+
+def main() -> None:
+    """Run the steps, or one of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument(
+        "--database", default="", metavar="URL", help="of a PostgreSQL server; SQLite without"
+    )
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.step:
+        run_step(options.step, options.rows)
+        return
+    with database(options.database) as url:
+        report(options.rows, url)
+
+
+if __name__ == "__main__":
+    main()

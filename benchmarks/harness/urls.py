@@ -1,0 +1,5 @@
+"""The addresses of the views."""
+
+from harness.views import urlpatterns
+
+__all__ = ["urlpatterns"]

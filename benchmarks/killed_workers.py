@@ -1,0 +1,394 @@
+"""Kill what serves requests, under load, and count what the audit lost by it.
+
+Starts a PostgreSQL, a gunicorn with four workers and, for ``--sink redis``, a Redis, each on a free
+port of 127.0.0.1 with its data in a temporary folder; kill -9 hits these only. Needs their
+programs, Linux, and as root a user ``postgres``. Ends by itself.
+
+Exits with 1 when a successful response or an effect of a view has no audit row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import http.client
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+
+HERE = Path(__file__).resolve().parent
+SITE = [sys.executable, str(HERE / "killed_site.py")]
+WORKERS = 4
+CLIENTS = 8
+START_SECONDS = 60.0
+"""For a server to start, or to recover."""
+CALM_SECONDS = (0.1, 0.6)
+"""Between two kills: at least, at most."""
+
+
+def say(text: str) -> None:
+    """Tell how far it is."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(what: str, condition: Callable[[], bool]) -> None:
+    """Wait until ``condition`` holds; ends the program where it doesn't come."""
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        if condition():
+            return
+        time.sleep(0.05)
+    raise SystemExit(f"gave up waiting for {what}")
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that ``pid`` started."""
+    try:
+        return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether the process still runs."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def kill(pids: Iterable[int]) -> None:
+    """Kill -9 these processes, and wait until they are gone."""
+    pids = list(pids)
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    wait_for("the end of a process", lambda: not any(map(is_alive, pids)))
+
+
+class Server:
+    """A process of ours that can be killed and started again."""
+
+    user: str | None = None
+    """Who runs it, if not we."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.log = folder.with_suffix(".log")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        """Return the command that starts it."""
+        raise NotImplementedError
+
+    def is_ready(self) -> bool:
+        """Tell whether it does its work."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command(),
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                user=self.user,
+                start_new_session=True,
+            )
+        wait_for(f"{type(self).__name__}; see {self.log}", self.is_ready)
+
+    def tree(self) -> list[int]:
+        """Return its processes: the one started, and all below it."""
+        found = [self.process.pid] if self.process and self.process.poll() is None else []
+        for pid in found:
+            found += children(pid)
+        return found
+
+    def kill(self) -> None:
+        """Kill all of it at once."""
+        if self.process:
+            # Stopped first, it starts no process that the list would lack.
+            self.process.send_signal(signal.SIGSTOP)
+            kill(self.tree())
+            self.process.wait(timeout=START_SECONDS)
+
+
+class Postgres(Server):
+    """PostgreSQL as it is installed: fsync and synchronous_commit are on."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+        self.programs = (found or [Path(shutil.which("initdb") or "initdb")])[-1].parent
+        folder.mkdir()
+        if os.geteuid() == 0:
+            # It refuses to run as root.
+            self.user = "postgres"
+            shutil.chown(folder, self.user)
+        initdb = [str(self.programs / "initdb"), "-D", str(folder), "-A", "trust", "-U", "postgres"]
+        subprocess.run(
+            initdb, cwd="/", user=self.user, check=True, stdout=subprocess.DEVNULL, timeout=120
+        )
+        self.url = f"postgres://postgres@127.0.0.1:{self.port}/postgres"
+
+    def command(self) -> list[str]:
+        """Return the command that starts it."""
+        options = ["-c", "fsync=on", "-c", "synchronous_commit=on", "-k", str(self.folder)]
+        where = ["-D", str(self.folder), "-h", "127.0.0.1", "-p", str(self.port)]
+        return [str(self.programs / "postgres"), *where, *options]
+
+    def is_ready(self) -> bool:
+        """Tell whether it has recovered."""
+        try:
+            self.ask("SELECT 1")
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def ask(self, query: str) -> list[str]:
+        """Return the first column of what it answers."""
+        with psycopg.connect(self.url.replace("postgres:", "postgresql:", 1)) as connection:
+            return [row[0] for row in connection.execute(query).fetchall()]  # type: ignore[call-overload]
+
+
+class Redis(Server):
+    """A Redis with an append-only file."""
+
+    def __init__(self, folder: Path, appendfsync: str) -> None:
+        super().__init__(folder)
+        folder.mkdir()
+        self.appendfsync = appendfsync
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+
+    def command(self) -> list[str]:
+        """Return the command that starts it."""
+        keeps = ["--appendonly", "yes", "--appendfsync", self.appendfsync, "--save", ""]
+        where = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        return ["redis-server", *where, *keeps]
+
+    def is_ready(self) -> bool:
+        """Tell whether it has loaded its file."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(100) == b"+PONG\r\n"
+        except OSError:
+            return False
+
+
+class Gunicorn(Server):
+    """The site."""
+
+    def command(self) -> list[str]:
+        """Return the command that starts it."""
+        site = ["--pythonpath", str(HERE), "killed_site:application"]
+        where = ["--bind", f"127.0.0.1:{self.port}", "--workers", str(WORKERS)]
+        return [sys.executable, "-m", "gunicorn", *site, *where, "--log-level", "error"]
+
+    def is_ready(self) -> bool:
+        """Tell whether a worker answers."""
+        try:
+            return ask(self.port, "", "ready") == http.client.UNAUTHORIZED
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def kill_one(self) -> None:
+        """Kill one worker; the others go on, and gunicorn starts another."""
+        wait_for("the workers", lambda: len(self.tree()) == WORKERS + 1)
+        # Of the oldest: the others may still be starting.
+        os.kill(random.choice(sorted(self.tree()[1:])[: WORKERS // 2]), signal.SIGKILL)
+
+
+def ask(port: int, token: str, request_id: str) -> int:
+    """Return the status of one request."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    headers = {"X-Request-ID": request_id, **({"X-Api-Key": token} if token else {})}
+    try:
+        connection.request("GET", "/effect/", headers=headers)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+@dataclass
+class Load:
+    """Threads that call as fast as they are answered, and note how it ended."""
+
+    port: int
+    token: str
+    successes: set[str] = field(default_factory=set)
+    """The ids of the requests that were answered with 2xx."""
+    others: collections.Counter[str] = field(default_factory=collections.Counter)
+    """How the rest ended."""
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def work(self) -> None:
+        """Call until told to stop."""
+        while not self.stopped.is_set():
+            request_id = uuid.uuid4().hex
+            try:
+                status = ask(self.port, self.token, request_id)
+            except (OSError, http.client.HTTPException):
+                self.others["cut off"] += 1
+                time.sleep(0.01)
+            else:
+                if status // 100 == 2:  # noqa: PLR2004 - success
+                    self.successes.add(request_id)
+                else:
+                    self.others[str(status)] += 1
+
+    def run(self, disturb: Callable[[], None]) -> None:
+        """Go on calling as long as ``disturb`` takes."""
+        threads = [threading.Thread(target=self.work) for _ in range(CLIENTS)]
+        for thread in threads:
+            thread.start()
+        try:
+            disturb()
+        finally:
+            self.stopped.set()
+            for thread in threads:
+                thread.join(timeout=START_SECONDS)
+
+
+@dataclass
+class Killer:
+    """Kills, again and again, as long as there is time."""
+
+    load: Load
+    hit: Callable[[], None]
+    kills: int
+    seconds: float
+    done: int = 0
+
+    def run(self) -> None:
+        """Kill ``kills`` times, each time after some requests went well."""
+        end = time.monotonic() + self.seconds
+        while self.done < self.kills and time.monotonic() < end:
+            before = len(self.load.successes)
+            time.sleep(random.uniform(*CALM_SECONDS))
+            while len(self.load.successes) < before + CLIENTS and time.monotonic() < end:
+                time.sleep(0.005)
+            self.hit()
+            self.done += 1
+            say(f"kill {self.done} of {self.kills}, {len(self.load.successes)} requests served")
+        time.sleep(CALM_SECONDS[1])
+
+
+def restarting(server: Server) -> Callable[[], None]:
+    """Return what kills ``server`` and lets it recover."""
+
+    def hit() -> None:
+        server.kill()
+        server.start()
+
+    return hit
+
+
+def manage(*args: str) -> str:
+    """Run a command of the site; return what it prints."""
+    run = subprocess.run([*SITE, *args], check=True, stdout=subprocess.PIPE, text=True, timeout=300)
+    return run.stdout.strip()
+
+
+def report(load: Load, postgres: Postgres) -> int:
+    """Print the counts; return how many rows are missing."""
+    rows = postgres.ask("SELECT request_id FROM tokenauth_auditevent WHERE event = 'auth.accepted'")
+    effects = set(postgres.ask("SELECT name FROM project_sample"))
+    known = set(rows)
+    silent, unseen = load.successes - known, effects - known
+    for name, count in {
+        "2xx responses": len(load.successes),
+        **{f"other ends: {how}": count for how, count in load.others.items()},
+        "effects": len(effects),
+        "rows of accepted requests": len(rows),
+        "rows without an effect (let in, then killed)": len(known - effects),
+        "requests with more than one row": len(rows) - len(known),
+        "2xx responses WITHOUT their row": len(silent),
+        "effects WITHOUT their row": len(unseen),
+    }.items():
+        print(f"{name:<46}{count:>9}")
+    return len(silent) + len(unseen)
+
+
+def parse() -> argparse.Namespace:
+    """Read the options."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sink", choices=["database", "redis"], default="database")
+    parser.add_argument("--kill", choices=["workers", "postgres", "redis"], default="workers")
+    parser.add_argument("--kills", type=int, default=20, help="how often (20)")
+    parser.add_argument("--seconds", type=float, default=120.0, help="longest time for that (120)")
+    parser.add_argument(
+        "--appendfsync", choices=["always", "everysec"], default="everysec", help="of Redis"
+    )
+    options = parser.parse_args()
+    if options.kill == "redis" and options.sink != "redis":
+        parser.error("--kill redis needs --sink redis")
+    return options
+
+
+def main() -> int:
+    """Kill and count; return the exit code."""
+    options = parse()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+        # The user postgres has to get through.
+        folder.chmod(0o755)
+
+        def started(server: Server) -> Server:
+            stack.callback(server.kill)
+            server.start()
+            return server
+
+        postgres = Postgres(folder / "postgres")
+        started(postgres)
+        os.environ.update(DATABASE_URL=postgres.url, DATA_DIR=str(folder / "site"))
+        hits = {"postgres": restarting(postgres)}
+        if options.sink == "redis":
+            redis = Redis(folder / "redis", options.appendfsync)
+            started(redis)
+            os.environ["AUDIT_REDIS_URL"] = redis.url
+            hits["redis"] = restarting(redis)
+        manage("migrate", "-v0")
+        token = manage("tokenauth", "issue", "--client", "load")
+        gunicorn = Gunicorn(folder / "gunicorn")
+        hits["workers"] = gunicorn.kill_one
+        started(gunicorn)
+        load = Load(gunicorn.port, token)
+        killer = Killer(load, hits[options.kill], options.kills, options.seconds)
+        load.run(killer.run)
+        gunicorn.kill()
+        if options.sink == "redis":
+            say("draining")
+            manage("tokenauth_audit", "drain", "--once")
+        print(f"{f'{killer.done} kills of {options.kill}, sink':<46}{options.sink:>9}")
+        missing = report(load, postgres)
+    return int(missing > 0 or not load.successes or killer.done < options.kills)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
