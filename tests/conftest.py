@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from asgiref.sync import async_to_sync
 from django.conf import settings as django_settings
 from django.contrib.auth import get_user_model
 from django.core.cache import caches
+from django.core.management import call_command
 from django.db import OperationalError, connection
 from django.test import AsyncClient, Client, override_settings
 from django.utils import timezone
@@ -18,9 +22,18 @@ from hypothesis import settings as hypothesis_settings
 from pytest_django import Settings
 
 from tests import views
-from tokenauth import services
-from tokenauth.models import AuditEvent, Token
+from tests.audit_log import settle
+from tests.postgresql import Roles
+from tests.processes import Processes
+from tests.sinks import ListSink
+from tokenauth import audit, services
+from tokenauth.audit.rows import make_row
+from tokenauth.client_info import ClientInfo
+from tokenauth.models import AuditEvent, Event, Token
 from tokenauth.tokens import generate
+
+# The servers that tests call are on this machine; a proxy is not on the way to them.
+os.environ |= {"NO_PROXY": "*", "no_proxy": "*"}
 
 # A busy machine is no failure.
 hypothesis_settings.register_profile("tokenauth", deadline=None)
@@ -28,6 +41,7 @@ hypothesis_settings.load_profile("tokenauth")
 
 Issue = Callable[..., services.Issued]
 Knock = Callable[..., Any]
+Write = Callable[..., None]
 
 OURS = "tokenauth.middleware.TokenAuthMiddleware"
 DOORS = [
@@ -36,6 +50,34 @@ DOORS = [
     for path in ("/drf/", "/plain/", "/async/")
     for server in ("wsgi", "asgi")
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what takes long and is the same on every database."""
+    if os.environ.get("TOKENAUTH_TEST_SERVERS"):
+        return
+    skip = pytest.mark.skip(reason="set TOKENAUTH_TEST_SERVERS")
+    for item in items:
+        if item.get_closest_marker("servers"):
+            item.add_marker(skip)
+
+
+class Run:
+    """Runs one of our commands and keeps what it printed."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], command: str = "tokenauth") -> None:
+        self.capsys, self.command = capsys, command
+        self.out = self.err = ""
+
+    def __call__(self, *args: str) -> str:
+        try:
+            call_command(self.command, *args)
+        finally:
+            self.out, self.err = self.capsys.readouterr()
+        return self.out
+
+    def json(self, *args: str) -> Any:
+        return json.loads(self(*args, "--json"))
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +90,12 @@ def _fast_passwords(settings: Settings) -> None:
 def _no_limits(settings: Settings) -> None:
     # All tests call from one address; those about limits switch them on.
     settings.RATELIMIT_ENABLE = False
+
+
+@pytest.fixture(autouse=True)
+def _nothing_unwritten() -> None:
+    # What one test could not write, the next one must not tell.
+    audit._unwritten.take()
 
 
 @pytest.fixture
@@ -87,6 +135,12 @@ def configure(settings: Any) -> Callable[..., None]:
         settings.TOKENAUTH = {**settings.TOKENAUTH, **options}
 
     return change
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command: ``run("issue", "--client", "c")``."""
+    return Run(capsys)
 
 
 @pytest.fixture
@@ -150,6 +204,46 @@ def atomic_requests(transactional_db: None) -> Iterator[None]:
     connection.settings_dict["ATOMIC_REQUESTS"] = True
     yield
     connection.settings_dict["ATOMIC_REQUESTS"] = False
+
+
+@pytest.fixture
+def processes(transactional_db: None, tmp_path: Path) -> Processes:
+    """Return what starts ``manage.py`` in a process, on this test's data."""
+    return Processes(tmp_path)
+
+
+@pytest.fixture
+def write() -> Write:
+    """Write audit rows that can be sealed: ``write(3)``, ``write(1, user_agent="curl")``."""
+
+    def write_rows(number: int, /, **columns: Any) -> None:
+        info = ClientInfo(ip="192.0.2.7", user_agent="agent ü", method="GET", path="/x/")
+        rows = (make_row(Event.AUTH_ACCEPTED, info) for _ in range(number))
+        events = [row._replace(**columns).as_event() for row in rows]
+        AuditEvent.objects.bulk_create(events, batch_size=500)
+        if not connection.in_atomic_block:
+            settle()
+
+    return write_rows
+
+
+@pytest.fixture
+def sink(configure: Callable[..., None]) -> type[ListSink]:
+    """Send rows to a sink of our own, empty and working."""
+    configure(AUDIT_SINK="tests.sinks.ListSink")
+    ListSink.rows.clear()
+    ListSink.failing.clear()
+    return ListSink
+
+
+@pytest.fixture
+def roles(transactional_db: None) -> Iterator[Roles]:
+    """Return what makes PostgreSQL roles: ``roles("app")``."""
+    made = Roles()
+    try:
+        yield made
+    finally:
+        made.drop()
 
 
 @pytest.fixture

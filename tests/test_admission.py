@@ -49,6 +49,29 @@ def test_admit(issue: Issue) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ("2001:DB8:0:0::1", "2001:db8::1"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("[2001:db8::1]:443", "2001:db8::1"),
+        ("192.0.2.7", "192.0.2.7"),
+        ("no: address", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_admit_takes_an_address_however_it_is_written(
+    given: str | None, stored: str | None, issue: Issue, limits_on: None
+) -> None:
+    info = ClientInfo(ip=given, user_agent="a\\\\b")
+    admit(credential(issue().plaintext), info)
+    with pytest.raises(Refused):
+        admit(credential("f" * 40), info)
+    rows = AuditEvent.objects.filter(event__startswith="auth.").values_list("ip", "user_agent")
+    assert list(rows) == [(stored, info.user_agent)] * 2
+
+
 def test_admit_refuses(issue: Issue) -> None:
     issued = issue()
     services.revoke(issued.token)
@@ -239,6 +262,24 @@ def test_cost_of_garbage(knock: Knock, issue: Issue) -> None:
         with CaptureQueriesContext(connection) as queries:
             assert knock(headers).status_code == 401
         assert verbs(queries) == ["INSERT"]
+
+
+def test_cost_of_a_token_that_is_no_good(knock: Knock, issue: Issue) -> None:
+    stopped, revoked = issue(), issue()
+    services.disable(stopped.token)
+    services.revoke(revoked.token)
+    costs = {
+        str(generate("tka", "0" * 12)): ["SELECT", "INSERT"],
+        "f" * 40: ["SELECT", "INSERT"],
+        str(stopped.plaintext): ["SELECT", "INSERT"],
+        # Two rows, and the same price: how long it takes must not tell that it was good once.
+        str(revoked.plaintext): ["SELECT", "INSERT"],
+        str(issue().plaintext): ["SELECT", "UPDATE", "INSERT", "INSERT"],
+    }
+    for text, expected in costs.items():
+        with CaptureQueriesContext(connection) as queries:
+            assert knock({"X-Api-Key": text}).status_code in {401, 403}
+        assert verbs(queries) == expected
 
 
 # Refusals of verified callers.

@@ -75,6 +75,13 @@ def test_a_view_open_to_all_still_refuses_a_bad_token(issue: Issue) -> None:
     assert events() == [("auth.accepted", ""), ("auth.rejected", "revoked")]
 
 
+@pytest.mark.parametrize("middleware", ["TokenAuthMiddleware", "TokenRequiredMiddleware"])
+def test_a_view_that_computes_its_classes(middleware: str, issue: Issue, settings: Any) -> None:
+    use_middleware(settings, f"tokenauth.middleware.{middleware}")
+    assert authentication_classes_of(views.Computed.as_view()) == []
+    assert ask("/computed/", header(issue())).status_code == 200
+
+
 # Without the middleware the class admits by itself.
 
 

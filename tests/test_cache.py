@@ -1,7 +1,4 @@
-"""``FallbackRedisCache``: counting goes on, whatever becomes of Redis.
-
-Most of it needs a Redis to stop and start: TOKENAUTH_TEST_REDIS names its program.
-"""
+"""``FallbackRedisCache``: counting goes on, whatever becomes of Redis."""
 
 from __future__ import annotations
 
@@ -14,9 +11,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import pytest
 from django.core.cache import caches
@@ -25,58 +22,16 @@ from pytest_django import Settings
 from redis import exceptions as redis_errors
 
 from tests.conftest import Issue, bearer
+from tests.redis_server import Redis, free_port, needs_redis, wait_for
 from tokenauth import cache as cache_module
 from tokenauth import limits
 from tokenauth.cache import FallbackRedisCache
 from tokenauth.models import AuditEvent
 from tokenauth.rates import parse_rate
 
-REDIS = os.environ.get("TOKENAUTH_TEST_REDIS", "")
 ROOT = Path(__file__).resolve().parent.parent
 BAD: dict[str, Any] = {"HTTP_AUTHORIZATION": "Bearer " + "f" * 40}
 WHOAMI = "/api/v1/whoami/"
-Test = TypeVar("Test", bound=Callable[..., Any])
-
-
-def needs_redis(test: Test) -> Test:
-    reason = "set TOKENAUTH_TEST_REDIS to a redis-server"
-    marked: Test = pytest.mark.redis(pytest.mark.skipif(not REDIS, reason=reason)(test))
-    return marked
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Redis:
-    """A server of our own."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
-        self.process = subprocess.Popen([REDIS, *options], stdout=subprocess.DEVNULL)
-        for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.05)
-        pytest.fail("Redis doesn't start")
-
-    def send(self, number: signal.Signals) -> None:
-        assert self.process is not None
-        self.process.send_signal(number)
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait(timeout=10)
-            self.process = None
 
 
 def use(settings: Settings, url: str) -> None:
@@ -93,21 +48,13 @@ def redis(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Redis
     server.start()
     use(settings, server.url)
     yield server
-    server.stop()
+    server.close()
 
 
 def count(value: str = "v") -> int:
     usage = limits.count("token", value, parse_rate("1000/d"))
     assert usage is not None
     return usage.count
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    for _ in range(200):
-        if condition():
-            return
-        time.sleep(0.05)
-    pytest.fail("it doesn't come back")
 
 
 # With no server at all
@@ -381,4 +328,4 @@ def test_40_at_once(tmp_path: Path, processes: int) -> None:
     finally:
         site.process.terminate()
         site.process.wait(timeout=20)
-        redis.stop()
+        redis.close()

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import argparse
 import ast
+import asyncio
 import json
 import re
 import shlex
+import subprocess
 import sys
 import textwrap
 import unittest
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import httpx
 import pytest
+from asgiref.sync import async_to_sync
 from django.core.management import call_command, get_commands, load_command_class
 from django.test import Client
 from django.urls import path
@@ -26,11 +31,13 @@ from pytest_django import Settings
 from rest_framework.viewsets import ViewSetMixin
 
 from tests.conftest import Issue, bearer
-from tokenauth import audit, checks, conf, responses
+from tokenauth import checks, conf, responses
+from tokenauth.audit.rows import make_row
 from tokenauth.client_info import ClientInfo
-from tokenauth.conf import parse_settings
+from tokenauth.clients.source import TokenSender
+from tokenauth.conf import JWTSettings, parse_settings
 from tokenauth.exceptions import Code, Reason, Refused, Throttled, Unavailable
-from tokenauth.models import AuditEvent, Event, Token
+from tokenauth.models import AuditEvent, AuditSeal, Event, Token
 from tokenauth.principal import Principal
 from tokenauth.rates import parse_rate
 from tokenauth.responses import Refusal
@@ -38,7 +45,7 @@ from tokenauth.verifiers.database import DatabaseVerifier
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = {page.name: page for page in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]}
+PAGES = {page.name: page for page in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]}
 
 _BLOCK = re.compile(
     r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S
@@ -144,7 +151,7 @@ def run(db: None, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def run_block(block: Block) -> dict[str, Any]:
         for variable in _ENVIRONMENT.findall(block.text):
-            monkeypatch.setenv(variable, "partner-secret")
+            monkeypatch.setenv(variable, "partner-secret" if "PARTNER" in variable else "k" * 32)
         named = _MODULE.match(block.text)
         module = ModuleType(".".join(named.groups()) if named else "snippet")
         if "INSTALLED_APPS +=" in block.text:
@@ -323,7 +330,8 @@ def test_services_do_what_their_snippet_says(run: Run) -> None:
     assert names["text"].startswith("tka_")
     assert names["token"].status == "revoked"
     assert names["successor"].token.status == "active"
-    assert AuditEvent.objects.count() == 7
+    assert (names["imported"].client_id, names["is_new"]) == ("mcrit", True)
+    assert AuditEvent.objects.count() == 8
 
 
 def test_the_test_client_calls_with_its_token(run: Run) -> None:
@@ -360,6 +368,82 @@ def test_own_verifier(run: Run, settings: Settings, client: Client) -> None:
     assert row.reason == "unknown"
 
 
+def test_the_mcp_server_answers_in_its_place(run: Run, issue: Issue) -> None:
+    application = run(snippet("mcp.md", "MCPAdmission("))
+    token = issue(client_id="laptop", scopes=["mcp:*"]).plaintext
+    headers = {
+        "Authorization": f"Bearer {token!s}",
+        "Accept": "application/json, text/event-stream",
+    }
+    call = {"name": "whoami", "arguments": {}}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
+
+    async def ask() -> list[httpx.Response]:
+        # Starlette's lifespan, as a server would run it.
+        inner = application["mcp_application"].app
+        transport = httpx.ASGITransport(application["application"])
+        client = httpx.AsyncClient(transport=transport, base_url="https://api.example")
+        async with inner.router.lifespan_context(inner), client:
+            return [
+                await client.post("/mcp", headers=headers, json=body),
+                await client.post("/mcp", json=body),
+                await client.get("/.well-known/oauth-protected-resource/mcp"),
+            ]
+
+    called, refused, metadata = async_to_sync(ask)()
+    assert (called.status_code, "laptop" in called.text) == (200, True)
+    assert refused.status_code == 401
+    assert metadata.json()["resource"] == application["URL"]
+
+
+def test_a_token_is_exchanged_for_a_jwt(
+    run: Run, settings: Settings, issue: Issue, client: Client
+) -> None:
+    settings.TOKENAUTH = run(snippet("jwt.md", "JWTVerifier"))["TOKENAUTH"]
+    view = run(snippet("jwt.md", "class Exchange"))["Exchange"].as_view()
+    who = import_string("project.views.WhoAmIView").as_view()
+    settings.ROOT_URLCONF = Routes(path("exchange/", view), path("it/", who))
+    got = client.post("/exchange/", **bearer(issue(scopes=["*"]))).json()
+    header: Any = {"HTTP_AUTHORIZATION": f"Bearer {got['access_token']}"}
+    assert client.get("/it/", **header).json()["scopes"] == [READ]
+    assert client.post("/exchange/", **header).status_code == 403
+    assert client.post("/exchange/", **bearer(issue(scopes=[WRITE]))).status_code == 403
+
+
+def test_settings_of_jwts() -> None:
+    names = {field.name for field in fields(JWTSettings)}
+    assert set(column("jwt.md", "key of `JWT`")) == names
+
+
+@pytest.mark.parametrize("library", ["requests", "httpx"])
+def test_clients_list_samples(
+    run: Run,
+    library: str,
+    live_server: Any,
+    issue: Issue,
+    configure: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    token = str(issue(scopes=[READ]).plaintext)
+    monkeypatch.setenv("SAMPLES_TOKEN", token)
+    names = run(snippet("clients.md", f"import {library}\n"))
+    if library == "httpx":
+        # Its file is on another machine.
+        names["auth"].set_token(token)
+        # Without the header of the snippet it would be 401.
+        configure(TRANSPORTS=["X-Api-Key"])
+        assert asyncio.run(names["samples_async"](live_server.url)) == []
+    assert names["samples"](live_server.url) == []
+    assert AuditEvent.objects.filter(event=Event.AUTH_REJECTED).count() == 0
+
+
+def test_arguments_of_clients() -> None:
+    parameters = signature(TokenSender).parameters.values()
+    rows = {codes(row["argument"])[0]: row["default"] for row in table("clients.md", "argument")}
+    defaults = {name: None if text == "none" else value(text) for name, text in rows.items()}
+    assert defaults == {parameter.name: parameter.default for parameter in parameters}
+
+
 def test_error_bodies(run: Run, settings: Settings, client: Client) -> None:
     plain, problem = (json.loads(block.text) for block in blocks("json", "errors.md"))
     bad: dict[str, Any] = {"HTTP_AUTHORIZATION": "Bearer bad"}
@@ -375,6 +459,23 @@ def test_error_bodies(run: Run, settings: Settings, client: Client) -> None:
     assert (answer.status_code, answer["Cache-Control"]) == (401, "no-store")
 
 
+def test_a_site_starts_with_the_logging_that_is_printed() -> None:
+    text = snippet("audit.md", "LOGGING").text
+    program = (
+        "from django.conf import settings\nimport django, logging\n"
+        f"{text}\n"
+        "settings.configure(LOGGING=LOGGING, INSTALLED_APPS=['django.contrib.contenttypes', "
+        "'django.contrib.auth', 'tokenauth'])\n"
+        "before = logging.getLogger('before')\ndjango.setup()\n"
+        "assert not before.disabled\nlogging.getLogger('tokenauth').warning('hello')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stderr)["message"] == "hello"
+
+
 # Shell.
 
 
@@ -383,7 +484,8 @@ def test_every_command_exists(block: Block, arguments: list[str], issue: Issue) 
     name, *rest = arguments
     public_id = issue().token.public_id
     parser = load_command_class(get_commands()[name], name).create_parser("manage.py", name)
-    parser.parse_args([public_id if argument == "ID" else argument for argument in rest])
+    real = {"ID": public_id, "$HEAD": f"12:{'0' * 64}"}
+    parser.parse_args([real.get(argument, argument) for argument in rest])
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -393,24 +495,45 @@ def test_every_command_in_the_text_exists(page: str) -> None:
             assert arguments.split()[0] in get_commands(), code
 
 
-def test_the_commands_work_in_their_order(issue: Issue, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_work_in_their_order(
+    issue: Issue,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MCRIT_AUTH_TOKEN", "m" * 32)
+    monkeypatch.setenv("MACHINA_MCP_TOKENS_JSON", json.dumps({"n" * 32: "agent"}))
+    monkeypatch.setenv("MCP_API_KEYS", f"{'o' * 32}, {'p' * 32}")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/token.txt").write_text("q" * 32 + "\n")
     token = issue().token
     for _, arguments in commands("commands.md"):
         call_command(*(token.public_id if word == "ID" else word for word in arguments))
     token.refresh_from_db()
     assert (token.status, token.revoked_reason) == ("revoked", "laptop stolen")
     assert Token.objects.filter(client_id="ci", name="Build server").exists()
+    imported = AuditEvent.objects.filter(event=Event.TOKEN_IMPORTED).order_by("id")
+    clients = list(imported.values_list("client_id", flat=True))
+    assert clients == ["mcrit", "agent", "shared", "shared", "atrax"]
+    key = (tmp_path / "secrets/api.key").read_text()
+    assert Token.objects.get(client_id="scanner").public_id == key.split("_")[1]
 
 
-def test_verbs_and_options() -> None:
-    parser = load_command_class("tokenauth", "tokenauth").create_parser("manage.py", "tokenauth")
+@pytest.mark.parametrize(
+    ("command", "page"), [("tokenauth", "commands.md"), ("tokenauth_audit", "audit-commands.md")]
+)
+def test_verbs_and_options(command: str, page: str) -> None:
+    parser = load_command_class("tokenauth", command).create_parser("manage.py", command)
     [verbs] = [act for act in parser._actions if isinstance(act, argparse._SubParsersAction)]
+    djangos = {option for act in parser._actions for option in act.option_strings}
     options = {
-        verb: {option for act in sub._actions for option in act.option_strings} - {"-h", "--help"}
+        verb: {option for act in sub._actions for option in act.option_strings} - djangos
         for verb, sub in verbs.choices.items()
     }
     listed = {
-        codes(row["verb"])[0]: set(codes(row["options"])) for row in table("commands.md", "verb")
+        codes(row["verb"])[0]: {code for code in codes(row["options"]) if code.startswith("--")}
+        for row in table(page, "verb")
     }
     assert listed == options
 
@@ -469,7 +592,7 @@ def test_checks_are_complete() -> None:
 
 def test_events_are_complete() -> None:
     for row in table("audit.md", "event"):
-        stored = audit._row(Event(codes(row["event"])[0]), ClientInfo(), "", None)
+        stored = make_row(Event(codes(row["event"])[0]), ClientInfo())
         assert (row["outcome"], row["severity"]) == (stored.outcome, stored.severity)
     assert sorted(column("audit.md", "event")) == sorted(Event.values)
 
@@ -515,7 +638,7 @@ def test_fields_are_complete(page: str, first: str, cls: Any) -> None:
 def test_permissions_are_complete() -> None:
     known = [
         name
-        for model in (Token, AuditEvent)
+        for model in (Token, AuditEvent, AuditSeal)
         for name in [
             *(f"{verb}_{model._meta.model_name}" for verb in model._meta.default_permissions),
             *(codename for codename, _ in model._meta.permissions),
@@ -537,7 +660,7 @@ def test_links_lead_somewhere(page: str) -> None:
 
 def test_the_index_links_every_page() -> None:
     linked = set(_LINK.findall(prose("index.md")))
-    assert {file.name for file in DOCS.iterdir()} - linked == {"index.md"}
+    assert {str(file.relative_to(DOCS)) for file in DOCS.rglob("*.md")} - linked == {"index.md"}
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -250,6 +250,33 @@ def test_own_format(path: str, accept: str, issue: Issue, configure: Callable[..
         assert response.headers["WWW-Authenticate"].startswith(CHALLENGE)
 
 
+BROKEN = ["stumble", "put_what_is_no_json", "not_there"]
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_format_that_fails_loses_neither_answer_nor_row(
+    knock: Knock,
+    issue: Issue,
+    configure: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+) -> None:
+    configure(ERROR_FORMAT=f"tests.views.{name}")
+    check(knock({}), 401, CHALLENGE, MISSING)
+    check(knock({"X-Api-Key": "f" * 40}), 401, f'{CHALLENGE}, error="invalid_token"', INVALID)
+    challenge = f'{CHALLENGE}, error="insufficient_scope", scope="samples:read"'
+    check(knock(header(issue())), 403, challenge, LACKING)
+    assert [row for row in events() if row[0] != "auth.accepted"] == [
+        ("auth.rejected", "missing"),
+        ("auth.rejected", "unknown"),
+        ("access.denied", "insufficient_scope"),
+    ]
+    logged = [record for record in caplog.records if record.name == "tokenauth"]
+    assert [record.getMessage() for record in logged] == [
+        f"ERROR_FORMAT, tests.views.{name}, failed: the refusal goes out as plain JSON"
+    ] * 3
+
+
 def test_a_format_may_give_bytes(rf: RequestFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tokenauth.responses._load", lambda _path: lambda *_args: (b"\xff", "x/y"))
     response = render(Refused(Reason.MISSING), rf.get("/"))

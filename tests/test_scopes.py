@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenauth.scopes import LONGEST, ScopeSet, is_well_formed, missing, unknown
+from tokenauth.scopes import LONGEST, ScopeSet, common, is_well_formed, missing, unknown
 
 SCOPE_CHARACTERS = "".join(map(chr, range(0x21, 0x7F))).translate({ord(c): None for c in '"\\'})
 names = st.text(SCOPE_CHARACTERS.replace("*", ""), min_size=1, max_size=20)
@@ -143,6 +143,24 @@ def test_unknown(scopes: list[str], declared: dict[str, str], expected: list[str
 
 def test_unknown_takes_an_iterator() -> None:
     assert unknown(iter(["admin", "x"]), DECLARED) == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        (["a", "b"], ["b", "c"], ["b"]),
+        (["a:*"], ["a:read", "b"], ["a:read"]),
+        (["*"], ["a:*", "b"], ["a:*", "b"]),
+        (["*"], ["*"], ["*"]),
+        (["a:*"], ["a:b:*"], ["a:b:*"]),
+        (["a:*"], ["a"], []),
+        (["a:*"], ["b:*"], []),
+        ([], ["*"], []),
+    ],
+)
+def test_common(one: list[str], other: list[str], both: list[str]) -> None:
+    assert list(common(ScopeSet(one), ScopeSet(other))) == both
+    assert common(ScopeSet(other), ScopeSet(one)) == ScopeSet(both)
 
 
 @pytest.mark.parametrize("scope", ["a b", "", "admin samples:read"])

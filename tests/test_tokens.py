@@ -24,6 +24,8 @@ from tokenauth.tokens import (
     digests,
     generate,
     generate_public_id,
+    has_placeholder,
+    is_forged,
     is_public_id,
     parse,
     redact,
@@ -249,3 +251,35 @@ def test_parse_tells_the_reasons_apart() -> None:
     with pytest.raises(Refused) as caught:
         parse("tka_x", "tka")
     assert caught.value.reason is Reason.MALFORMED
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (TOKEN, False),
+        (TOKEN[:-1], True),
+        (TOKEN[:-1] + "x", True),
+        ("tka_", True),
+        ("tkb_" + TOKEN[4:-1], False),
+        ("f" * 64, False),
+    ],
+)
+def test_is_forged(text: str, expected: bool) -> None:
+    assert is_forged(text, "tka") is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("${TOKEN}", True),
+        ("${}", True),
+        ("Bearer ${TOKEN:-none}!", True),
+        ("${A:-${B}}", True),
+        ("$TOKEN", False),
+        ("{TOKEN}", False),
+        ("${TOKEN", False),
+        ("$ {TOKEN}", False),
+    ],
+)
+def test_has_placeholder(text: str, expected: bool) -> None:
+    assert has_placeholder(text) is expected

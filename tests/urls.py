@@ -33,6 +33,7 @@ urlpatterns = [
     path("looks/plain/", views.looks_plain),
     path("token-then-foreign/", views.TokenThenForeign.as_view()),
     path("foreign-then-token/", views.ForeignThenToken.as_view()),
+    path("computed/", views.Computed.as_view()),
     path("foreign/", views.OnlyForeign.as_view()),
     path("token-or-basic/", views.TokenOrBasic.as_view()),
     path("basic-or-token/", views.BasicOrToken.as_view()),

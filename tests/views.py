@@ -246,6 +246,17 @@ class TokenThenForeign(APIView):
         return Response(describe(request))
 
 
+class Computed(APIView):
+    """A foreign package's view, whose classes only a request can tell."""
+
+    permission_classes: Any = []
+
+    authentication_classes: Any = property(lambda self: [])
+
+    def get(self, request: Request) -> Response:
+        return Response()
+
+
 class ForeignThenToken(TokenThenForeign):
     authentication_classes = [ForeignAuthentication, TokenAuthentication]
 
@@ -467,6 +478,16 @@ class MineViewSet(ModelViewSet[Sample]):
 def shout(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:
     """Format a refusal as plain text."""
     return f"{refusal.status} {refusal.code.upper()} at {request.path}", "text/plain"
+
+
+def stumble(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:
+    """Format nothing: a slip."""
+    return request.headers["X-Nowhere"], "text/plain"
+
+
+def put_what_is_no_json(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:
+    """Format a refusal as what can't go out."""
+    return {"detail": object()}, "application/json"
 
 
 def plain_json_handler(error: Exception, context: dict[str, Any]) -> HttpResponseBase | None:

@@ -7,7 +7,7 @@ remembers the verdict, whoever asks for it (middleware, authentication class, de
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from django.db import Error as DatabaseFailure
@@ -15,13 +15,13 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from tokenauth import audit, limits
-from tokenauth.client_info import ClientInfo, address_key, read_client_info
+from tokenauth.client_info import ClientInfo, address_key, client_address, read_client_info
 from tokenauth.conf import get_settings
 from tokenauth.credentials import Credential, read_credential
 from tokenauth.exceptions import Code, OpenTransaction, Reason, Refused, Throttled, Unavailable
 from tokenauth.limits import Usage
 from tokenauth.models import Event
-from tokenauth.principal import Principal
+from tokenauth.principal import DATABASE, Principal
 from tokenauth.verifiers import get_verifiers
 
 logger = logging.getLogger("tokenauth")
@@ -37,6 +37,8 @@ class RequestState:
     """Whether the credential has been looked at."""
     principal: Principal | None = None
     """The verified caller."""
+    in_query: bool = False
+    """Whether the credential was a query parameter, which proves less than a header."""
     failure: Refused | Unavailable | None = None
     """The verdict, where it is a refusal; audited already."""
     unclaimed: bool = False
@@ -67,10 +69,13 @@ def state_of(request: HttpRequest) -> RequestState:
 def admit(credential: Credential, client_info: ClientInfo) -> Principal:
     """Return the principal of ``credential``, its audit row durably written.
 
+    The address in ``client_info`` may be written in any way; what is none counts as unknown.
     Raises Refused, audited, when the credential is no good; Unavailable when the tokens or the
     audit can't be reached; OpenTransaction inside a transaction.
     """
-    return _admit_or_refuse(credential, client_info, [])
+    # In the one form that every database stores alike, as that of a request is.
+    ip = client_address(client_info.ip or "", "", 0)
+    return _admit_or_refuse(credential, replace(client_info, ip=ip), [])
 
 
 def admit_request(request: HttpRequest, *, shared: bool = False) -> Principal | None:
@@ -132,10 +137,8 @@ def audit_refusal(refused: Refused, client_info: ClientInfo) -> None:
         subject=refused,
         reason=refused.reason.value,
         details={"required_scopes": list(refused.scopes)} if refused.scopes else None,
+        alarm=Event.SECURITY_REVOKED_TOKEN_USED if refused.reason is Reason.REVOKED else None,
     )
-    if refused.reason is Reason.REVOKED:
-        event = Event.SECURITY_REVOKED_TOKEN_USED
-        audit.record_now(event, client_info=client_info, subject=refused)
 
 
 def report_outage(client_info: ClientInfo) -> None:
@@ -171,6 +174,7 @@ def _decide(request: HttpRequest, state: RequestState, *, shared: bool) -> Princ
         raise _refuse(refused, state.client_info, state.usages) from None
     if credential is None:
         return None
+    state.in_query = credential.transport is None
     if not shared:
         return _admit_or_refuse(credential, state.client_info, state.usages)
     principal = _admit(credential, state.client_info, state.usages)
@@ -200,8 +204,24 @@ def _admit(
     if principal is not None:
         _throttle(principal, client_info, usages)
         if get_settings().audit_successes:
-            audit.record_now(Event.AUTH_ACCEPTED, client_info=client_info, subject=principal)
+            audit.record_now(
+                Event.AUTH_ACCEPTED,
+                client_info=client_info,
+                subject=principal,
+                details=_details(credential, principal),
+            )
     return principal
+
+
+def _details(credential: Credential, principal: Principal) -> dict[str, Any] | None:
+    """Return what of an accepted credential is out of the ordinary."""
+    details = {}
+    if credential.transport is None:
+        details["sent_in"] = "query"
+    if principal.source != DATABASE:
+        # A JWT's row has the id of its source token: say that it wasn't the token itself.
+        details["source"] = principal.source
+    return details or None
 
 
 def _verify(credential: Credential, client_info: ClientInfo) -> Principal | None:

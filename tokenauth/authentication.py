@@ -136,12 +136,14 @@ def is_shared(classes: Iterable[type]) -> bool:
 
 
 def authentication_classes_of(view: Any) -> list[type]:
-    """Return the authentication classes of a DRF view function; none for other views."""
+    """Return the authentication classes of a DRF view function.
+
+    None for other views, and for one that computes them: only a request could tell.
+    """
     cls = getattr(view, "cls", None)
     initkwargs = getattr(view, "initkwargs", {})
-    return list(
-        initkwargs.get("authentication_classes", getattr(cls, "authentication_classes", ()))
-    )
+    classes = initkwargs.get("authentication_classes", getattr(cls, "authentication_classes", ()))
+    return list(classes) if isinstance(classes, (list, tuple)) else []
 
 
 def is_guarded(view: Any) -> bool:

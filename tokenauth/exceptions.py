@@ -16,6 +16,8 @@ class Reason(StrEnum):
     AMBIGUOUS = "ambiguous"
     BAD_CHECKSUM = "bad_checksum"
     UNKNOWN = "unknown"
+    BAD_SIGNATURE = "bad_signature"
+    WRONG_AUDIENCE = "wrong_audience"
     REVOKED = "revoked"
     DISABLED = "disabled"
     EXPIRED = "expired"
@@ -152,3 +154,7 @@ class AppendOnly(TypeError):
 
 class InvalidSettings(ImproperlyConfigured):
     """``settings.TOKENAUTH`` can't be read; the message names the key and the fix."""
+
+
+class SealError(Exception):
+    """The audit can't be sealed, verified or pruned; the message says why and what to do."""

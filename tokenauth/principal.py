@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
 
 
+DATABASE = "database"
+JWT = "jwt"
+_OF_A_TOKEN = {DATABASE, JWT}
+"""Sources whose callers hold a token of the table, or a JWT made from one."""
+
+
 class ClientUser:
     """Stands in for ``request.user`` where a token has an owner but no Django user.
 
@@ -100,7 +106,7 @@ class Principal:
     expires_at: datetime | None
     """When the token ends at the latest; None for never."""
     source: str
-    """Which verifier knew it, "database"."""
+    """Which verifier knew it, "database" or "jwt"."""
     rate: str = ""
     """The token's own rate, "600/m"; "" for the default, ``TOKEN_RATE``."""
     user: AbstractBaseUser | ClientUser
@@ -108,8 +114,9 @@ class Principal:
 
     @property
     def key(self) -> str:
-        """Under which key the caller's requests are counted."""
-        return f"{self.source}:{self.token_id or self.client_id}"
+        """Under which key the caller's requests are counted; a JWT's with its source token's."""
+        source = DATABASE if self.source in _OF_A_TOKEN else self.source
+        return f"{source}:{self.token_id or self.client_id}"
 
     @property
     def identity(self) -> Identity:

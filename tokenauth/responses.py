@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,8 @@ from django.utils.module_loading import import_string
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import Code, Refused, Throttled, Unavailable
 from tokenauth.limits import Usage
+
+logger = logging.getLogger("tokenauth")
 
 RETRY_AFTER_SECONDS = 5
 """When to come back after a 503. Long enough for a database to fail over or a lock to go."""
@@ -148,6 +151,12 @@ def set_limits(response: HttpResponseBase, usages: Iterable[Usage]) -> None:
         response["RateLimit"] = ", ".join(states)
 
 
+def keep_to_itself(response: HttpResponseBase) -> None:
+    """Have the browser tell no other site the address that was asked for, and keep no copy."""
+    response["Referrer-Policy"] = "no-referrer"
+    response["Cache-Control"] = "no-store"
+
+
 def _set_headers(response: HttpResponseBase, refusal: Refusal) -> None:
     response["Cache-Control"] = "no-store"
     if refusal.retry_after is not None:
@@ -161,7 +170,18 @@ def _set_headers(response: HttpResponseBase, refusal: Refusal) -> None:
 
 
 def _format(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:
-    return _load(get_settings().error_format)(refusal, request)
+    """Return body and type as ``ERROR_FORMAT`` has them.
+
+    Where it fails the refusal still goes out, or its row would be lost along with it.
+    """
+    path = get_settings().error_format
+    try:
+        body, content_type = _load(path)(refusal, request)
+        _encode(body)
+    except Exception:
+        logger.exception("ERROR_FORMAT, %s, failed: the refusal goes out as plain JSON", path)
+        return plain_json(refusal, request)
+    return body, content_type
 
 
 @lru_cache(maxsize=8)

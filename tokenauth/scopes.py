@@ -58,6 +58,16 @@ def missing(required: Iterable[str], granted: ScopeSet) -> list[str]:
     return [scope for scope in required if scope not in granted]
 
 
+def common(one: ScopeSet, other: ScopeSet) -> ScopeSet:
+    """Return what both grant. Of two wildcards, the narrower one is what they have in common."""
+    return ScopeSet(
+        [
+            *(scope for scope in one if scope in other),
+            *(scope for scope in other if scope in one),
+        ]
+    )
+
+
 def is_well_formed(scope: str) -> bool:
     """Tell whether ``scope`` is a scope-token of RFC 6749; ``*`` may only end ``ns:*``, or stand alone."""
     if not _SCOPE.fullmatch(scope):

@@ -25,10 +25,14 @@ PUBLIC_ID_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 PUBLIC_ID_LENGTH = 12
 SECRET_LENGTH = 32
 CHECKSUM_LENGTH = 6
+_PAIRS = [first + second for first in BASE62 for second in BASE62]
 SHORTEST = 32
 """No stored token is shorter than this many characters, imported ones included."""
 
 
+_PLACEHOLDER = re.compile(r"\$\{[^{}]*\}")
+# The claims of every JWT begin with one of these: `{"` in base64, or `{` and white space.
+_JWT = re.compile(r"(\.e(?:yJ|yA|wo|w0|wk)[\w-]*\.)[\w-]+", re.ASCII)
 _PUBLIC_ID = re.compile(rf"[0-9a-z]{{{PUBLIC_ID_LENGTH}}}")
 
 
@@ -59,12 +63,9 @@ def _pattern(prefix: str) -> re.Pattern[str]:
 
 def checksum(text: str) -> str:
     """Return the CRC32 of ``text`` in six base62 digits, most significant first."""
-    number = zlib.crc32(text.encode())
-    digits = ""
-    for _ in range(CHECKSUM_LENGTH):
-        number, digit = divmod(number, 62)
-        digits = BASE62[digit] + digits
-    return digits
+    high, low = divmod(zlib.crc32(text.encode()), 62**4)
+    middle, low = divmod(low, 62**2)
+    return _PAIRS[high] + _PAIRS[middle] + _PAIRS[low]
 
 
 def generate_public_id() -> str:
@@ -99,6 +100,20 @@ def parse(text: str, prefix: str) -> ParsedToken | None:
     return ParsedToken(public_id=match["public_id"])
 
 
+def is_forged(text: str, prefix: str) -> bool:
+    """Tell whether ``text`` claims to be of our own format and isn't."""
+    try:
+        parse(text, prefix)
+    except Refused:
+        return True
+    return False
+
+
+def has_placeholder(text: str) -> bool:
+    """Tell whether ``text`` holds a variable, ``${…}``, that nobody has filled in."""
+    return _PLACEHOLDER.search(text) is not None
+
+
 def digest(text: str, pepper: str) -> str:
     """Return what is stored of a token: the hex HMAC-SHA256 of its whole text under ``pepper``.
 
@@ -116,10 +131,13 @@ def digests(text: str, peppers: Mapping[str, str]) -> dict[str, str]:
 
 
 def redact(text: str, prefix: str) -> str:
-    """Cut the secret out of every token of ours in ``text``; the public id stays."""
-    if prefix + "_" not in text:
-        return text
-    return _embedded(prefix).sub(r"\g<1>…", text)
+    """Cut the secret out of every token of ours in ``text``, and the signature out of every JWT.
+
+    The public id stays, and a JWT's claims: without its signature it opens nothing.
+    """
+    if prefix + "_" in text:
+        text = _embedded(prefix).sub(r"\g<1>…", text)
+    return _JWT.sub(r"\g<1>…", text) if ".e" in text else text
 
 
 @lru_cache(maxsize=8)
