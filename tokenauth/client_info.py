@@ -162,6 +162,12 @@ def parse_address(text: str) -> IPAddress | None:
     return address
 
 
+@lru_cache(maxsize=1_024)
+def _canonical(text: str) -> str | None:
+    address = parse_address(text)
+    return None if address is None else str(address)
+
+
 def client_address(remote_addr: str, forwarded_for: str, trusted: TrustedProxies) -> str | None:
     """Return the right-most address that is not a trusted proxy's; None when there is none.
 
@@ -169,9 +175,9 @@ def client_address(remote_addr: str, forwarded_for: str, trusted: TrustedProxies
     from. Only what trusted proxies wrote counts; an entry that is no address ends the walk at
     the proxy that passed it on.
     """
-    peer = parse_address(remote_addr)
     if not trusted or not forwarded_for:
-        return None if peer is None else str(peer)
+        return _canonical(remote_addr)
+    peer = parse_address(remote_addr)
     # Enough for any chain of real proxies; a header of 100 kB isn't one.
     hops = forwarded_for[-4_096:].split(",")[-32:]
     client = peer

@@ -73,6 +73,8 @@ class _Select:
     """The user's attributes, in the order of the row and of the model."""
     user_key: int
     """The place of the user's key in a row; it is null where there is no user."""
+    user_model: Any
+    """Django's, or the project's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,17 +102,19 @@ def find_token(using: str, digests: Sequence[str]) -> StoredToken | None:
     user = None
     if found[select.user_key] is not None:
         row = _convert(found, select.user_converters, connection)
-        user = get_user_model().from_db(using, select.user_names, row[_WIDTH:])
-    return StoredToken._make([*_read_token(using, len(digests), found[:_WIDTH]), user])
+        user = select.user_model.from_db(using, select.user_names, row[_WIDTH:])
+    columns: Sequence[Any] = found[:_WIDTH]
+    if select.converters:
+        columns = _read_token(using, len(digests), columns)
+    return StoredToken._make([*columns, user])
 
 
-def insert_events(using: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def insert_events(connection: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert audit rows, all with the same columns, in one INSERT: all of them or none.
 
     The database knows the defaults of the other columns. Raises what the database raises.
     """
-    insert = _compile_insert(using, tuple(rows[0]), len(rows))
-    connection = connections[using]
+    insert = _compile_insert(connection.alias, tuple(rows[0]), len(rows))
     params: dict[str, Any] = {}
     for place, values in enumerate(rows):
         row = dict(values)
@@ -137,9 +141,15 @@ def _read_token(using: str, count: int, row: tuple[Any, ...]) -> list[Any]:
     return _convert(row, _compile_select(using, count).converters, connections[using])
 
 
+def _adapt_time(value: datetime, connection: Any) -> Any:
+    # What the field does, without its look at what the value is: the clock has just been read.
+    return connection.ops.adapt_datetimefield_value(value)
+
+
 @lru_cache(maxsize=32)
 def _compile_select(using: str, count: int) -> _Select:
-    user = get_user_model()._meta
+    user_model = get_user_model()
+    user = user_model._meta
     # In this order: `from_db` doesn't look at the names where it is given all values.
     names = [field.attname for field in user.concrete_fields]
     marks = [f"digest{place}" for place in range(count)]
@@ -163,6 +173,7 @@ def _compile_select(using: str, count: int) -> _Select:
         user_converters=[converter for converter in converters if converter[0] >= _WIDTH],
         user_names=names,
         user_key=_WIDTH + names.index(user.pk.attname),
+        user_model=user_model,
     )
 
 
@@ -181,7 +192,7 @@ def _compile_insert(using: str, names: tuple[str, ...], count: int) -> _Insert:
         sql=_name_params(f"{statement} VALUES {rows}", list(chain.from_iterable(marks))),
         marks=marks,
         dependent=[
-            (field.name, field.get_db_prep_save)
+            (field.name, _adapt_time if field.name == "at" else field.get_db_prep_save)
             for field in fields
             if isinstance(field, _DEPENDENT)
         ],

@@ -37,6 +37,7 @@ def contenders(redis_sink: str = "") -> list[Contender]:
     peers = {
         "open": "open view",
         "raw": "raw SQL SELECT by digest",
+        "raw-row": "raw SQL SELECT + raw INSERT into our audit",
         "api-key": "djangorestframework-api-key",
         "authtoken": "DRF authtoken",
         "simplejwt": "simplejwt with user",

@@ -45,6 +45,7 @@ def _texts(user: Any) -> dict[str, tuple[str, str, dict[str, str]]]:
     ours = (authorization, "Bearer", _ours(user))
     return {
         "raw": ours,
+        "raw-row": ours,
         "orm": ours,
         "ours": ours,
         "api-key": (authorization, "Api-Key", _api_key()),

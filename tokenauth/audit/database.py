@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.db import Error as DatabaseFailure
 from django.db import connections, router
 
@@ -16,25 +18,24 @@ class DatabaseSink:
 
     def write(self, *rows: Row) -> None:
         """Insert ``rows``; raises Unavailable when the database doesn't, OpenTransaction in one."""
-        using = router.db_for_write(AuditEvent)
+        connection = connections[router.db_for_write(AuditEvent)]
         try:
-            _refuse_open_transaction(using)
-            insert_events(using, columns_of(rows))
+            _refuse_open_transaction(connection)
+            insert_events(connection, columns_of(rows))
         except DatabaseFailure as error:
             raise Unavailable from error
 
 
-def _refuse_open_transaction(using: str) -> None:
-    connection = connections[using]
+def _refuse_open_transaction(connection: Any) -> None:
     if connection.in_atomic_block:
         # The test Django itself makes for `atomic(durable=True)`.
-        is_open = not connection.atomic_blocks[-1]._from_testcase  # type: ignore[attr-defined]
+        is_open = not connection.atomic_blocks[-1]._from_testcase
     else:
         is_open = not connection.get_autocommit()
     if is_open:
         raise OpenTransaction(
             f"An audit row must be durable before the view runs, but a transaction is open on the "
-            f"database {using!r}. With ATOMIC_REQUESTS, list "
+            f"database {connection.alias!r}. With ATOMIC_REQUESTS, list "
             f"tokenauth.middleware.TokenAuthMiddleware first in MIDDLEWARE; don't open a "
             f"transaction around it."
         )

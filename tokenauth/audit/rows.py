@@ -194,12 +194,13 @@ def make_row(
     details: dict[str, Any] | None = None,
 ) -> Row:
     """Return the row of ``event``, which happens now."""
-    outcome, severity = _VERDICTS[event.value]
+    name = event.value
+    outcome, severity = _VERDICTS[name]
     token_id, client_id, user_id, user_name = _identify(subject)
     return Row(
         event_id=_make_event_id(),
         at=timezone.now(),
-        event=event.value,
+        event=name,
         outcome=outcome,
         reason=reason,
         severity=severity,

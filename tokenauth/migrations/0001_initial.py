@@ -92,7 +92,7 @@ class Migration(migrations.Migration):
                 'default_permissions': ('view',),
                 'base_manager_name': 'objects',
                 'indexes': [models.Index(fields=['event', '-id'], name='tokenauth_audit_event'), models.Index(fields=['token_id', '-id'], name='tokenauth_audit_token'), models.Index(fields=['client_id', '-id'], name='tokenauth_audit_client')],
-                'constraints': [models.CheckConstraint(condition=models.Q(('event__in', ['auth.accepted', 'auth.rejected', 'auth.throttled', 'access.denied', 'token.issued', 'token.imported', 'token.rotated', 'token.changed', 'token.disabled', 'token.enabled', 'token.revoked', 'security.locked_out', 'security.revoked_token_used', 'security.audit_degraded', 'security.limits_degraded', 'audit.sealed', 'audit.pruned'])), name='tokenauth_audit_known_event')],
+                'constraints': [models.CheckConstraint(condition=models.Q(('event', 'auth.accepted'), ('event__in', ['auth.accepted', 'auth.rejected', 'auth.throttled', 'access.denied', 'token.issued', 'token.imported', 'token.rotated', 'token.changed', 'token.disabled', 'token.enabled', 'token.revoked', 'security.locked_out', 'security.revoked_token_used', 'security.audit_degraded', 'security.limits_degraded', 'audit.sealed', 'audit.pruned']), _connector='OR'), name='tokenauth_audit_known_event')],
             },
         ),
         migrations.CreateModel(
