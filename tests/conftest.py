@@ -52,6 +52,11 @@ DOORS = [
 ]
 
 
+def pytest_configure() -> None:
+    """Have WhiteNoise look for a file when it is asked for, not for all in each new client."""
+    django_settings.WHITENOISE_AUTOREFRESH = True
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out what takes long and is the same on every database."""
     if os.environ.get("TOKENAUTH_TEST_SERVERS"):
