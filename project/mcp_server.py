@@ -18,7 +18,7 @@ SCOPE = "mcp:use"
 
 
 def whoami() -> dict[str, Any]:
-    """Tell who calls: the token's client and scopes; the subject is what views have as ``request.user.pk``."""
+    """Tell who calls: the token's client and scopes, and ``request.user.pk`` as the subject."""
     principal = get_principal()
     return {
         "client_id": principal.client_id,
@@ -50,11 +50,13 @@ def make_application() -> MCPAdmission:
 
 
 def is_served(scope: Any) -> bool:
-    """Tell whether a connection is for the MCP server: its calls, its metadata, its start and end."""
-    if scope["type"] == "lifespan":
-        return True
-    place = _place(scope)
-    return place == METADATA_PATH or (scope["type"] == "http" and place in settings.MCP_PATHS)
+    """Tell whether a connection is for the MCP server: its calls, its metadata, its start and end.
+
+    Where ``MCP_PATHS`` is empty, no request is.
+    """
+    if scope["type"] == "http" and settings.MCP_PATHS:
+        return _place(scope) in {METADATA_PATH, *settings.MCP_PATHS}
+    return bool(scope["type"] == "lifespan")
 
 
 def _place(scope: Any) -> str:

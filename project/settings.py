@@ -111,7 +111,8 @@ TOKENAUTH = {
     "MAX_LIFETIME": "365d",
 }
 
-# What project/mcp_server.py is called, where it answers under ASGI, and to pages of which sites.
+# What project/mcp_server.py is called, where it answers under ASGI (without paths: nowhere), and to
+# pages of which sites.
 MCP_NAME = "drf-tokenauth example"
 MCP_PATHS = ["/mcp"]
 MCP_ALLOWED_ORIGINS = [PUBLIC_URL]

@@ -23,6 +23,7 @@ from django.test import Client
 
 from project import mcp_server
 from tests.conftest import Issue, bearer
+from tests.presets import use_preset
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = "/api/v1/samples/"
@@ -256,7 +257,17 @@ def test_the_generated_secret_key_is_ours_alone(tmp_path: Path) -> None:
 def test_what_the_mcp_server_serves(path: str, root: str, served: bool) -> None:
     scope = {"type": "http", "path": path, "root_path": root}
     assert mcp_server.is_served(scope) is served
-    assert not mcp_server.is_served({**scope, "type": "websocket", "path": "/mcp"})
+    assert not mcp_server.is_served({**scope, "type": "websocket"})
+
+
+@pytest.mark.parametrize("preset", ["atrax", "mcp_guide", "mcrit", "secuscan"])
+@pytest.mark.parametrize("path", ["/mcp", "/.well-known/oauth-protected-resource/mcp"])
+def test_presets_without_an_mcp_server_have_no_door_beside_their_own(
+    preset: str, path: str
+) -> None:
+    with use_preset(preset):
+        assert not mcp_server.is_served({"type": "http", "path": path})
+        assert mcp_server.is_served({"type": "lifespan"})
 
 
 def test_a_public_url_with_a_path_is_refused(tmp_path: Path) -> None:

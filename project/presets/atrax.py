@@ -22,6 +22,8 @@ if os.environ.get("MCP_TOKEN"):
     ]
 
 ROOT_URLCONF = "project.presets.atrax_urls"
+# The example site's MCP server would be a door beside this one's.
+MCP_PATHS = []
 
 INSTALLED_APPS = [*_INSTALLED_APPS, "corsheaders"]
 MIDDLEWARE = [

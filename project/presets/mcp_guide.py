@@ -44,6 +44,8 @@ MIDDLEWARE = [
     "csp.middleware.CSPMiddleware",
 ]
 ROOT_URLCONF = "project.presets.mcp_guide_urls"
+# The example site's MCP server would be a door beside this one's.
+MCP_PATHS = []
 REST_FRAMEWORK = {
     **_REST_FRAMEWORK,
     "EXCEPTION_HANDLER": "project.presets.mcp_guide_urls.handle_exception",

@@ -33,5 +33,7 @@ MIDDLEWARE = [
 ]
 
 ROOT_URLCONF = "project.presets.mcrit_urls"
+# The example site's MCP server would be a door beside this one's.
+MCP_PATHS = []
 DATA_UPLOAD_MAX_MEMORY_SIZE = 64 * 2**20
 """Bytes of a report; uploaded binaries are never in memory as a whole."""

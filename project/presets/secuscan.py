@@ -42,3 +42,5 @@ CORS_ALLOW_HEADERS = [*default_headers, "x-api-key"]
 CORS_EXPOSE_HEADERS = ["Retry-After"]
 
 ROOT_URLCONF = "project.presets.secuscan_urls"
+# The example site's MCP server would be a door beside this one's.
+MCP_PATHS = []
