@@ -1,4 +1,8 @@
-"""The example site under ASGI, with its MCP server: ``uvicorn project.asgi:application``."""
+"""The example site under ASGI, with its MCP server.
+
+``uvicorn --no-proxy-headers project.asgi:application``: it is ``TRUSTED_PROXIES`` that says whose
+word about addresses counts.
+"""
 
 import os
 from typing import Any

@@ -488,6 +488,14 @@ def test_every_command_exists(block: Block, arguments: list[str], issue: Issue) 
     parser.parse_args([real.get(argument, argument) for argument in rest])
 
 
+def test_uvicorn_is_never_told_to_believe_addresses_that_tokenauth_doesnt() -> None:
+    files = [*PAGES.values(), *(ROOT / "project").rglob("*.py")]
+    lines = [line for file in files for line in file.read_text().splitlines()]
+    starts = [line for line in lines if re.search(r"uvicorn .*\b\w+:application", line)]
+    assert len(starts) >= 7
+    assert [line for line in starts if "uvicorn --no-proxy-headers" not in line] == []
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_in_the_text_exists(page: str) -> None:
     for code in codes(prose(page)):

@@ -6,11 +6,12 @@ import json
 import os
 import re
 import secrets
+import sqlite3
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import urlsplit
@@ -403,6 +404,14 @@ def test_what_the_page_says_as_written(page: str, tmp_path: Path, caller: Caller
         url = base + urlsplit(client["url"]).path
         assert caller.open(url, token.strip()).get("error") is None
         assert caller.call()["result"]["client_id"] == "claude-desktop"
+        # TRUSTED_PROXIES is 0: whoever comes from this machine can't choose an address either.
+        forged = {"X-Forwarded-For": "192.0.2.1", "Authorization": "Bearer nobody"}
+        assert httpx.post(f"{base}/mcp", headers=forged, timeout=60).status_code == 401
+    with closing(sqlite3.connect(tmp_path / "db.sqlite3")) as database:
+        addresses = database.execute(
+            "SELECT DISTINCT ip FROM tokenauth_auditevent WHERE path <> ''"
+        )
+        assert addresses.fetchall() == [("127.0.0.1",)]
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Answers as Atrax does: an MCP gateway over server-sent events, closed but for three paths.
 
-``DJANGO_SETTINGS_MODULE=project.presets.atrax uvicorn project.asgi:application --port 4000``.
+``DJANGO_SETTINGS_MODULE=project.presets.atrax`` and
+``uvicorn --no-proxy-headers project.asgi:application --port 4000``.
 From the environment, besides what ``project.settings`` reads: MCP_TOKEN (imported at start),
 CORS_ORIGINS (comma-separated, none by default), DEBUG_AUTH (``true`` logs who was let in, too).
 """

@@ -1,6 +1,7 @@
 """Machina's MCP server: ``mcp:use`` for every client, and a health check that tells clients more.
 
-``DJANGO_SETTINGS_MODULE=project.presets.machina uvicorn project.asgi:application``
+``DJANGO_SETTINGS_MODULE=project.presets.machina`` and
+``uvicorn --no-proxy-headers project.asgi:application``.
 
 ``MACHINA_MCP_TOKENS_JSON``, or ``MACHINA_MCP_TOKENS`` where it isn't set, holds tokens that are
 imported at start.
