@@ -480,6 +480,41 @@ def shout(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:
     return f"{refusal.status} {refusal.code.upper()} at {request.path}", "text/plain"
 
 
+async def shout_later(refusal: Refusal, request: HttpRequest) -> tuple[str, str]:
+    """No format: nobody awaits it."""
+    return shout(refusal, request)
+
+
+def shout_at_nobody(refusal: Refusal) -> tuple[str, str]:
+    """No format: it is given the request, too."""
+    return str(refusal.code), "text/plain"
+
+
+class Shouter:
+    """No format; its objects are."""
+
+    def __call__(self, refusal: Refusal, request: HttpRequest) -> tuple[str, str]:
+        """Shout."""
+        return shout(refusal, request)
+
+
+shouter = Shouter()
+
+
+def end_the_line(refusal: Refusal, request: HttpRequest) -> tuple[str, str]:
+    """No format: no header can be like that."""
+    return "no", "text/plain\r\nX-Forged: yes"
+
+
+def give_no_number(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:
+    """No format: JSON has no such number."""
+    return {"left": float("nan")}, "application/json"
+
+
+def give_nothing(refusal: Refusal, request: HttpRequest) -> Any:
+    """No format."""
+
+
 def stumble(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:
     """Format nothing: a slip."""
     return request.headers["X-Nowhere"], "text/plain"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
+from inspect import iscoroutinefunction, signature
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
@@ -54,6 +55,22 @@ class Refusal:
 
 ErrorFormat = Callable[[Refusal, HttpRequest], tuple[Any, str]]
 """``(refusal, request) -> (body, content_type)``; a body that isn't text or bytes becomes JSON."""
+
+
+def format_problem(error_format: Any) -> str:
+    """Return why ``error_format`` can't be an ERROR_FORMAT, in a sentence; "" when it can."""
+    name = getattr(error_format, "__qualname__", error_format)
+    if not callable(error_format):
+        return f"{name} can't be called."
+    if iscoroutinefunction(error_format) or iscoroutinefunction(error_format.__call__):
+        return f"{name} is async, and nobody awaits it."
+    try:
+        signature(error_format).bind(None, None)
+    except TypeError as error:
+        return f"{name} can't be called as (refusal, request): {error}."
+    except ValueError:
+        return ""  # Written in C, say: it doesn't tell.
+    return ""
 
 
 def describe(error: Refused | Unavailable) -> Refusal:
@@ -177,11 +194,12 @@ def _format(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:
     path = get_settings().error_format
     try:
         body, content_type = _load(path)(refusal, request)
-        _encode(body)
+        # As it will be made: a type that can't be a header fails here, too.
+        made = HttpResponse(_encode(body), content_type=content_type)
     except Exception:
         logger.exception("ERROR_FORMAT, %s, failed: the refusal goes out as plain JSON", path)
         return plain_json(refusal, request)
-    return body, content_type
+    return body, made["Content-Type"]
 
 
 @lru_cache(maxsize=8)
@@ -193,4 +211,4 @@ def _load(path: str) -> ErrorFormat:
 def _encode(body: Any) -> bytes:
     if isinstance(body, bytes):
         return body
-    return (body if isinstance(body, str) else json.dumps(body)).encode()
+    return (body if isinstance(body, str) else json.dumps(body, allow_nan=False)).encode()
