@@ -167,7 +167,9 @@ def misspelt(request: Any) -> None:
 def found(**options: Any) -> list[str]:
     # Django 6.1 looks at all databases unless told which.
     options = {"databases": [], **options}
-    ids = [str(message.id) for message in run_checks(tags=["tokenauth"], **options)]
+    messages = run_checks(tags=["tokenauth"], **options)
+    assert all(message.hint for message in messages)
+    ids = [str(message.id) for message in messages]
     return [number for number in ids if number not in ELSEWHERE]
 
 
@@ -257,7 +259,16 @@ def test_no_middleware_is_needed_where_no_view_takes_tokens(settings: Settings) 
         ({"VERIFIERS": ["tests.test_preset_machina.AsyncVerifier"]}, ["tokenauth.E020"]),
         ({"VERIFIERS": ["tests.views.WordVerifier", "json.dumps"]}, ["tokenauth.E020"]),
         ({"VERIFIERS": ["tokenauth.tokens"]}, ["tokenauth.E020"]),
+        ({"VERIFIERS": ["tests.unloadable.Verifier"]}, ["tokenauth.E002"]),
+        ({"AUDIT_SINK": "tests.unloadable.Sink"}, ["tokenauth.E002"]),
+        ({"ERROR_FORMAT": "tests.unloadable.error_format"}, ["tokenauth.E002"]),
         ({"ERROR_FORMAT": "tokenauth.responses.nothing"}, ["tokenauth.E002"]),
+        ({"ERROR_FORMAT": "tests.views.CALLS"}, ["tokenauth.E021"]),
+        ({"ERROR_FORMAT": "tests.views.shout_later"}, ["tokenauth.E021"]),
+        ({"ERROR_FORMAT": "tests.views.shout_at_nobody"}, ["tokenauth.E021"]),
+        ({"ERROR_FORMAT": "tests.views.shout"}, []),
+        ({"ERROR_FORMAT": "tests.views.Shouter"}, ["tokenauth.E021"]),
+        ({"ERROR_FORMAT": "tests.views.shouter"}, []),
         ({"AUDIT_SINK": "tokenauth.audit.nothing.Sink"}, ["tokenauth.E002"]),
         ({"AUDIT_SINK": SINK}, ["tokenauth.E013"]),
         ({"AUDIT_SINK": "tests.test_checks.OwnSink"}, ["tokenauth.E013"]),
@@ -272,6 +283,19 @@ def test_settings(settings: Settings, tokenauth: Any, expected: list[str]) -> No
     settings.CACHES = {**settings.CACHES, "default": {"BACKEND": LOCMEM}}
     settings.TOKENAUTH = tokenauth
     assert found(include_deployment_checks=False) == expected
+
+
+def test_what_dies_while_it_is_loaded(settings: Settings) -> None:
+    settings.TOKENAUTH = {"VERIFIERS": ["tests.unloadable.Verifier"]}
+    [message] = checks.check_settings()
+    assert "tests.unloadable.Verifier can't be loaded: KeyError" in message.msg
+    assert "secret" not in str(message)
+    assert "import that in manage.py shell" in str(message.hint)
+
+
+def test_middleware_that_dies_while_it_is_loaded(settings: Settings) -> None:
+    settings.MIDDLEWARE = ["tests.unloadable.Middleware", MIDDLEWARE]
+    assert found() == []
 
 
 def test_peppers_are_counted(issue: Issue, settings: Settings) -> None:

@@ -199,6 +199,9 @@ def test_what_may_be_configured(configure: Configure) -> None:
         configure(VERIFIERS=["no.such.Verifier"])
         with pytest.raises(ImproperlyConfigured, match="no"):
             make()
+        configure(VERIFIERS=["tests.unloadable.Verifier"])
+        with pytest.raises(ImproperlyConfigured, match="can't be loaded: KeyError"):
+            make()
         configure(VERIFIERS=["tests.views.CALLS"])
         with pytest.raises(ImproperlyConfigured, match="not a class"):
             make()

@@ -25,7 +25,6 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.http import HttpRequest, HttpResponse
 from django.urls import ResolverMatch
 from django.utils.cache import patch_vary_headers
-from django.utils.module_loading import import_string
 from mcp.server.auth.middleware.auth_context import get_access_token
 from mcp.server.auth.provider import AccessToken
 from pydantic import Field, PrivateAttr
@@ -33,7 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tokenauth import responses
 from tokenauth.admission import admit_request, audit_refusal, deny, state_of
-from tokenauth.conf import get_settings
+from tokenauth.conf import get_settings, load_named
 from tokenauth.exceptions import Reason, Refused, Throttled, Unavailable
 from tokenauth.principal import Principal
 from tokenauth.verifiers import interface_problem
@@ -245,7 +244,7 @@ def _refusal_in(message: Message, call: _Call) -> Refused | None:
 def _require_verifiers() -> None:
     for path in get_settings().verifiers:
         try:
-            problem = interface_problem(import_string(path))
+            problem = interface_problem(load_named(path))
         except ImportError as error:
             problem = str(error)
         if problem:

@@ -9,7 +9,7 @@ from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
 from tokenauth.audit.rows import Row
-from tokenauth.conf import get_settings
+from tokenauth.conf import get_settings, load_named
 
 
 class Sink(Protocol):
@@ -36,7 +36,7 @@ def get_sink() -> Sink:
 
 def is_redis_configured() -> bool:
     """Tell whether the sink is RedisStreamSink, or derived from it; raises ImportError."""
-    bases = getattr(import_string(get_settings().audit_sink), "__mro__", ())
+    bases = getattr(load_named(get_settings().audit_sink), "__mro__", ())
     # By name: its module can be imported only where redis is installed.
     return any(base.__module__ == "tokenauth.audit.redis_stream" for base in bases)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django's name for it
 from django.db import router
-from django.utils.module_loading import import_string
 
 from tokenauth.checks.deployment import (
     check_cache,
@@ -23,10 +23,11 @@ from tokenauth.checks.production import check_production
 from tokenauth.checks.query_params import check_query_logs, check_query_params
 from tokenauth.checks.sinks import check_redis, check_sink
 from tokenauth.checks.views import check_open_views, check_views, guarded_views
-from tokenauth.conf import Settings, get_settings
+from tokenauth.conf import Settings, get_settings, load_named
 from tokenauth.exceptions import InvalidSettings
 from tokenauth.models import AuditEvent, Token
 from tokenauth.rates import parse_rate
+from tokenauth.responses import format_problem
 from tokenauth.scopes import unknown
 from tokenauth.verifiers import interface_problem
 
@@ -71,13 +72,14 @@ def check_databases(**_kwargs: Any) -> list[CheckMessage]:
 
 
 def check_settings(**_kwargs: Any) -> list[CheckMessage]:
-    """Check that ``TOKENAUTH`` can be read and that what it names is there (E001 to E003, E020)."""
+    """Check that ``TOKENAUTH`` can be read, and what it names (E001 to E003, E008, E020, E021)."""
     try:
         settings = get_settings()
     except InvalidSettings as error:
-        return [Error(str(error), id="tokenauth.E001")]
+        hint = "Correct it; docs/settings.md has all keys and what they take."
+        return [Error(str(error), hint=hint, id="tokenauth.E001")]
     messages = _check_paths(settings)
-    messages += _check_verifiers(settings)
+    messages += _check_interfaces(settings)
     messages += [
         Error(
             f"TOKENAUTH['SCOPES'] has {scope!r}, which no token can be granted.",
@@ -87,7 +89,11 @@ def check_settings(**_kwargs: Any) -> list[CheckMessage]:
         for scope in unknown(settings.scopes, {})
     ]
     messages += [
-        Error(f"TOKENAUTH[{key!r}]: {problem}", id="tokenauth.E008")
+        Error(
+            f"TOKENAUTH[{key!r}]: {problem}",
+            hint='Write it like "600/m" or "100/10s".',
+            id="tokenauth.E008",
+        )
         for key, text in (
             ("FAILURE_RATE", settings.failure_rate),
             ("TOKEN_RATE", settings.token_rate),
@@ -115,33 +121,38 @@ def _check_paths(settings: Settings) -> list[CheckMessage]:
     paths = [*settings.verifiers, settings.audit_sink, settings.error_format, *needed]
     for path in dict.fromkeys(paths):
         try:
-            import_string(path)
+            load_named(path)
         except ImportError as error:
             extra = _EXTRAS.get((error.name or "").partition(".")[0])
             hint = (
                 f'Run pip install "drf-tokenauth[{extra}]".'
                 if extra
-                else "Correct the dotted path in VERIFIERS, AUDIT_SINK or ERROR_FORMAT."
+                else "Correct the dotted path in VERIFIERS, AUDIT_SINK or ERROR_FORMAT, or its "
+                "module: import that in manage.py shell to see what is wrong."
             )
             messages.append(Error(f"TOKENAUTH: {error}", hint=hint, id="tokenauth.E002"))
     return messages
 
 
-def _check_verifiers(settings: Settings) -> list[CheckMessage]:
+def _check_interfaces(settings: Settings) -> list[CheckMessage]:
+    verifier_hint = "A verifier is a class whose objects are called (text, *, client_info, now)."
+    format_hint = "It is a function (refusal, request) -> (body, content_type)."
+    named: list[tuple[str, str, Callable[[Any], str], str, str]] = [
+        *(
+            ("VERIFIERS", path, interface_problem, verifier_hint, "E020")
+            for path in settings.verifiers
+        ),
+        ("ERROR_FORMAT", settings.error_format, format_problem, format_hint, "E021"),
+    ]
     messages: list[CheckMessage] = []
-    for path in settings.verifiers:
+    for key, path, find_problem, hint, number in named:
         try:
-            problem = interface_problem(import_string(path))
+            problem = find_problem(load_named(path))
         except ImportError:
             continue  # E002 says so.
         if problem:
-            messages.append(
-                Error(
-                    f"TOKENAUTH['VERIFIERS'] has {path!r}: {problem}",
-                    hint="A verifier is a class whose objects are called (text, *, client_info, now).",
-                    id="tokenauth.E020",
-                )
-            )
+            said = f"TOKENAUTH[{key!r}] has {path!r}: {problem}"
+            messages.append(Error(said, hint=hint, id=f"tokenauth.{number}"))
     return messages
 
 

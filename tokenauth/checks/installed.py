@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from django.conf import settings as django_settings
-from django.utils.module_loading import import_string
 
+from tokenauth.conf import load_named
 from tokenauth.middleware import TokenAuthMiddleware, TokenRequiredMiddleware
 
 
 def load_ours(dotted_path: str) -> type[TokenAuthMiddleware] | None:
     """Return the middleware at ``dotted_path`` where it is ours, or made from ours; else None."""
     try:
-        middleware = import_string(dotted_path)
+        middleware = load_named(dotted_path)
     except ImportError:
         return None  # Django says so when it starts.
     is_ours = isinstance(middleware, type) and issubclass(middleware, TokenAuthMiddleware)

@@ -12,10 +12,9 @@ from typing import Any
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django's name for it
 from django.core.exceptions import ImproperlyConfigured
-from django.utils.module_loading import import_string
 
 from tokenauth.checks.readable import with_settings
-from tokenauth.conf import Settings, get_settings
+from tokenauth.conf import Settings, get_settings, load_named
 from tokenauth.conf.jwt import Algorithm
 from tokenauth.exceptions import InvalidSettings
 
@@ -114,7 +113,7 @@ def _verifiers(settings: Settings) -> list[type]:
     found = []
     for path in settings.verifiers:
         try:
-            verifier = import_string(path)
+            verifier = load_named(path)
         except ImportError:
             continue  # E002 says so.
         if isinstance(verifier, type):

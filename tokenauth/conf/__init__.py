@@ -24,6 +24,7 @@ from tokenauth.conf.values import (
     format_duration,
     is_encodable,
     is_key_id,
+    load_named,
     parse_duration,
 )
 from tokenauth.exceptions import InvalidSettings
@@ -37,6 +38,7 @@ __all__ = [
     "format_duration",
     "get_settings",
     "header_meta_key",
+    "load_named",
     "make_transport",
     "parse_duration",
     "parse_settings",

@@ -1,9 +1,12 @@
-"""Values that several settings share: durations, ids of keys."""
+"""Values that several settings share: durations, ids of keys, dotted paths."""
 
 from __future__ import annotations
 
 import re
 from datetime import timedelta
+from typing import Any
+
+from django.utils.module_loading import import_string
 
 LONGEST_DURATION = timedelta(days=36_500)
 
@@ -30,6 +33,19 @@ def parse_duration(text: str) -> timedelta:
 def format_duration(duration: timedelta) -> str:
     """Write a duration for people: ``365 days``, ``1 day, 2:00:00``."""
     return str(duration).removesuffix(", 0:00:00")
+
+
+def load_named(path: str) -> Any:
+    """Return what a dotted path names; raises ImportError, whatever its module raises.
+
+    What was raised is told by its type alone: its text may show a secret.
+    """
+    try:
+        return import_string(path)
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ImportError(f"{path} can't be loaded: {type(error).__name__}.") from error
 
 
 def is_key_id(key_id: object) -> bool:

@@ -57,7 +57,10 @@ def _signature_problem(cls: type, call: Any) -> str:
         signature(cls).bind()
         signature(call).bind(None, "", client_info=None, now=None)
     except TypeError as error:
-        return f"{cls.__qualname__} can't be called as (text, *, client_info, now), made without arguments: {error}."
+        return (
+            f"{cls.__qualname__} can't be called as (text, *, client_info, now), made without "
+            f"arguments: {error}."
+        )
     except ValueError:
         return ""  # Written in C, say: it doesn't tell.
     return ""

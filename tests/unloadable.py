@@ -1,0 +1,3 @@
+"""What names something in here dies while it is loaded, as code that lacks a variable does."""
+
+raise KeyError("partner-secret")
