@@ -47,7 +47,7 @@ SAFE: dict[str, Any] = {
     "CORS_ALLOWED_ORIGINS": ["https://app.example.com"],
     "TOKENAUTH": {
         "MAX_LIFETIME": "30d",
-        "PEPPERS": {"1": "a pepper"},
+        "PEPPERS": {"1": "5c1f0a9be27d4386b1e09c7f52ad8643"},
         "TOKEN_RATE": "600/m",
         "TRUSTED_PROXIES": 1,
     },

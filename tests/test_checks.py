@@ -30,6 +30,7 @@ from tokenauth.permissions import HasScopes
 from tokenauth.throttling import TokenRateThrottle
 
 MIDDLEWARE = "tokenauth.middleware.TokenAuthMiddleware"
+PEPPER = "5c1f0a9be27d4386b1e09c7f52ad8643"
 LOCMEM = "django.core.cache.backends.locmem.LocMemCache"
 CSRF = "django.middleware.csrf.CsrfViewMiddleware"
 
@@ -324,10 +325,31 @@ def test_deployment(settings: Settings) -> None:
     settings.RATELIMIT_FAIL_OPEN = False
     settings.TOKENAUTH = {
         "MAX_LIFETIME": "30d",
-        "PEPPERS": {"1": "secret"},
+        "PEPPERS": {"1": PEPPER},
         "TRUSTED_PROXIES": 1,
     }
     assert found(include_deployment_checks=True) == []
+
+
+@pytest.mark.parametrize(
+    ("peppers", "problem"),
+    [
+        ({"": "", "1": PEPPER}, "have no pepper"),
+        ({"1": "abc"}, "'1' is shorter than 32 characters"),
+        ({"1": PEPPER, "0": "correct horse battery staple correct"}, "'0' holds white space"),
+        ({"1": "a-long-secret-that-nobody-can-ever-guess"}, "'1' is made of words"),
+        ({"1": PEPPER, "0": PEPPER[::-1], "": ""}, ""),
+    ],
+)
+def test_peppers_that_guard_nothing(
+    settings: Settings, peppers: dict[str, str], problem: str
+) -> None:
+    settings.TOKENAUTH = {"MAX_LIFETIME": "30d", "PEPPERS": peppers}
+    said = [message.msg for message in checks.check_deployment() if message.id == "tokenauth.W007"]
+    assert [problem in sentence for sentence in said] == ([True] if problem else [])
+    assert not [
+        sentence for sentence in said for text in peppers.values() if text and text in sentence
+    ]
 
 
 @pytest.mark.parametrize(
@@ -374,7 +396,7 @@ def test_cache(
 ) -> None:
     settings.CACHES = {"default": {"BACKEND": LOCMEM}, "ratelimit": cache}
     settings.RATELIMIT_ENABLE = True
-    settings.TOKENAUTH = {"MAX_LIFETIME": "30d", "PEPPERS": {"1": "secret"}}
+    settings.TOKENAUTH = {"MAX_LIFETIME": "30d", "PEPPERS": {"1": PEPPER}}
     settings.ROOT_URLCONF = Routes(Unguarded)
     assert found() == expected
     assert found(include_deployment_checks=True) == expected + deployed
@@ -405,7 +427,7 @@ def test_the_audit_has_to_be_beside_the_tokens(settings: Settings) -> None:
 def test_a_header_that_error_pages_show(settings: Settings) -> None:
     settings.CACHES = {**settings.CACHES, "ratelimit": REDIS}
     settings.RATELIMIT_ENABLE = True
-    complete = {"MAX_LIFETIME": "30d", "PEPPERS": {"1": "secret"}}
+    complete = {"MAX_LIFETIME": "30d", "PEPPERS": {"1": PEPPER}}
     settings.TOKENAUTH = {**complete, "TRANSPORTS": ["X-Credential"]}
     settings.ROOT_URLCONF = Routes(Unguarded)
     assert found(include_deployment_checks=True) == ["tokenauth.W015"]

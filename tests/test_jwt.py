@@ -37,7 +37,7 @@ from pytest_django import Settings
 
 from tests.conftest import Issue, ask
 from tokenauth import checks, services
-from tokenauth.checks.jwt import _weakness
+from tokenauth.checks.guessing import weakness
 from tokenauth.client_info import ClientInfo
 from tokenauth.conf import get_settings, parse_settings
 from tokenauth.exceptions import InvalidSettings, NotPermitted, Reason, Refused
@@ -1035,21 +1035,28 @@ RANDOM = "5c1f0a9be27d4386b1e09c7f52ad8643"
         ("0123456789abcdef" * 2, ["tokenauth.E018"]),
         ("abc" * 11 + "d", ["tokenauth.E018"]),
         ("your-256-bit-Secret-of-this-site", ["tokenauth.E018"]),
-        ("the pepper 5c1f0a9be27d4386b1e09", ["tokenauth.E018"]),
-        ("the seal key 5c1f0a9be27d4386b1e", ["tokenauth.E018"]),
-        ("django's own 5c1f0a9be27d4386b1e", ["tokenauth.E018"]),
-        ("django's old 5c1f0a9be27d4386b1e", ["tokenauth.E018"]),
+        ("your-256-bit-jwt-key-goes-right-here", ["tokenauth.E018"]),
+        ("jwt-signing-key-for-production-2026", ["tokenauth.E018"]),
+        ("TODO-TODO-generate-a-key-please-now", ["tokenauth.E018"]),
+        ("correct horse battery staple correct", ["tokenauth.E018"]),
+        ("asdfghjklzxcvbnmqwertzuiopasdfghjkl", ["tokenauth.E018"]),
+        ("AcmeCorporationMcpServerSigningKey1", ["tokenauth.E018"]),
+        (f"{RANDOM}\n", ["tokenauth.E018"]),
+        ("the-pepper-5c1f0a9be27d4386b1e09", ["tokenauth.E018"]),
+        ("the-seal-key-5c1f0a9be27d4386b1e", ["tokenauth.E018"]),
+        ("django's-own-5c1f0a9be27d4386b1e", ["tokenauth.E018"]),
+        ("django's-old-5c1f0a9be27d4386b1e", ["tokenauth.E018"]),
     ],
 )
 def test_weak_secrets(
     configure: Callable[..., None], settings: Settings, secret: str, expected: list[str]
 ) -> None:
-    settings.SECRET_KEY = "django's own 5c1f0a9be27d4386b1e"
-    settings.SECRET_KEY_FALLBACKS = ["django's old 5c1f0a9be27d4386b1e"]
+    settings.SECRET_KEY = "django's-own-5c1f0a9be27d4386b1e"
+    settings.SECRET_KEY_FALLBACKS = ["django's-old-5c1f0a9be27d4386b1e"]
     configure(
         JWT=jwt_settings(keys={"1": RANDOM, "2": secret}),
-        PEPPERS={"1": "the pepper 5c1f0a9be27d4386b1e09"},
-        AUDIT_SEAL_KEYS={"1": "the seal key 5c1f0a9be27d4386b1e"},
+        PEPPERS={"1": "the-pepper-5c1f0a9be27d4386b1e09"},
+        AUDIT_SEAL_KEYS={"1": "the-seal-key-5c1f0a9be27d4386b1e"},
     )
     assert ids() == []
     assert ids(include_deployment_checks=True) == expected
@@ -1062,7 +1069,7 @@ def test_random_secrets_are_strong(configure: Callable[..., None]) -> None:
     for alphabet in ("0123456789abcdef", string.ascii_letters + string.digits + "-_"):
         for _ in range(2_000):
             secret = "".join(draw.choices(alphabet, k=64 if len(alphabet) == 16 else 43))
-            assert _weakness(secret, set()) == ""
+            assert weakness(secret) == ""
 
 
 def test_without_a_secret_key_the_others_are_checked(

@@ -10,6 +10,7 @@ from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django's name for it
 from django.db import Error as DatabaseFailure
 
+from tokenauth.checks.guessing import weakness
 from tokenauth.checks.readable import with_settings
 from tokenauth.conf import Settings, get_settings
 from tokenauth.models import Token
@@ -23,6 +24,8 @@ APART = tuple(f"django.core.cache.backends.{name}." for name in ("locmem", "file
 Finding = tuple[bool, str, str, str]
 """Whether it was found, its number, its message, its hint."""
 ENOUGH_ENTRIES = 100_000
+SHORTEST_PEPPER = 32
+"""Characters, as of a seal key; here it is a warning, since peppers can't be changed at once."""
 
 
 HIDDEN = re.compile("API|AUTH|TOKEN|KEY|SECRET|PASS|SIGNATURE")
@@ -31,7 +34,7 @@ HIDDEN = re.compile("API|AUTH|TOKEN|KEY|SECRET|PASS|SIGNATURE")
 
 @with_settings
 def check_peppers(databases: Iterable[str] | None = None, **_kwargs: Any) -> list[CheckMessage]:
-    """Count the tokens under peppers that are gone or should be (W004, W005); reads the database."""
+    """Count tokens under peppers that are gone or should be (W004, W005); reads the database."""
     ring = get_settings().peppers
     messages: list[CheckMessage] = []
     for alias in databases or ():
@@ -165,6 +168,11 @@ def check_deployment(**_kwargs: Any) -> list[CheckMessage]:
 
 
 def _token_findings(settings: Settings) -> list[Finding]:
+    problem = _pepper_problem(settings)
+    pepper_hint = (
+        f'Set PEPPERS to {{"": "", "1": <{SHORTEST_PEPPER} random characters>}}; once every '
+        'process has it, put "1" first. Take a weak one out when no token needs it any more.'
+    )
     return [
         (
             settings.max_lifetime is None,
@@ -173,10 +181,10 @@ def _token_findings(settings: Settings) -> list[Finding]:
             "Set TOKENAUTH['MAX_LIFETIME'], for example to \"365d\".",
         ),
         (
-            next(iter(settings.peppers)) == "",
+            bool(problem),
             "W007",
-            "Token digests have no pepper: whoever can write to the database can add a token.",
-            'Set PEPPERS to {"": "", "1": <32 random characters>}; once every process has it, put "1" first.',
+            f"{problem}: whoever can write to the database can add a token.",
+            pepper_hint,
         ),
         (
             any(not HIDDEN.search(transport.meta_key) for transport in settings.transports),
@@ -185,6 +193,18 @@ def _token_findings(settings: Settings) -> list[Finding]:
             "Name it so that it holds API, AUTH, KEY, PASS, SECRET, SIGNATURE or TOKEN.",
         ),
     ]
+
+
+def _pepper_problem(settings: Settings) -> str:
+    """Return what is wrong with the ring, the beginning of a sentence; "" where nothing is."""
+    if next(iter(settings.peppers)) == "":
+        return "Token digests have no pepper"
+    for pepper_id, pepper in settings.peppers.items():
+        too_short = len(pepper) < SHORTEST_PEPPER
+        problem = f"is shorter than {SHORTEST_PEPPER} characters" if too_short else weakness(pepper)
+        if pepper_id and problem:
+            return f"The pepper {pepper_id!r} {problem}"
+    return ""
 
 
 def _use_findings(settings: Settings) -> list[Finding]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from importlib import import_module
-from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -13,20 +11,14 @@ from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django's name for it
 from django.core.exceptions import ImproperlyConfigured
 
+from tokenauth.checks.guessing import weakness
 from tokenauth.checks.readable import with_settings
 from tokenauth.conf import Settings, get_settings, load_named
 from tokenauth.conf.jwt import Algorithm
 from tokenauth.exceptions import InvalidSettings
 
 JWT_VERIFIER = "tokenauth.verifiers.jwt.JWTVerifier"
-
-_WORDS = (
-    *("secret", "password", "passwd", "changeme", "replaceme", "replacethis", "example"),
-    *("insecure", "default", "random", "letmein", "qwerty"),
-)
-"""What stands for a secret, or in a bad one, without what is between words."""
-_FEWEST_CHARACTERS = 10
-"""Different ones, in a secret. 32 random hexadecimal digits have nearly always more."""
+_BUSY = "is SECRET_KEY, a pepper or a seal key too"
 
 
 @with_settings
@@ -66,7 +58,7 @@ def _unlisted() -> CheckMessage:
 
 @with_settings
 def check_jwt_secrets(**_kwargs: Any) -> list[CheckMessage]:
-    """Check that secrets for JWTs can't be guessed and are for nothing else (E018); for ``--deploy``."""
+    """Check that JWTs' secrets can't be guessed and are nothing else (E018); for ``--deploy``."""
     settings = get_settings()
     if settings.jwt is None or settings.jwt.algorithm is not Algorithm.HS256:
         return []
@@ -77,13 +69,13 @@ def check_jwt_secrets(**_kwargs: Any) -> list[CheckMessage]:
     }
     return [
         Error(
-            f"TOKENAUTH['JWT'] has a weak key with the id {key_id!r}: it {problem}. Whoever finds it "
-            "can sign JWTs for any token.",
+            f"TOKENAUTH['JWT'] has a weak key with the id {key_id!r}: it {problem}. Whoever finds "
+            "it can sign JWTs for any token.",
             hint="Take a random one of its own: `openssl rand -hex 32`.",
             id="tokenauth.E018",
         )
         for key_id, secret in settings.jwt.keys.items()
-        if (problem := _weakness(secret, elsewhere))
+        if (problem := _BUSY if secret in elsewhere else weakness(secret))
     ]
 
 
@@ -92,21 +84,6 @@ def _secret_keys() -> list[str | bytes]:
         return [django_settings.SECRET_KEY, *django_settings.SECRET_KEY_FALLBACKS]
     except ImproperlyConfigured:
         return []  # It is empty, and Django says so.
-
-
-def _weakness(secret: str, elsewhere: set[str | bytes]) -> str:
-    if secret in elsewhere:
-        return "is SECRET_KEY, a pepper or a seal key too"
-    if any(word in re.sub(r"[\W_]", "", secret.lower()) for word in _WORDS):
-        return "is made of words"
-    if len(set(secret)) < _FEWEST_CHARACTERS or any(
-        # Moved on by the length of what it repeats, it is the same.
-        secret.startswith(secret[length:])
-        for length in range(1, len(secret) // 2 + 1)
-    ):
-        return "repeats itself"
-    steps = [abs(ord(after) - ord(before)) == 1 for before, after in pairwise(secret)]
-    return "counts" if sum(steps) > len(steps) / 2 else ""
 
 
 def _verifiers(settings: Settings) -> list[type]:
