@@ -16,9 +16,11 @@ from typing import Any, TextIO
 from django.core.management.base import CommandError
 
 from tokenauth.credentials import LONGEST
-from tokenauth.tokens import SHORTEST, Plaintext, has_placeholder
+from tokenauth.tokens import SHORTEST, Plaintext, has_placeholder, is_quoted
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_RUN = re.compile(r"[A-Za-z0-9+/=]{16}")
+"""What base64 and hexadecimal digits have in them, and names and UUIDs, with separators, don't."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,13 @@ class Found:
 
 def find_in_variable(name: str, client_id: str) -> list[Found]:
     """Return the one token that a variable holds; raises CommandError."""
-    return [Found(place=name, plaintext=_read_variable(name), client_id=client_id)]
+    text = _read_variable(name)
+    if "," in text:
+        raise CommandError(
+            f"{name} holds a comma; --csv-env takes tokens with commas between, and --file one "
+            "that has commas in it."
+        )
+    return [Found(place=name, plaintext=text, client_id=client_id)]
 
 
 def find_in_list(name: str, client_id: str) -> list[Found]:
@@ -46,9 +54,12 @@ def find_in_list(name: str, client_id: str) -> list[Found]:
     Spaces around them, empty entries and repetitions are dropped.
     """
     places: dict[Plaintext, str] = {}
-    for number, part in enumerate(_read_variable(name).split(","), 1):
-        if text := part.strip():
-            places.setdefault(Plaintext(text), f"{name}, entry {number}")
+    text = _read_variable(name)
+    if is_quoted(text.strip()):
+        raise CommandError(f"{name} has quotes around it; take them away.")
+    for number, part in enumerate(text.split(","), 1):
+        if entry := Plaintext(part.strip()):
+            places.setdefault(entry, f"{name}, entry {number}")
     if not places:
         raise CommandError(f"{name} holds no token; write them with commas between.")
     return [
@@ -71,10 +82,27 @@ def find_in_object(name: str) -> list[Found]:
             raise CommandError(f"{place}: this token is there twice; keep one of the two.")
         if not isinstance(client, str) or not client:
             raise CommandError(f"{place}: the client must be a text, and not empty.")
+        if looks_like_a_token(client):
+            raise CommandError(
+                f'{place}: the client looks like a token; write {{"token": "client"}}, in this '
+                "order."
+            )
         found[plaintext] = Found(
-            place=place, plaintext=plaintext, client_id=client, client_place=f"{place}, client"
+            place=place,
+            plaintext=plaintext,
+            client_id=str(client),
+            client_place=f"{place}, client",
         )
     return list(found.values())
+
+
+def looks_like_a_token(client: str) -> bool:
+    """Tell whether ``client`` is a token by all appearance: long, and not made of words.
+
+    Clients are stored and shown as they are.
+    """
+    has_digit = any(character.isdigit() for character in client)
+    return len(client) >= SHORTEST and has_digit and _RUN.search(client) is not None
 
 
 def find_in_file(path: str, client_id: str) -> list[Found]:
@@ -126,4 +154,8 @@ def _read_object(text: Plaintext) -> tuple[tuple[Plaintext, Any], ...] | None:
 
 
 def _conceal(pairs: list[tuple[str, Any]]) -> tuple[tuple[Plaintext, Any], ...]:
-    return tuple((Plaintext(key), value) for key, value in pairs)
+    # The values too: one may be a token, where they are the wrong way round.
+    return tuple(
+        (Plaintext(key), Plaintext(value) if isinstance(value, str) else value)
+        for key, value in pairs
+    )

@@ -24,6 +24,7 @@ from tokenauth.tokens import (
     has_placeholder,
     is_forged,
     is_public_id,
+    is_quoted,
     redact,
 )
 
@@ -121,6 +122,8 @@ def check_plaintext(text: Plaintext) -> None:
         problem = f"This is too long: a token has at most {LONGEST} characters."
     elif not (text.isascii() and text.isprintable()) or " " in text:
         problem = "This holds a space, a line end or something else that isn't visible ASCII."
+    elif is_quoted(text):
+        problem = "This has quotes around it, which are no part of a token."
     elif is_forged(text, prefix):
         problem = (
             f"This begins with {prefix}_ as our own tokens do, but part of it is missing or wrong."
