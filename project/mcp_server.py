@@ -9,12 +9,16 @@ from typing import Any
 from django.conf import settings
 from mcp.server.auth.settings import AuthSettings
 from mcp.server.transport_security import TransportSecuritySettings
+from starlette.responses import Response
 
 from tokenauth.mcp import DjangoTokenVerifier, MCPAdmission, get_principal
 
 PATH = "/mcp"
 METADATA_PATH = f"/.well-known/oauth-protected-resource{PATH}"
 SCOPE = "mcp:use"
+# Without sessions nothing is ever sent in a stream that a client opens by itself: it would only
+# stay open, after its token was revoked too. The protocol lets servers have none.
+_NO_STREAM = Response("There is no stream to open here.", 405, {"Allow": "POST"})
 
 
 def whoami() -> dict[str, Any]:
@@ -70,9 +74,17 @@ def _at_its_path(application: Any) -> Any:
         if scope["type"] == "http":
             place = METADATA_PATH if _place(scope) == METADATA_PATH else PATH
             scope = {**scope, "path": place, "root_path": ""}
+            if place == PATH and scope["method"] == "GET" and _is_admitted(scope):
+                await _NO_STREAM(scope, receive, send)
+                return
         await application(scope, receive, send)
 
     return at_its_path
+
+
+def _is_admitted(scope: Any) -> bool:
+    # MCPAdmission puts a handle there for verified callers, and takes away what others sent.
+    return any(name == b"authorization" for name, _ in scope["headers"])
 
 
 def _make_sdk_application(**door: Any) -> Any:

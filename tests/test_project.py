@@ -18,7 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from asgiref.sync import async_to_sync
 from django.test import Client
 
 from project import mcp_server
@@ -268,6 +270,24 @@ def test_presets_without_an_mcp_server_have_no_door_beside_their_own(
     with use_preset(preset):
         assert not mcp_server.is_served({"type": "http", "path": path})
         assert mcp_server.is_served({"type": "lifespan"})
+
+
+def test_the_mcp_server_opens_no_stream_that_would_outlive_its_token(
+    db: None, issue: Issue
+) -> None:
+    application = mcp_server.make_application()
+    token = issue(scopes=["mcp:use"]).plaintext
+    headers = {"Authorization": f"Bearer {token!s}", "Accept": "text/event-stream"}
+
+    async def ask() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(application)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return [await client.get("/mcp", headers=headers), await client.get("/mcp")]
+
+    opened, refused = async_to_sync(ask)()
+    assert (opened.status_code, opened.headers["Allow"]) == (405, "POST")
+    assert refused.status_code == 401
+    assert "resource_metadata" in refused.headers["WWW-Authenticate"]
 
 
 def test_a_public_url_with_a_path_is_refused(tmp_path: Path) -> None:
