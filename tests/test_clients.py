@@ -26,7 +26,7 @@ from tokenauth import services
 from tokenauth.clients import TokenError
 from tokenauth.clients import httpx as for_httpx
 from tokenauth.clients import requests as for_requests
-from tokenauth.clients.source import is_private, same_origin
+from tokenauth.clients.source import is_confidential, same_origin
 from tokenauth.models import AuditEvent
 
 TOKEN = "tka_0123456789ab_" + "S3cret" * 6 + "AB"
@@ -461,11 +461,18 @@ def test_a_folder_is_no_file(auth_class: Any, tmp_path: Path) -> None:
         auth_class(file=tmp_path).headers_for("https://api.example/")
 
 
+@pytest.mark.parametrize("name", ["x\0y", "\ud800"])
+def test_a_name_that_no_file_can_have(auth_class: Any, name: str) -> None:
+    with pytest.raises(TokenError, match="no file can have this name"):
+        auth_class(file=name).headers_for("https://api.example/")
+
+
 @pytest.mark.parametrize(
     "header",
     [
         "", "Authorization", "authorization", "Authorization:Bearer", "Authorization: ", "X Api Key",
         "X-Api-Key\r\nX-Admin", "X-Api-Key\n", "Bearer: a b", "Cookie", "cookie: a", "Host", "ä",
+        "Content-Length", "transfer-encoding",
         "Authorization:  Bearer", "Authorization: Bearer ", ": Bearer", "a_b",
     ],
 )  # fmt: skip
@@ -490,6 +497,11 @@ def test_bad_headers(auth_class: Any, header: str) -> None:
         ("user name", "jo", "actor_header="),
         ("username\n", "jo", "actor_header="),
         ("X-API-key", "jo", "actor_header="),
+        ("Host", "evil.example", "actor_header="),
+        ("cookie", "a=b", "actor_header="),
+        ("Content-Length", "3", "actor_header="),
+        ("Transfer-Encoding", "chunked", "actor_header="),
+        ("authorization", "Basic eDp5", "actor_header="),
     ],
 )
 def test_bad_actors(auth_class: Any, header: str, actor: str, named: str) -> None:
@@ -528,7 +540,7 @@ def test_bad_actors(auth_class: Any, header: str, actor: str, named: str) -> Non
     ],
 )
 def test_private_urls(url: str, private: bool) -> None:
-    assert is_private(url) is private
+    assert is_confidential(url) is private
 
 
 @pytest.mark.parametrize("header", HEADERS)

@@ -18,6 +18,8 @@ _TOKEN = re.compile(r"[\x21-\x7e]+")
 _ACTOR = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 _NAME = re.compile(r"[A-Za-z0-9-]+")
 _HEADER = re.compile(rf"(?P<name>{_NAME.pattern})(?:: (?P<scheme>{_NAME.pattern}))?")
+_TAKEN = {"cookie", "host", "content-length", "transfer-encoding"}
+"""Headers that say where a request goes and where it ends, or that servers take no token in."""
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # The owner may do anything, the group may read: a volume of secrets is often root's own, and
 # lets its user in as the group. Everybody else may do nothing.
@@ -89,12 +91,15 @@ class File:
             with self.path.open("rb") as file:
                 # Asked of the open file: at the path there may be another one by now.
                 mode = os.fstat(file.fileno()).st_mode
-                if os.name == "posix" and mode & _TOO_OPEN:
-                    raise TokenError(f"{self}: others can read or change it; run chmod 600 on it.")
+                too_open = os.name == "posix" and mode & _TOO_OPEN
                 # More than a token and a line end is too long in any case.
-                content = file.read(LONGEST + 3)
+                content = b"" if too_open else file.read(LONGEST + 3)
         except OSError as error:
             raise TokenError(f"{self}: can't be read ({error.strerror}).") from None
+        except ValueError:
+            raise TokenError(f"{self}: no file can have this name.") from None
+        if too_open:
+            raise TokenError(f"{self}: others can read or change it; run chmod 600 on it.")
         # Latin-1 never fails, and what isn't ASCII is refused with the rest.
         return Secret(content.decode("latin-1").removesuffix("\n").removesuffix("\r"))
 
@@ -125,7 +130,7 @@ def _conceal(token: str) -> Secret:
     return Secret(token)
 
 
-def is_private(url: str) -> bool:
+def is_confidential(url: str) -> bool:
     """Tell whether nobody on the way can read what is sent: https, or this very machine."""
     parts = urlsplit(url)
     host = parts.hostname or ""
@@ -154,7 +159,7 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 def _split_header(text: str) -> tuple[str, str]:
     """Return a header's name, and what stands before the token in it, "Bearer " or ""."""
     match = _HEADER.fullmatch(text)
-    if match is None or match["name"].lower() in {"cookie", "host"}:
+    if match is None or match["name"].lower() in _TAKEN:
         raise TokenError(
             f'header={text!r}: write it as on the wire, "Authorization: Bearer" or "X-Api-Key".'
         )
@@ -169,9 +174,10 @@ def _claim(header: str, actor: str) -> Mapping[str, str]:
     """Return the header in which the caller says for whom it acts; none for "" and ""."""
     if not header and not actor:
         return MappingProxyType({})
-    if not _NAME.fullmatch(header):
+    if not _NAME.fullmatch(header) or header.lower() in {*_TAKEN, "authorization"}:
         raise TokenError(
-            f"actor_header={header!r}: must be the name of a header where there is an actor."
+            f"actor_header={header!r}: must be the name of a header of its own where there is an "
+            "actor."
         )
     if not _ACTOR.fullmatch(actor):
         raise TokenError(
@@ -242,7 +248,7 @@ class TokenSender:
 
         Raises TokenError when there is no good token, or when others could read it on the way.
         """
-        if not (self._insecure or is_private(url)):
+        if not (self._insecure or is_confidential(url)):
             parts = urlsplit(url)
             raise TokenError(
                 f"others could read the token on its way to {parts.scheme}://{parts.hostname}; "
