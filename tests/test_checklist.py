@@ -108,6 +108,14 @@ def tokenauth(**options: Any) -> dict[str, Any]:
         (without(FRAMES), ["W027"]),
         (without(CSP), ["W027"]),
         ({"CONTENT_SECURITY_POLICY": None}, ["W027"]),
+        ({"CONTENT_SECURITY_POLICY": {}}, ["W027"]),
+        ({"CONTENT_SECURITY_POLICY": {"DIRECTIVES": None}}, ["W027"]),
+        ({"CONTENT_SECURITY_POLICY": {"DIRECTIVES": {"default-src": None}}}, ["W027"]),
+        # django-csp has a default-src of its own.
+        ({"CONTENT_SECURITY_POLICY": {"DIRECTIVES": {}}}, []),
+        ({"CONTENT_SECURITY_POLICY": {"DIRECTIVES": {"img-src": ["'self'"]}}}, []),
+        ({"X_FRAME_OPTIONS": "ALLOWALL"}, ["W027"]),
+        ({"X_FRAME_OPTIONS": "sameorigin"}, []),
         ({"SECURE_CONTENT_TYPE_NOSNIFF": False}, ["W027"]),
         ({"SECURE_REFERRER_POLICY": None}, ["W027"]),
         ({"CORS_ALLOW_ALL_ORIGINS": True}, ["W028"]),
@@ -142,6 +150,8 @@ def test_the_headers_that_lack_are_named(settings: Settings) -> None:
 def test_djangos_own_policy_counts(settings: Settings) -> None:
     own = "django.middleware.csp.ContentSecurityPolicyMiddleware"
     settings.MIDDLEWARE = [*without(CSP)["MIDDLEWARE"], own]
+    assert found() == ["W027"]
+    settings.SECURE_CSP = {"default-src": None}
     assert found() == ["W027"]
     settings.SECURE_CSP = {"default-src": ["'self'"]}
     assert found() == []

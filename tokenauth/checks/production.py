@@ -136,13 +136,23 @@ def _missing_headers() -> list[str]:
     sent = {
         "X-Content-Type-Options": secure and django_settings.SECURE_CONTENT_TYPE_NOSNIFF,
         "Referrer-Policy": secure and django_settings.SECURE_REFERRER_POLICY,
-        "X-Frame-Options": FRAMES in middleware,
+        # Browsers know no other value.
+        "X-Frame-Options": FRAMES in middleware
+        and str(django_settings.X_FRAME_OPTIONS).upper() in {"DENY", "SAMEORIGIN"},
         "Content-Security-Policy": any(
-            name in middleware and getattr(django_settings, setting, None)
-            for name, setting in POLICIES.items()
+            name in middleware and _has_directives(setting) for name, setting in POLICIES.items()
         ),
     }
     return [header for header, is_sent in sent.items() if not is_sent]
+
+
+def _has_directives(setting: str) -> bool:
+    policy = getattr(django_settings, setting, None) or {}
+    if policy and setting == "CONTENT_SECURITY_POLICY":
+        directives = policy.get("DIRECTIVES", {})
+        # django-csp has this one, unless told otherwise; None switches all off.
+        policy = {} if directives is None else {"default-src": True, **directives}
+    return any(value is not None and value is not False for value in policy.values())
 
 
 def _is_open_to_all_origins() -> bool:
