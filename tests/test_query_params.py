@@ -275,6 +275,16 @@ def test_without_the_final_slash_it_is_cut_out_unread(asgi: bool) -> None:
     assert (response.status_code, response["Location"]) == (301, "/plain/?a=b")
 
 
+def test_with_the_host_in_the_path_it_is_cut_out_unread() -> None:
+    """Some servers take what a client would send to a proxy as it stands, and log it."""
+    request: Any = AsyncRequestFactory().get("/plain/?a=b&token=xyz")
+    request.path = request.path_info = "http://testserver/plain/"
+    take_from_query(request)
+    assert read_credential(request) is None
+    assert request.GET.dict() == {"a": "b"}
+    assert "xyz" not in repr([request.META, request.scope])
+
+
 def test_the_path_is_without_the_prefix_of_the_site() -> None:
     request = RequestFactory(SCRIPT_NAME="/app").get("/plain/?token=abc")
     take_from_query(request)

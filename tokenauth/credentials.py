@@ -65,14 +65,15 @@ def take_from_query(request: Any) -> None:
     """Take the parameter of ``QUERY_PARAMS`` out of the request's addresses, and keep it aside.
 
     Out of the Referer by the path that stands there, whatever path is asked for. Where only the
-    final slash is missing it is taken out too, and not kept: Django would redirect to it.
+    final slash is missing, or the host stands before the path, it is taken out too, and not kept:
+    Django would redirect to it, and servers would log it.
 
     To be called before anything logs the request or shows it: the address is not only in
     ``request.GET`` and ``META`` but in what the server keeps of the request, WSGI's environ or
     ASGI's scope, from which some servers write their access log. Without this call
     :func:`read_credential` sees no parameter.
     """
-    name = parameter_at(request.path_info)
+    name = parameter_at(_HOST.sub("", request.path_info, count=1))
     if name is not None:
         _, taken = _split(request.META.get("QUERY_STRING", ""), name)
         if request.path_info in get_settings().query_params:
