@@ -633,7 +633,8 @@ def test_under_wsgi_a_stream_holds_no_connection(
             closed_in.append(threading.get_ident())
 
     response = Client().get("/sse", headers=BEARER)
-    monkeypatch.setattr(atrax_urls, "connections", SimpleNamespace(all=lambda **_: [Open()]))
+    opened = SimpleNamespace(all=lambda **_: [Open()])
+    monkeypatch.setattr("tokenauth.mcp.connections", opened)
     assert next(iter(response)).startswith(b"event: endpoint")
     assert closed_in == [threading.get_ident()]
     response.close()

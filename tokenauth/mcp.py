@@ -150,6 +150,12 @@ def get_principal() -> Principal:
     raise LookupError("No call of an MCP server that DjangoTokenVerifier guards is running.")
 
 
+def close_idle_connections() -> None:
+    """Close this thread's connections to databases, but for one whose transaction is open."""
+    for connection in _idle_connections():
+        connection.close()
+
+
 @dataclass(kw_only=True)
 class _Call:
     """One HTTP request to an MCP server."""
@@ -336,8 +342,7 @@ def _leaving_no_connection(function: Callable[[], Result]) -> Result:
         return function()
     finally:
         # The thread ends with the call: a connection that is kept would be found by nobody.
-        for connection in _idle_connections():
-            connection.close()
+        close_idle_connections()
 
 
 def _idle_connections() -> list[BaseDatabaseWrapper]:

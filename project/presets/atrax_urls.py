@@ -17,7 +17,6 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.contrib import admin
 from django.core.handlers.asgi import ASGIRequest
-from django.db import connections
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.http.response import StreamingHttpResponse
 from django.urls import path
@@ -32,6 +31,7 @@ from tokenauth.admission import admit_request
 from tokenauth.client_info import read_client_info
 from tokenauth.decorators import token_required
 from tokenauth.exceptions import Code, Refused, Unavailable
+from tokenauth.mcp import close_idle_connections
 from tokenauth.models import Token
 from tokenauth.models.tokens import TokenStatus
 from tokenauth.principal import Principal
@@ -216,7 +216,7 @@ def _in_this_thread(events: AsyncIterator[str]) -> Iterator[str]:
     async def take() -> str | None:
         return await anext(events, None)
 
-    _close_connections()
+    close_idle_connections()
     with asyncio.Runner() as runner:
         while (event := runner.run(take())) is not None:
             yield event
@@ -278,14 +278,8 @@ async def _is_good(principal: Principal, ip: str | None) -> bool:
     return token is not None and token.status is TokenStatus.ACTIVE and token.admits(ip)
 
 
-def _close_connections() -> None:
-    """Close this thread's connections to the database, which else stay as long as the stream."""
-    for connection in connections.all(initialized_only=True):
-        if not connection.in_atomic_block:
-            connection.close()
-
-
-_hang_up = sync_to_async(_close_connections)
+# Else they would stay as long as the stream.
+_hang_up = sync_to_async(close_idle_connections)
 
 
 # For developers.
