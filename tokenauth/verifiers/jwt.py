@@ -339,7 +339,7 @@ def _sign(claims: dict[str, Any], settings: JWTSettings) -> Plaintext:
 
 
 def _timestamp(moment: datetime) -> float:
-    """Return a time in seconds since 1970; a naive one is of the site's zone, whoever activated another."""
+    """Return a time in seconds since 1970; a naive one is of the site's zone, never another."""
     if timezone.is_naive(moment):
         moment = timezone.make_aware(moment, timezone.get_default_timezone())
     return moment.timestamp()

@@ -52,8 +52,8 @@ class Command(BaseCommand):
     """Whoever can run this may do everything; each change leaves its row in the audit.
 
     Standard output carries what was asked for, and nothing else: the token after ``issue`` and
-    ``rotate``, how many were imported, where the key file is, the tokens' data after ``list`` and ``show``, JSON with ``--json``. What is said
-    beside that goes to standard error.
+    ``rotate``, how many were imported, where the key file is, the tokens' data after ``list`` and
+    ``show``, JSON with ``--json``. What is said beside that goes to standard error.
     """
 
     help = "Issue, import, list, show, rotate, revoke, enable and disable API tokens."
@@ -158,7 +158,8 @@ class Command(BaseCommand):
                 "move it out, or list it in .gitignore."
             )
 
-    def _rotate(self, *, id: str, reason: str, **options: Any) -> None:  # noqa: A002 - the option's name
+    # The option's name is a built-in's, here and below.
+    def _rotate(self, *, id: str, reason: str, **options: Any) -> None:  # noqa: A002
         issued = services.rotate(_find(id), reason=reason, by=Actor.from_command())
         self._print_issued(issued, as_json=options["json"])
         old = _find(id)
@@ -277,17 +278,16 @@ def _import_one(entry: Found, grant: Grant) -> tuple[Token, bool]:
     try:
         return services.import_plaintext(entry.plaintext, **asked)
     except ValidationError as error:
-        places = {"plaintext": entry.place, "client_id": entry.client_place}
+        places = {**_OPTIONS, "plaintext": entry.place, "client_id": entry.client_place}
         raise CommandError(_explain(error, places)) from None
 
 
 def _explain(error: ValidationError, places: Mapping[str, str] = _OPTIONS) -> str:
-    options = {**_OPTIONS, **places}
     by_field = getattr(error, "error_dict", None)
     if by_field is None:
         return " ".join(error.messages)
     return " ".join(
-        f"{options.get(name, '--' + name)}: {' '.join(ValidationError(errors).messages)}"
+        f"{places.get(name, '--' + name)}: {' '.join(ValidationError(errors).messages)}"
         for name, errors in by_field.items()
     )
 
