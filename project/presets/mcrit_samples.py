@@ -67,7 +67,7 @@ def samples() -> QuerySet[Sample]:
 
 
 def find(sha256: str) -> Sample | None:
-    """Return the sample with this hash."""
+    """Return the sample with this hash; the first, where two uploads at once have stored two."""
     return samples().filter(name=sha256.lower()).first()
 
 
