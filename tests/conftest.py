@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,8 +106,15 @@ def _nothing_unwritten() -> None:
 
 
 @pytest.fixture
-def limits_on(settings: Settings, _no_limits: None) -> Iterator[None]:
-    """Count requests, from nothing on."""
+def still_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no window of a rate end meanwhile: even a day's ends once a day."""
+    now = time.time()
+    monkeypatch.setattr("django_ratelimit.core.time", SimpleNamespace(time=lambda: now))
+
+
+@pytest.fixture
+def limits_on(settings: Settings, _no_limits: None, still_clock: None) -> Iterator[None]:
+    """Count requests, from nothing on, in windows that don't end."""
     settings.RATELIMIT_ENABLE = True
     caches["ratelimit"].clear()
     yield

@@ -44,7 +44,7 @@ def test_a_sink_gets_the_rows_of_requests_and_no_others(
 def test_a_sink_gets_the_rows_of_floods(
     sink: type[ListSink], limits_on: None, configure: Callable[..., None]
 ) -> None:
-    configure(FAILURE_RATE="20/d")  # A window that doesn't end meanwhile.
+    configure(FAILURE_RATE="20/d")
     for _ in range(31):
         ask("/plain/", {"X-Api-Key": "f" * 40})
     flood = [pair for pair in written() if pair[0] != "auth.rejected"]
