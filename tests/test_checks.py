@@ -20,7 +20,16 @@ from rest_framework.views import APIView
 from rest_framework.viewsets import ViewSet
 
 from tests.conftest import Issue
-from tests.redis_server import SINK, Redis, durable_redis, free_port, needs_redis, peer, use
+from tests.redis_server import (
+    SINK,
+    Redis,
+    be_patient,
+    durable_redis,
+    free_port,
+    needs_redis,
+    peer,
+    use,
+)
 from tokenauth import checks
 from tokenauth.audit.redis_stream import RedisStreamSink
 from tokenauth.authentication import TokenAuthentication
@@ -471,7 +480,8 @@ def test_only_deployments_ask_redis(settings: Settings) -> None:
 
 
 @pytest.fixture
-def redis(settings: Settings) -> Iterator[Redis]:
+def redis(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Redis]:
+    be_patient(monkeypatch)
     with durable_redis() as server:
         use(settings, server.url)
         yield server

@@ -24,6 +24,7 @@ from redis.exceptions import RedisError
 from tests.redis_server import (
     Redis,
     a_row,
+    be_patient,
     durable_redis,
     free_port,
     needs_redis,
@@ -47,6 +48,8 @@ STREAM, REJECTED = "tokenauth:audit", "tokenauth:audit:rejected"
 @pytest.fixture
 def redis(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Redis]:
     monkeypatch.setattr(draining, "PAUSES_SECONDS", (0.01,))
+    monkeypatch.setattr(draining, "ANSWER_SECONDS", 60)
+    be_patient(monkeypatch)
     with durable_redis() as server:
         use(settings, server.url)
         yield server
@@ -440,6 +443,23 @@ def test_the_extra_is_missing(settings: Settings, monkeypatch: pytest.MonkeyPatc
 # Processes.
 
 
+SET_UP = "import sys, django; django.setup()"
+MANAGE = """
+from django.core.management import execute_from_command_line
+execute_from_command_line(["manage.py", *sys.argv[1:]])
+"""
+SEVEN_BATCHES = """
+import time
+from itertools import count
+from tokenauth.audit.draining import Drain
+step, steps = Drain.step, count()
+Drain.step = lambda *args, **options: (
+    step(*args, **options) if next(steps) < 7 else time.sleep(600)
+)
+"""
+"""Works as ever, and hangs before it is through: whoever kills it has the time."""
+
+
 class Workers:
     """``manage.py tokenauth_audit drain`` on a database of the tests, or a file of their own."""
 
@@ -472,11 +492,13 @@ class Workers:
             check=True,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         ).stdout
 
-    def start(self, *args: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "manage.py", "tokenauth_audit", "drain", *args]
+    def start(self, *args: str, patch: str = "") -> subprocess.Popen[bytes]:
+        """Start one; ``patch`` is code that runs first."""
+        program = ["-c", f"{SET_UP}{patch}{MANAGE}"] if patch else ["manage.py"]
+        command = [sys.executable, *program, "tokenauth_audit", "drain", *args]
         process = subprocess.Popen(
             command, cwd=ROOT, env=self.environment, stderr=subprocess.DEVNULL
         )
@@ -503,7 +525,7 @@ class Workers:
     def close(self) -> None:
         for process in self.processes:
             process.kill()
-            process.wait(timeout=10)
+            process.wait(timeout=60)
 
 
 @pytest.fixture
@@ -524,7 +546,7 @@ def test_two_workers_at_once_store_each_row_once(redis: Redis, workers: Workers)
     for start in range(0, 3_000, 500):
         add(redis, *written[start : start + 500], *written[start : start + 500])
     both = [workers.start("--once"), workers.start("--once")]
-    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
     workers.finish()
     assert are_stored(workers, written)
     assert is_clean(redis)
@@ -537,10 +559,10 @@ def test_workers_killed_half_way_lose_and_double_nothing(redis: Redis, workers: 
     for start in range(0, 12_000, 3_000):
         add(redis, *written[start : start + 3_000])
     for left in (10_000, 7_000, 4_000):
-        process = workers.start()
-        wait_for(lambda left=left: peer(redis).xlen(STREAM) < left, seconds=60)  # type: ignore[misc]
+        process = workers.start(patch=SEVEN_BATCHES)
+        wait_for(lambda left=left: peer(redis).xlen(STREAM) < left)  # type: ignore[misc]
         process.kill()
-        process.wait(timeout=10)
+        process.wait(timeout=60)
     assert not is_clean(redis)
     workers.finish()
     assert are_stored(workers, written)
@@ -555,9 +577,9 @@ def test_told_to_stop_it_settles_what_it_has(
     written = [a_row() for _ in range(6_000)]
     add(redis, *written)
     process = workers.start()
-    wait_for(lambda: peer(redis).xlen(STREAM) < 5_500, seconds=60)
+    wait_for(lambda: peer(redis).xlen(STREAM) < 5_500)
     process.send_signal(number)
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=60) == 0
     assert pending(redis) == 0
     assert peer(redis).xinfo_consumers(STREAM, "tokenauth") == []
     assert peer(redis).xlen(STREAM) + len(workers.stored()) == 6_000
@@ -566,16 +588,16 @@ def test_told_to_stop_it_settles_what_it_has(
 @needs_redis
 def test_it_waits_for_redis_and_stops_while_it_waits(redis: Redis, workers: Workers) -> None:
     process = workers.start()
-    wait_for(lambda: bool(peer(redis).exists(STREAM)), seconds=60)
+    wait_for(lambda: bool(peer(redis).exists(STREAM)))
     redis.stop()
     redis.start()
     row = a_row()
     add(redis, row)
-    wait_for(lambda: peer(redis).xlen(STREAM) == 0, seconds=60)
+    wait_for(lambda: peer(redis).xlen(STREAM) == 0)
     assert are_stored(workers, [row])
     redis.stop()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=60) == 0
 
 
 @needs_redis
@@ -583,7 +605,7 @@ def test_a_worker_drains_what_comes(redis: Redis, workers: Workers) -> None:
     process = workers.start()
     for _ in range(3):
         get_sink().write(a_row())
-        wait_for(lambda: is_drained(redis), seconds=60)
+        wait_for(lambda: is_drained(redis))
     assert len(rows(redis)) == 0
     assert process.poll() is None
 

@@ -27,6 +27,7 @@ from tests.conftest import Issue, ask, events, header
 from tests.redis_server import (
     Redis,
     a_row,
+    be_patient,
     durable_redis,
     free_port,
     needs_redis,
@@ -47,12 +48,16 @@ from tokenauth.models import AuditEvent, Event, Token
 pytestmark = pytest.mark.urls("tests.urls")
 
 ROOT = Path(__file__).resolve().parent.parent
-LONGEST_SECONDS = 5.0
+LONGEST_SECONDS = 30.0
 """Far more than a refusal takes, far less than waiting for a frozen server."""
 
 
 @pytest.fixture
-def redis(settings: Settings) -> Iterator[Redis]:
+def redis(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Redis]:
+    if "outage" not in request.fixturenames:
+        be_patient(monkeypatch)
     with durable_redis() as server:
         use(settings, server.url)
         yield server
@@ -156,6 +161,7 @@ def test_changes_of_tokens_stay_with_their_transaction(redis: Redis, issue: Issu
 @needs_redis
 def test_threads_share_it(redis: Redis) -> None:
     sink = get_sink()
+    peer(redis).config_resetstat()
 
     def work() -> None:
         for _ in range(50):
@@ -176,6 +182,8 @@ import os, django
 django.setup()
 from tokenauth.audit import get_sink
 from tests.redis_server import a_row
+from tokenauth.audit import redis_stream
+redis_stream.CALL_TIMEOUT_SECONDS = 10  # However busy the machine is.
 get_sink().write(a_row())
 children = [os.fork() for _ in range(1)]
 if 0 in children:
@@ -196,7 +204,7 @@ def test_processes_that_fork_have_connections_of_their_own(redis: Redis, tmp_pat
         "REDIS_URL": redis.url,
         "DJANGO_SETTINGS_MODULE": "tests.redis_settings",
     }
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=60)
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=180)
     assert len({row.event_id for row in rows(redis)}) == 1 + 3 * 50
 
 
@@ -281,14 +289,22 @@ def test_afterwards_the_audit_is_told(
     token = header(issue(scopes=["samples:read"]))
     audit._unwritten.take()
     outage(redis)
-    assert [ask("/plain/", token).status_code for _ in range(3)] == [503] * 3
+    refused = 3
+    assert [ask("/plain/", token).status_code for _ in range(refused)] == [503] * refused
     if outage is frozen:
         redis.send(signal.SIGCONT)
     else:
         redis.start()
-    assert ask("/plain/", token).status_code == 200
+
+    def is_back() -> bool:
+        nonlocal refused
+        back: bool = ask("/plain/", token).status_code == 200
+        refused += not back  # On a busy machine its first answer may take too long.
+        return back
+
+    wait_for(is_back)
     [row] = [row for row in rows(redis) if row.event == "security.audit_degraded"]
-    assert (row.count, row.details) == (3, {"let_in": False})
+    assert (row.count, row.details) == (refused, {"let_in": False})
     ask("/plain/", token)
     assert [row.event for row in rows(redis)].count("security.audit_degraded") == 1
 
@@ -315,7 +331,7 @@ def test_it_waits_for_the_append_only_file(redis: Redis, caplog: pytest.LogCaptu
             return False
         return True
 
-    wait_for(works, seconds=5)
+    wait_for(works)
     assert len(told(caplog)) == 2
     redis.stop()
     redis.start("--appendonly", "yes")
@@ -516,10 +532,14 @@ def test_no_password_is_shown(settings: Settings, caplog: pytest.LogCaptureFixtu
     assert "hunter2" not in f"{logged}{raised}{read_place()}"
 
 
-def test_nothing_of_it_is_needed_elsewhere() -> None:
+def test_nothing_of_it_is_needed_elsewhere(tmp_path: Path) -> None:
     check = "import sys, tokenauth.audit; assert 'redis' not in sys.modules"
     setup = "import django; django.setup(); "
-    environment = {"PATH": os.environ["PATH"], "DJANGO_SETTINGS_MODULE": "project.settings"}
+    environment = {
+        "PATH": os.environ["PATH"],
+        "DATA_DIR": str(tmp_path),
+        "DJANGO_SETTINGS_MODULE": "project.settings",
+    }
     subprocess.run(
-        [sys.executable, "-c", setup + check], cwd=ROOT, env=environment, check=True, timeout=60
+        [sys.executable, "-c", setup + check], cwd=ROOT, env=environment, check=True, timeout=180
     )
