@@ -41,8 +41,8 @@ json.dump(tokens, sys.stdout)
 
 def wait_for_uvicorn(log: Path, process: subprocess.Popen[Any]) -> str:
     """Wait until uvicorn says in ``log`` where it serves; return that."""
-    for _ in range(900):
-        found = re.search(r"running on (http://[0-9.:]+)", log.read_text())
+    for _ in range(3_000):
+        found = re.search(r"running on (https?://[0-9.:]+)", log.read_text())
         if found:
             return found[1]
         if process.poll() is not None:
@@ -103,7 +103,7 @@ class Server:
             env={**self.environment, **(environment or {})},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
             **options,
         )
@@ -152,7 +152,7 @@ class Caller:
             text=True,
         )
         # A server that never answers is a failure, no wait for ever.
-        self.watchdog = threading.Timer(180, self.process.kill)
+        self.watchdog = threading.Timer(600, self.process.kill)
         self.watchdog.daemon = True
         self.watchdog.start()
 

@@ -18,6 +18,8 @@ from typing import Any
 from django.conf import settings
 from django.test import override_settings
 
+from tests.mcp_servers import stop
+
 ROOT = Path(__file__).resolve().parent.parent
 _OF_THE_MACHINE = {"ALLOWED_HOSTS", "CACHES", "DATABASES", "DATA_DIR", "SECRET_KEY"}
 """What the tests have set already, and the same in every preset."""
@@ -68,7 +70,7 @@ class PresetServer:
             env={**self.environment, **environment},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         assert done.returncode == 0 or not check, done.stderr
@@ -89,7 +91,7 @@ class PresetServer:
                 stdout=log,
                 stderr=log,
             )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and self.process.poll() is None:
             # Written once it listens.
             if found := _ADDRESS.search(self.log.read_bytes()[before:]):
@@ -101,8 +103,7 @@ class PresetServer:
     def stop(self) -> None:
         """Stop serving."""
         if self.process is not None:
-            self.process.terminate()
-            self.process.wait(timeout=60)
+            stop(self.process)
 
     def curl(self, command: str, folder: Path, **environment: str) -> tuple[str, Any]:
         """Run a shell command that ends with curl; return the answer's status and its JSON."""
@@ -113,7 +114,7 @@ class PresetServer:
             env={"PATH": os.environ["PATH"], "CURL_HOME": str(folder), **environment},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=True,
         )
         body, _, status = done.stdout.rpartition("\n")

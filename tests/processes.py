@@ -58,7 +58,7 @@ class Processes:
         """Run ``manage.py``; return its exit code, its output and its errors."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         with self.start(*args, environment=environment, encoding="utf-8", **pipes) as process:
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=180)
         self.fetch()
         return process.returncode, out, err
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import pytest
 import redis as redis_py
 from pytest_django import Settings
 
+from tests.ports import free_port
 from tokenauth.audit.rows import Row, make_row
 from tokenauth.client_info import ClientInfo
 from tokenauth.models import Event
@@ -30,20 +29,6 @@ def needs_redis(test: Test) -> Test:
     reason = "set TOKENAUTH_TEST_REDIS to a redis-server"
     marked: Test = pytest.mark.redis(pytest.mark.skipif(not REDIS, reason=reason)(test))
     return marked
-
-
-_PORTS = random.sample(range(20_000, 32_000), 2_000)
-"""Below those that systems give to whoever calls: nobody takes one in passing."""
-
-
-def free_port() -> int:
-    """Return a port at which nobody listens, never the same again."""
-    while True:
-        with socket.socket() as probe:
-            port = _PORTS.pop()
-            with suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                return port
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:

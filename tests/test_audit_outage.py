@@ -196,7 +196,7 @@ def test_a_full_disk_keeps_everybody_out(tiny_disk: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 0, done.stderr

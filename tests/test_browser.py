@@ -31,12 +31,12 @@ def page(live_server: LiveServer, admin_user: Any, monkeypatch: Any) -> Iterator
     monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
     options = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=options)
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=options, timeout=120_000)
         context = browser.new_context(
             base_url=live_server.url, permissions=["clipboard-read", "clipboard-write"]
         )
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(120_000)
         page.goto("/admin/login/?next=/admin/tokenauth/token/")
         page.fill("#id_username", "admin")
         page.fill("#id_password", "password")

@@ -21,7 +21,8 @@ from pytest_django import Settings
 from redis import exceptions as redis_errors
 
 from tests.conftest import Issue, bearer
-from tests.redis_server import Redis, free_port, needs_redis, wait_for
+from tests.ports import free_port
+from tests.redis_server import Redis, needs_redis, wait_for
 from tokenauth import cache as cache_module
 from tokenauth import limits
 from tokenauth.cache import FallbackRedisCache

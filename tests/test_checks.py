@@ -20,12 +20,12 @@ from rest_framework.views import APIView
 from rest_framework.viewsets import ViewSet
 
 from tests.conftest import Issue
+from tests.ports import free_port
 from tests.redis_server import (
     SINK,
     Redis,
     be_patient,
     durable_redis,
-    free_port,
     needs_redis,
     peer,
     use,

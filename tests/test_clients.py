@@ -51,13 +51,13 @@ class Answer:
 def with_requests(auth: Any, url: str, method: str = "GET", **options: Any) -> Answer:
     with requests.Session() as session:
         session.auth = auth
-        answer = session.request(method, url, timeout=10, **options)
+        answer = session.request(method, url, timeout=60, **options)
         sent = {name: str(value) for name, value in answer.request.headers.items()}
         return Answer(answer.status_code, answer.text, sent)
 
 
 def with_httpx(auth: Any, url: str, method: str = "GET", **options: Any) -> Answer:
-    with httpx.Client(auth=auth, follow_redirects=True, timeout=10, verify=TLS) as client:
+    with httpx.Client(auth=auth, follow_redirects=True, timeout=60, verify=TLS) as client:
         answer = client.request(method, url, **_named(options))
         return Answer(answer.status_code, answer.text, _raw(answer.request))
 
@@ -65,7 +65,7 @@ def with_httpx(auth: Any, url: str, method: str = "GET", **options: Any) -> Answ
 def with_async_httpx(auth: Any, url: str, method: str = "GET", **options: Any) -> Answer:
     async def call() -> Answer:
         async with httpx.AsyncClient(
-            auth=auth, follow_redirects=True, timeout=10, verify=TLS
+            auth=auth, follow_redirects=True, timeout=60, verify=TLS
         ) as client:
             answer = await client.request(method, url, **_named(options))
             return Answer(answer.status_code, answer.text, _raw(answer.request))
@@ -661,12 +661,12 @@ def test_redirects_that_are_followed_by_hand(
             server.url + "/away",
             auth=with_actor(for_requests.TokenAuth, header),
             allow_redirects=False,
-            timeout=10,
+            timeout=60,
         )
         assert answer.next is not None
-        assert session.send(answer.next, timeout=10).status_code == 200
+        assert session.send(answer.next, timeout=60).status_code == 200
     auth: Any = with_actor(for_httpx.TokenAuth, header)
-    for client in (httpx.Client(), httpx.Client(auth=auth)):
+    for client in (httpx.Client(timeout=60), httpx.Client(timeout=60, auth=auth)):
         with client:
             found = client.get(server.url + "/away", auth=auth)
             assert found.next_request is not None
@@ -682,7 +682,7 @@ def test_a_chain_of_redirects_that_is_followed_by_hand(
     server.routes.update({"/a": (302, "/b"), "/b": (302, elsewhere.url + "/c")})
     elsewhere.routes.update({"/c": (302, "/again"), "/again": (302, server.url + "/d")})
     auth: Any = with_actor(for_httpx.TokenAuth, header)
-    with httpx.Client(auth=auth) as client:
+    with httpx.Client(timeout=60, auth=auth) as client:
         answer = client.get(server.url + "/a")
         while answer.next_request is not None:
             answer = client.send(answer.next_request)
@@ -730,9 +730,9 @@ def test_the_token_is_nowhere_in_reprs(auth_class: Any, header: str) -> None:
 @pytest.mark.parametrize("header", HEADERS)
 def test_the_token_is_nowhere_in_reprs_of_requests(server: Server, header: str) -> None:
     one = requests.get(
-        server.url, auth=for_requests.TokenAuth(token=TOKEN, header=header), timeout=10
+        server.url, auth=for_requests.TokenAuth(token=TOKEN, header=header), timeout=60
     )
-    other = httpx.get(server.url, auth=for_httpx.TokenAuth(token=TOKEN, header=header))
+    other = httpx.get(server.url, auth=for_httpx.TokenAuth(token=TOKEN, header=header), timeout=60)
     assert TOKEN not in repr(one.request.headers)
     assert TOKEN not in repr(other.request.headers)
 
@@ -790,7 +790,7 @@ print(sorted(name for name in ours if not name.startswith("tokenauth.clients")))
         cwd=Path(__file__).resolve().parent.parent,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert (result.stdout, result.stderr) == ("['tokenauth']\n", "")

@@ -226,7 +226,7 @@ def test_settings_after_the_verb(tmp_path: Path) -> None:
         cwd=Path(__file__).resolve().parent.parent,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 1

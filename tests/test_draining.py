@@ -21,12 +21,12 @@ from pytest_django import Settings
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+from tests.ports import free_port
 from tests.redis_server import (
     Redis,
     a_row,
     be_patient,
     durable_redis,
-    free_port,
     needs_redis,
     peer,
     rows,

@@ -238,8 +238,8 @@ def test_a_reader_that_has_enough_is_no_error(kind: str, processes: Any, write: 
         ) as head:
             process.stdout.close()
             process.stdout = None
-            out, _ = head.communicate(timeout=60)
-        _, err = process.communicate(timeout=60)
+            out, _ = head.communicate(timeout=180)
+        _, err = process.communicate(timeout=180)
     assert (process.returncode, err) == (0, "")
     assert out.count("\n") == 1
     if kind == "jsonl":

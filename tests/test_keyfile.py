@@ -571,7 +571,7 @@ def test_of_many_runs_at_once_one_makes_the_key(
     first = processes.start(*args, **pipes)
     send, processes.send = processes.send, lambda: None  # type: ignore[method-assign]
     running = [first, *(processes.start(*args, **pipes) for _ in range(3))]
-    results = [(*process.communicate(timeout=120), process.returncode) for process in running]
+    results = [(*process.communicate(timeout=300), process.returncode) for process in running]
     processes.send = send  # type: ignore[method-assign]
     processes.fetch()
     assert [code for *_, code in results] == [0] * 4, results
@@ -591,7 +591,7 @@ def test_a_killed_run_leaves_a_file_that_the_next_one_imports(
         "keyfiles._sync = lambda folder: os._exit(9)"
     )
     with processes.start(*args, patch=patch) as process:
-        assert process.wait(60) == 9
+        assert process.wait(180) == 9
     assert file.read_text().startswith("tka_")
     processes.fetch()
     assert not Token.objects.exists()
@@ -609,7 +609,7 @@ def test_a_killed_run_leaves_no_second_copy_of_a_key_that_works(
         "keyfiles.Path.unlink = lambda *args, **options: os._exit(9)"
     )
     with processes.start(*args, patch=patch) as process:
-        assert process.wait(60) == 9
+        assert process.wait(180) == 9
     assert len([*file.parent.iterdir()]) == 2
     others = [write(file.with_name(name), FOREIGN) for name in (".0a1b2c3d4e5f", "other")]
     linked = file.with_name("linked")

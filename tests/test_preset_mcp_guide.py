@@ -7,17 +7,16 @@ import ipaddress
 import json
 import logging
 import os
-import socket
 import ssl
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from shutil import which
 from typing import Any
+from urllib.parse import urlsplit
 
 import jwt as pyjwt
 import pytest
@@ -34,6 +33,7 @@ from rest_framework.response import Response
 
 from project.presets import mcp_guide_urls
 from tests.conftest import Issue, Run
+from tests.mcp_servers import stop, wait_for_uvicorn
 from tests.presets import use_preset
 from tests.test_docs import blocks, column, table
 from tokenauth import checks, services
@@ -543,7 +543,7 @@ def manage(folder: Path, *args: str, **variables: str) -> subprocess.CompletedPr
         env=environment(folder, **variables),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
 
@@ -576,7 +576,7 @@ def test_k11_a_short_secret_stops_the_start(tmp_path: Path, module: str) -> None
         env=environment(tmp_path, MCP_JWT_SECRET=secret),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=180,
         check=False,
     )
     assert done.returncode != 0
@@ -621,15 +621,12 @@ class Server:
         }
         done = manage(folder, "migrate", "--verbosity", "0", **self.variables)
         assert done.returncode == 0, done.stderr
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
         self.log = folder / "log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "uvicorn", "project.asgi:application"),
-                    *("--port", str(self.port), "--lifespan", "off"),
+                    *("--port", "0", "--lifespan", "off"),
                     *("--ssl-certfile", certificate, "--ssl-keyfile", key),
                 ],
                 cwd=ROOT,
@@ -657,15 +654,8 @@ class Server:
                 return refused.code, json.load(refused)
 
     def wait(self) -> None:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                self.call("/tools")
-            except OSError:
-                time.sleep(0.1)
-            else:
-                return
-        pytest.fail(f"the server doesn't answer:\n{self.log.read_text()}")
+        """Wait until it serves; learn where."""
+        self.port = urlsplit(wait_for_uvicorn(self.log, self.process)).port
 
 
 @pytest.fixture
@@ -675,8 +665,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         server.wait()
         yield server
     finally:
-        server.process.terminate()
-        server.process.wait(timeout=30)
+        stop(server.process)
 
 
 @pytest.mark.servers
@@ -721,7 +710,7 @@ def test_the_pages_curl_lines_as_they_stand(server: Server) -> None:
             },
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=True,
         )
         answers.append(json.loads(done.stdout))

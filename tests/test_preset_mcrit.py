@@ -532,7 +532,7 @@ def test_a_bad_token_in_the_environment_is_refused(server: PresetServer) -> None
         env={**server.environment, "MCRIT_AUTH_TOKEN": "too-short-a-token"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0
@@ -586,7 +586,7 @@ def run_real(server: PresetServer, program: str, folder: Path) -> Any:
         env={"PATH": os.environ["PATH"], "HOME": str(folder)},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -661,7 +661,7 @@ for text in (None, "wrong", "x" * 40):
                 env={"PATH": os.environ["PATH"], "HOME": str(folder), **environment},
                 capture_output=True,
                 text=True,
-                timeout=180,
+                timeout=300,
                 check=False,
             )
             assert done.returncode == 0, done.stderr

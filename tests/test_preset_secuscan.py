@@ -209,7 +209,7 @@ def test_s11_origins_are_read_as_they_are_written() -> None:
             env={"SECRET_KEY": "k" * 50, "SECUSCAN_CORS_ALLOWED_ORIGINS": text},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=True,
         )
         assert done.stdout.strip() == origins
@@ -304,7 +304,7 @@ def backend(tmp_path: Path) -> Iterator[PresetServer]:
 
 
 def ask(server: PresetServer, key: str) -> int:
-    return requests.get(server.base + PLUGINS, headers={"X-Api-Key": key}, timeout=60).status_code
+    return requests.get(server.base + PLUGINS, headers={"X-Api-Key": key}, timeout=180).status_code
 
 
 @pytest.mark.servers
@@ -330,7 +330,7 @@ curl -H "Authorization: Bearer $API_KEY" http://localhost:8000/api/v1/plugins"""
         assert backend.curl(asked, tmp_path)[0] == "200", command
     assert backend.curl(f"curl {backend.base}{PLUGINS}", tmp_path) == ("401", UNAUTHORIZED)
     # S11
-    answer = requests.get(backend.base, headers={"Origin": UI}, timeout=60)
+    answer = requests.get(backend.base, headers={"Origin": UI}, timeout=180)
     assert answer.headers["Access-Control-Allow-Origin"] == UI
     # S3
     backend.stop()
@@ -348,7 +348,7 @@ curl -H "Authorization: Bearer $API_KEY" http://localhost:8000/api/v1/plugins"""
         else:
             backend.manage("tokenauth", "keyfile", "--path", str(file), "--client", "secuscan")
         # Ours reads the file each time.
-        assert session.get(backend.base + PLUGINS, timeout=60).status_code == 200
+        assert session.get(backend.base + PLUGINS, timeout=180).status_code == 200
         assert (ask(backend, old), ask(backend, file.read_text())) == (401, 200)
         # S12
         for place in (backend.log, *tmp_path.glob("db.sqlite3*")):
@@ -365,7 +365,7 @@ def start_in_process(server: PresetServer, **environment: str) -> tuple[int, str
         env={**server.environment, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=180,
         check=False,
     )
     return done.returncode, done.stdout + done.stderr
@@ -419,7 +419,7 @@ def test_s8_without_a_file_and_before_the_tables(tmp_path: Path) -> None:
     server = PresetServer("secuscan", tmp_path)
     try:
         server.start()
-        answer = requests.get(server.base + PLUGINS, timeout=60)
+        answer = requests.get(server.base + PLUGINS, timeout=180)
         assert (answer.status_code, answer.json()) == (503, NOT_READY)
         server.manage("tokenauth", "keyfile", "--path", str(tmp_path / "key"))
         assert ask(server, (tmp_path / "key").read_text()) == 200
@@ -453,6 +453,6 @@ def test_the_default_site_reads_the_variable_too(tmp_path: Path) -> None:
     assert (code, f"(key file: {file})" in printed) == (0, True)
     server.start()
     header = {"X-Api-Key": file.read_text()}
-    answer = requests.get(f"{server.base}/api/v1/whoami/", headers=header, timeout=60)
+    answer = requests.get(f"{server.base}/api/v1/whoami/", headers=header, timeout=180)
     server.stop()
     assert answer.json()["client_id"] == "keyfile"

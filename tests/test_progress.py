@@ -46,13 +46,13 @@ def on_a_terminal(processes: Processes, *args: str, both: bool = False) -> tuple
     with processes.start("tokenauth_audit", *args, environment={"TERM": "xterm"}, **pipes) as run:
         os.close(theirs)
         got = b""
-        while select.select([ours], [], [], 60)[0]:
+        while select.select([ours], [], [], 180)[0]:
             with suppress(OSError):  # How a terminal says that nobody is there any more.
                 if more := os.read(ours, 65_536):
                     got += more
                     continue
             break
-        code = run.wait(timeout=60)
+        code = run.wait(timeout=180)
     os.close(ours)
     return code, got.decode()
 

@@ -25,6 +25,8 @@ from django.test import Client
 
 from project import mcp_server
 from tests.conftest import Issue, bearer
+from tests.mcp_servers import stop
+from tests.ports import free_port
 from tests.presets import use_preset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +42,7 @@ def run(data: Path, *args: str, **environment: str) -> subprocess.CompletedProce
         env={**keep, "DATA_DIR": str(data), **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
 
@@ -50,9 +52,7 @@ class Site:
 
     def __init__(self, data: Path) -> None:
         self.data = data
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.base = f"http://127.0.0.1:{self.port}"
         self.log = (data / f"log{self.port}").open("w+")
         self.process = subprocess.Popen(
@@ -70,7 +70,8 @@ class Site:
         return Path(self.log.name).read_text()
 
     def wait(self) -> None:
-        for _ in range(300):
+        give_up = time.monotonic() + 300
+        while time.monotonic() < give_up and self.process.poll() is None:
             try:
                 if self.call("/health")[0] == 200:
                     return
@@ -83,7 +84,7 @@ class Site:
         body = urllib.parse.urlencode(data).encode() if data else None
         request = urllib.request.Request(self.base + path, data=body, headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=10) as response:
+            with urllib.request.urlopen(request, timeout=120) as response:
                 status, content = response.status, response.read()
         except urllib.error.HTTPError as error:
             status, content = error.code, error.read()
@@ -91,13 +92,13 @@ class Site:
 
     def admin(self, path: str, **data: str) -> str:
         """Open a page of the admin, then send its form filled in like this."""
-        with self.browser.open(self.base + path, timeout=10) as response:
+        with self.browser.open(self.base + path, timeout=120) as response:
             page = response.read().decode()
         if not data:
             return str(page)
         [csrf] = set(re.findall(r'name="csrfmiddlewaretoken" value="([^"]+)"', page))
         body = urllib.parse.urlencode({"csrfmiddlewaretoken": csrf, **data}).encode()
-        with self.browser.open(self.base + path, body, timeout=10) as response:
+        with self.browser.open(self.base + path, body, timeout=120) as response:
             return str(response.read().decode())
 
     def events(self) -> list[tuple[str, str, str]]:
@@ -107,8 +108,7 @@ class Site:
             ).fetchall()
 
     def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(timeout=10)
+        stop(self.process)
         self.log.close()
 
 
@@ -180,7 +180,7 @@ def test_what_one_process_revokes_all_refuse_at_once(site: Site) -> None:
             assert [door.call(whoami, token)[0] for door in (site, other)] == [200, 200]
         run(site.data, "tokenauth", "revoke", free.split("_")[1])
         # As `User.objects.update()` does, which sends no signal.
-        with sqlite3.connect(site.data / "db.sqlite3", timeout=20) as database:
+        with sqlite3.connect(site.data / "db.sqlite3", timeout=120) as database:
             database.execute("UPDATE auth_user SET is_active = 0")
         for token in (owned, free):
             assert [door.call(whoami, token)[0] for door in (site, other)] == [401, 401]
@@ -197,7 +197,7 @@ def test_the_printed_curl_lines_work(site: Site) -> None:
             ["bash", "-c", f"{line} -s -o /dev/null -w '%{{http_code}}'"],
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=180,
             check=True,
         ).stdout
         for line in lines
@@ -315,7 +315,7 @@ def test_settings_come_from_the_environment(tmp_path: Path) -> None:
         },
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=180,
         check=True,
     )
     assert result.stdout.strip() == (
@@ -339,7 +339,7 @@ def test_connections_are_kept_where_they_are_found_again(
         env={"DATA_DIR": str(tmp_path), "DJANGO_SETTINGS_MODULE": "project.settings"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=True,
     )
     assert result.stdout.strip() == seconds

@@ -24,12 +24,12 @@ from pytest_django import Settings
 from redis import exceptions as redis_errors
 
 from tests.conftest import Issue, ask, events, header
+from tests.ports import free_port
 from tests.redis_server import (
     Redis,
     a_row,
     be_patient,
     durable_redis,
-    free_port,
     needs_redis,
     peer,
     rows,

@@ -616,7 +616,7 @@ def _in_thread(run: Operation, token: Token) -> None:
 
 def _outcome(future: Future[None]) -> str:
     try:
-        future.result(timeout=10)
+        future.result(timeout=60)
     except ValidationError:
         return "refused"
     return "done"

@@ -79,7 +79,7 @@ def test_every_preset_keeps_a_key_file_and_imports(preset: str, variables: dict[
         env={**variables, "SECRET_KEY": "k" * 50, "TOKENAUTH_KEY_FILE": "/k"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=True,
     )
     first, *others = json.loads(done.stdout)

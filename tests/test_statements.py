@@ -237,7 +237,7 @@ def test_every_kind_of_user_comes_out_whole(model: str) -> None:
     }
     command = [sys.executable, "-m", "tests.users.compare"]
     done = subprocess.run(
-        command, check=False, env=environment, capture_output=True, text=True, timeout=120
+        command, check=False, env=environment, capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
