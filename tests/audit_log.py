@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.db import connection, models, transaction
 from django.db.models import F
 from django.utils import timezone
@@ -119,6 +120,24 @@ def hours_ago(hours: int) -> Iterator[None]:
     then = timezone.now() - timedelta(hours=hours)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("django.utils.timezone.now", lambda: then)
+        yield
+
+
+@contextmanager
+def in_winter() -> Iterator[None]:
+    """Let it be January, where no zone's clock is put forward or back."""
+    shift = datetime.now(UTC) - datetime(2026, 1, 15, 12, tzinfo=UTC)
+
+    def now() -> datetime:
+        moment = datetime.now(UTC) - shift
+        return (
+            moment
+            if settings.USE_TZ
+            else timezone.make_naive(moment, timezone.get_default_timezone())
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("django.utils.timezone.now", now)
         yield
 
 

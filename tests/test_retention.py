@@ -18,6 +18,7 @@ from tests.audit_log import (
     Place,
     clear,
     entries_of,
+    in_winter,
     look,
     named_rows,
     named_seals,
@@ -118,7 +119,7 @@ def test_a_row_of_that_very_moment_stays() -> None:
 def test_what_is_old_is_told_by_the_settings(zone: str, use_tz: bool, active: str) -> None:
     """Naive times are the project's, whichever zone is active; aware ones anybody's."""
     activated = timezone.override(active) if active else nullcontext()
-    with override_settings(TIME_ZONE=zone, USE_TZ=use_tz), activated:
+    with override_settings(TIME_ZONE=zone, USE_TZ=use_tz), activated, in_winter():
         now = timezone.now()
         rows = [new_row() for _ in range(3)]
         for row, minutes in zip(rows, (31, 30, 29), strict=True):
