@@ -515,7 +515,8 @@ def test_a_busy_stream_ends_with_its_token(token: Token, monkeypatch: pytest.Mon
             await stream.endpoint()
             assert (await stream.event()).startswith("event: message")
             await Token.objects.filter(pk=token.pk).aupdate(enabled=False)
-            assert set(await asyncio.wait_for(collect(stream), 120))
+            # How much comes yet depends on when it looks at its token.
+            await asyncio.wait_for(collect(stream), 120)
 
     async_to_sync(run)()
 
