@@ -20,6 +20,7 @@ from django.core.management import call_command
 from django.db import OperationalError, connection
 from django.test import AsyncClient, Client, override_settings
 from django.utils import timezone
+from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from pytest_django import Settings
 
@@ -38,7 +39,9 @@ from tokenauth.tokens import generate
 os.environ |= {"NO_PROXY": "*", "no_proxy": "*"}
 
 # A busy machine is no failure.
-hypothesis_settings.register_profile("tokenauth", deadline=None)
+hypothesis_settings.register_profile(
+    "tokenauth", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 hypothesis_settings.load_profile("tokenauth")
 
 Issue = Callable[..., services.Issued]
