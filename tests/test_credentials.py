@@ -15,16 +15,18 @@ from tokenauth.credentials import LONGEST, Credential, read_credential
 from tokenauth.exceptions import Refused
 
 Headers = dict[str, str | bytes]
+ABSENT = "no token"
+"""No token reads so: there is a space in it."""
 
 
 def read(meta: Headers) -> str:
-    """Return the token's text, "absent", or the reason for refusing, in brackets."""
+    """Return the token's text, ABSENT, or the reason for refusing, in brackets."""
     extra: dict[str, Any] = meta
     try:
         credential = read_credential(RequestFactory().get("/", **extra))
     except Refused as refused:
         return f"[{refused.reason}]"
-    return "absent" if credential is None else str(credential.text)
+    return ABSENT if credential is None else str(credential.text)
 
 
 def bearer(value: str | bytes) -> Headers:
@@ -38,7 +40,7 @@ def key(value: str | bytes) -> Headers:
 @pytest.mark.parametrize(
     ("meta", "expected"),
     [
-        ({}, "absent"),
+        ({}, ABSENT),
         (bearer("Bearer abc"), "abc"),
         (bearer("bearer abc"), "abc"),
         (bearer("BEARER abc"), "abc"),
@@ -52,15 +54,15 @@ def key(value: str | bytes) -> Headers:
         (bearer("Bearer " + "x" * LONGEST), "x" * LONGEST),
         (key("x" * LONGEST), "x" * LONGEST),
         # Other schemes are somebody else's business, whatever they hold.
-        (bearer(""), "absent"),
-        (bearer("Basic am86cHc="), "absent"),
-        (bearer("Digest username=jo, realm=x"), "absent"),
-        (bearer("Token abc"), "absent"),
-        (bearer("Basic \xe9\xff"), "absent"),
-        (bearer(b"Basic \xe9\xff"), "absent"),
-        (bearer("Basic " + "x" * 100_000), "absent"),
-        (bearer("Bearers abc"), "absent"),
-        (bearer("abc"), "absent"),
+        (bearer(""), ABSENT),
+        (bearer("Basic am86cHc="), ABSENT),
+        (bearer("Digest username=jo, realm=x"), ABSENT),
+        (bearer("Token abc"), ABSENT),
+        (bearer("Basic \xe9\xff"), ABSENT),
+        (bearer(b"Basic \xe9\xff"), ABSENT),
+        (bearer("Basic " + "x" * 100_000), ABSENT),
+        (bearer("Bearers abc"), ABSENT),
+        (bearer("abc"), ABSENT),
         # What claims to be ours and can't be read is refused.
         (bearer("Bearer"), "[malformed]"),
         (bearer("Bearer "), "[malformed]"),
@@ -105,12 +107,12 @@ def test_read(meta: Headers, expected: str) -> None:
     ("transport", "meta", "expected"),
     [
         ("Authorization: Token", bearer("token abc"), "abc"),
-        ("Authorization: Token", bearer("Bearer abc"), "absent"),
-        ("Authorization: Token", key("abc"), "absent"),
+        ("Authorization: Token", bearer("Bearer abc"), ABSENT),
+        ("Authorization: Token", key("abc"), ABSENT),
         ("apitoken", {"HTTP_APITOKEN": " abc "}, "abc"),
-        ("apitoken", bearer("Bearer abc"), "absent"),
+        ("apitoken", bearer("Bearer abc"), ABSENT),
         ("X-Auth: Api-Key", {"HTTP_X_AUTH": "api-key abc"}, "abc"),
-        ("X-Auth: Api-Key", {"HTTP_X_AUTH": "abc"}, "absent"),
+        ("X-Auth: Api-Key", {"HTTP_X_AUTH": "abc"}, ABSENT),
     ],
 )
 def test_transports(transport: str, meta: Headers, expected: str, settings: Settings) -> None:
@@ -187,7 +189,7 @@ headers = st.fixed_dictionaries(
 @given(headers)
 def test_any_header_gives_none_a_credential_or_a_refusal(meta: dict[str, Any]) -> None:
     text = read(meta)
-    if text == "absent":
+    if text == ABSENT:
         assert "HTTP_X_API_KEY" not in meta
     elif text not in {"[malformed]", "[ambiguous]"}:
         assert text.isascii()
