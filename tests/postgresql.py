@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -13,6 +13,8 @@ from django.db import connection
 from tokenauth.models import AuditEvent
 
 EVENTS = AuditEvent._meta.db_table
+# A run that was killed left its roles, and the next one may have its process's number.
+_run = secrets.token_hex(4)
 _numbers = count()
 
 
@@ -34,7 +36,7 @@ class Roles:
         self.made: list[str] = []
 
     def __call__(self, kind: str = "app", options: str = "LOGIN") -> str:
-        name = f"tkt_{os.getpid()}_{next(_numbers)}_{kind}"
+        name = f"tkt_{_run}_{next(_numbers)}_{kind}"
         sql(f"CREATE ROLE {quoted(name)} {options}")
         self.made.append(name)
         return name

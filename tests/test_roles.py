@@ -12,6 +12,7 @@ from django.core.management import call_command
 from django.db import DatabaseError, connection
 from django.utils import timezone
 
+from tests.audit_log import settle
 from tests.conftest import Issue, Write, ask, header
 from tests.postgresql import EVENTS, Roles, acting_as, permit, quoted, sql
 from tokenauth import services
@@ -238,6 +239,7 @@ def test_upkeep_can_drain_seal_verify_and_prune(hardened: Hardened, write: Write
         assert made.count == 4
         assert list(Verification(using="default").findings()) == []
         assert prune(before=LONG_AGO + timedelta(days=1), using="default", by=by) == 3
+        settle()
         list(seal(using="default", by=by))
         assert prune(before=timezone.now(), using="default", by=by) == 3
         assert list(Verification(using="default").findings()) == []
