@@ -164,8 +164,8 @@ with override_settings(ROOT_URLCONF="tests.urls", ALLOWED_HOSTS=["*"], RATELIMIT
     filler.unlink()
     accepted = AuditEvent.objects.filter(event="auth.accepted").count()
     after = get()
-last = AuditEvent.objects.latest("id")
-print(json.dumps([statuses, ran, accepted, after, last.event, last.count]))
+told = AuditEvent.objects.filter(event="security.audit_degraded").values_list("count", flat=True)
+print(json.dumps([statuses, ran, accepted, after, sum(told)]))
 """
 
 
@@ -200,11 +200,12 @@ def test_a_full_disk_keeps_everybody_out(tiny_disk: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    statuses, ran, accepted, after, event, count = json.loads(done.stdout.splitlines()[-1])
+    statuses, ran, accepted, after, told = json.loads(done.stdout.splitlines()[-1])
     refused = statuses.count(503)
     assert refused > 0
     assert ran == accepted == statuses.count(200) == 60 - refused
-    assert (after, event, count) == (200, "security.audit_degraded", refused)
+    # At once or by and by: what one request wants no room for, another may.
+    assert (after, told) == (200, refused)
 
 
 # An open transaction around everything.

@@ -470,7 +470,12 @@ def test_a_site_starts_with_the_logging_that_is_printed() -> None:
         "assert not before.disabled\nlogging.getLogger('tokenauth').warning('hello')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=180
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=180,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stderr)["message"] == "hello"

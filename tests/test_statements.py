@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import count as count_from
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -240,7 +241,13 @@ def test_every_kind_of_user_comes_out_whole(model: str) -> None:
     }
     command = [sys.executable, "-m", "tests.users.compare"]
     done = subprocess.run(
-        command, check=False, env=environment, capture_output=True, text=True, timeout=180
+        command,
+        cwd=Path(__file__).resolve().parent.parent,
+        check=False,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
