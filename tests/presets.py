@@ -21,7 +21,7 @@ from django.test import override_settings
 from tests.mcp_servers import stop
 
 ROOT = Path(__file__).resolve().parent.parent
-_OF_THE_MACHINE = {"ALLOWED_HOSTS", "CACHES", "DATABASES", "DATA_DIR", "SECRET_KEY"}
+_OF_THE_MACHINE = {"ALLOWED_HOSTS", "CACHES", "DATABASES", "DATA_DIR", "DEBUG", "SECRET_KEY"}
 """What the tests have set already, and the same in every preset."""
 _ADDRESS = re.compile(rb"development server at (http://[0-9.:]+)/")
 
