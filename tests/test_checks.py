@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from django.core.checks import run_checks
+from django.core.checks.registry import registry
 from django.urls import path
 from django.views import View
 from pytest_django import Settings
@@ -411,7 +412,11 @@ def test_cache(
     assert found(include_deployment_checks=True) == expected + deployed
 
 
-def test_the_librarys_own_checks_are_not_needed(settings: Settings) -> None:
+def test_the_librarys_own_checks_are_not_needed(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its checks, once registered, would be run in every test that comes after.
+    monkeypatch.setattr(registry, "registered_checks", set(registry.registered_checks))
     settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "django_ratelimit"]
     assert found() == ["tokenauth.W011"]
 
