@@ -7,10 +7,12 @@ named afterwards.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+from django.db import connection
 from hypothesis import assume
 from hypothesis import strategies as st
 
@@ -187,6 +189,33 @@ ATTACKS = [
     edit_row, move_row, delete_rows, copy_row, insert_row, swap_rows, edit_seal, renumber_seal,
     swap_seals, delete_seal, replay_seal, seal_again, forge_pruned, blank_seal,
 ]  # fmt: skip
+
+
+# The schema.
+
+
+@contextmanager
+def without_constraints() -> Iterator[None]:
+    """Have a table in place of the audit's that takes anything: rows with the same id, too."""
+    table = AuditEvent._meta.db_table
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE {table} RENAME TO {table}_away")
+        cursor.execute(f"CREATE TABLE {table} AS SELECT * FROM {table}_away")
+        try:
+            yield
+        finally:
+            cursor.execute(f"DROP TABLE {table}")
+            cursor.execute(f"ALTER TABLE {table}_away RENAME TO {table}")
+
+
+def put_twice(row_id: int) -> None:
+    """Edit a row and leave a copy of what it was behind it."""
+    table = AuditEvent._meta.db_table
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE TABLE {table}_copy AS SELECT * FROM {table} WHERE id = {row_id}")
+        cursor.execute(f"UPDATE {table} SET reason = 'forged' WHERE id = {row_id}")
+        cursor.execute(f"INSERT INTO {table} SELECT * FROM {table}_copy")
+        cursor.execute(f"DROP TABLE {table}_copy")
 
 
 def present_ids() -> list[int]:

@@ -163,6 +163,20 @@ def test_verify_names_what_was_changed(run: Run, write: Write) -> None:
     assert run.err.startswith("2 rows in 1 seals are as they were sealed;")
 
 
+def test_verify_says_how_many_rows_it_lacks_the_key_for(
+    run: Run, write: Write, configure: Callable[..., None]
+) -> None:
+    write(3)
+    run("seal")
+    configure(AUDIT_SEAL_KEYS={"2027": "n" * 32})
+    with pytest.raises(CommandError, match="1 findings"):
+        run("verify")
+    assert run.err == (
+        "0 rows in 0 seals are as they were sealed; 3 rows can't be checked without their key; "
+        "1 rows are not sealed yet.\n"
+    )
+
+
 def test_verify_tells_of_a_cut_off_tail(run: Run, write: Write) -> None:
     write(3)
     run("seal")

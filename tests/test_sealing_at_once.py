@@ -93,6 +93,15 @@ def test_more_late_rows_than_a_seal_holds() -> None:
 
 
 @needs_mariadb
+def test_late_rows_that_were_pruned_are_not_counted() -> None:
+    make_late_row()
+    seal_all()
+    prune(before=timezone.now(), using="default", by=ACTOR)
+    verification = look()
+    assert (verification.rows, verification.late) == (0, 0)
+
+
+@needs_mariadb
 def test_seldom_sealing_backfills_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hour counts from the last seal, not from now."""
     late = make_late_row()

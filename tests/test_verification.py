@@ -37,7 +37,16 @@ from tests.audit_log import (
     verify,
     write,
 )
-from tests.intruder import ATTACKS, Draw, Touched, all_seals, present_ids, put
+from tests.intruder import (
+    ATTACKS,
+    Draw,
+    Touched,
+    all_seals,
+    present_ids,
+    put,
+    put_twice,
+    without_constraints,
+)
 from tokenauth.audit.retention import prune
 from tokenauth.audit.seals import Entry, Head, now, pack, unpack
 from tokenauth.audit.verification import Finding, Verification
@@ -85,6 +94,23 @@ def test_every_change_is_found(
     assert set(numbers) <= named_seals(found)
     if not numbers:
         assert named_rows(found) & before <= set(rows)
+
+
+@pytest.mark.parametrize("place", range(5))
+@pytest.mark.parametrize("batch", [1, 2, 3, 10])
+def test_a_row_that_is_there_twice_is_named(
+    place: int, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever what is read at once ends: one of the two would hide the other."""
+    monkeypatch.setattr("tokenauth.audit.verification.STREAM", batch)
+    ids = write(5)
+    seal_all()
+    with without_constraints():
+        assert verify() == []
+        put_twice(ids[place])
+        found = verify()
+    assert named_rows(found) == {ids[place]}
+    assert f"row {ids[place]} is there twice" in [str(f) for f in found]
 
 
 @settings(max_examples=12)
@@ -283,6 +309,9 @@ def test_keys_are_rotated(configure: Configure) -> None:
     configure(AUDIT_SEAL_KEYS=new)
     assert [(f.seal, f.row) for f in verify()] == [(1, None)]
     assert "the key '2026', which AUDIT_SEAL_KEYS doesn't have" in str(verify()[0])
+    verification = Verification(using="default")
+    list(verification.findings())
+    assert (verification.rows, verification.unchecked) == (4, 3)
     raw(AuditEvent).filter(pk=sealed_ids()[0]).delete()
     assert named_rows(verify()) == {sealed_ids()[0]}
 

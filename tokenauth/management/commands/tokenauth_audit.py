@@ -149,9 +149,11 @@ class Command(BaseCommand):
                     self.stdout.write(str(finding))
             self.stdout.flush()
         late = f", {verification.late} of them committed late" if verification.late else ""
+        unchecked = verification.unchecked
+        unknown = f"{unchecked} rows can't be checked without their key; " if unchecked else ""
         self._say(
             f"{verification.rows} rows in {verification.seals} seals are as they were "
-            f"sealed{late}; {verification.pending} rows are not sealed yet."
+            f"sealed{late}; {unknown}{verification.pending} rows are not sealed yet."
         )
         if found:
             raise CommandError(
