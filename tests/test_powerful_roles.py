@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
-from django.db import connection
+from django.db import DatabaseError, connection
 
-from tests.postgresql import EVENTS, Roles, quoted, sql
+from tests.postgresql import EVENTS, Roles, acting_as, quoted, sql
 from tokenauth.audit.roles import apply, harden
 from tokenauth.exceptions import SealError
 from tokenauth.models import AuditSeal
@@ -75,6 +75,94 @@ POWERS: dict[str, tuple[Power, str]] = {
 }
 
 
+# The owner's REVOKE takes back what the owner granted, nothing else.
+GRANTS = {
+    "all": f"GRANT ALL ON {EVENTS} TO %s",
+    "all to everybody": f"GRANT ALL ON {EVENTS} TO PUBLIC",
+    "inserting any id": f"GRANT INSERT ON {EVENTS} TO %s",
+    "a column": f"GRANT UPDATE (reason) ON {EVENTS} TO %s",
+    "a column to everybody": f"GRANT UPDATE (reason) ON {EVENTS} TO PUBLIC",
+    "seals": f"GRANT UPDATE ON {SEALS} TO %s",
+    "the sequence": f"GRANT UPDATE ON SEQUENCE {EVENTS}_id_seq TO %s",
+}
+
+
+@pytest.fixture
+def boss(roles: Roles) -> Iterator[str]:
+    """Return a role that may pass on all rights to the audit."""
+    name = roles("boss")
+    for what in (f"{EVENTS}, {SEALS}", f"SEQUENCE {EVENTS}_id_seq"):
+        sql(f"GRANT ALL ON {what} TO {quoted(name)} WITH GRANT OPTION")
+    yield name
+    with acting_as(name):
+        everybody = ", ".join(["PUBLIC", *map(quoted, roles.made)])
+        sql(f"REVOKE ALL ON {EVENTS}, {SEALS} FROM {everybody}")
+
+
+@on_postgresql
+@pytest.mark.parametrize("given", GRANTS)
+def test_what_somebody_else_granted_is_refused(given: str, boss: str, roles: Roles) -> None:
+    app, upkeep = roles("app"), roles("upkeep")
+    with acting_as(boss):
+        sql(GRANTS[given].replace("%s", quoted(app)))
+    with pytest.raises(SealError, match="only who granted it can take it back") as caught:
+        harden(role=app, maintenance_role=upkeep, using="default")
+    assert repr(boss) in str(caught.value)
+    assert repr(app) in str(caught.value)
+    with pytest.raises(SealError, match="only who granted it can take it back"):
+        harden(role=upkeep, maintenance_role=app, using="default")
+
+
+@on_postgresql
+@pytest.mark.parametrize("given", GRANTS)
+def test_what_somebody_else_granted_to_a_new_role_is_refused(
+    given: str, boss: str, roles: Roles
+) -> None:
+    """PUBLIC has what a role gets that isn't there yet."""
+    app = f"{roles('app')}-new"
+    with acting_as(boss):
+        if "PUBLIC" in GRANTS[given]:
+            sql(GRANTS[given])
+            with pytest.raises(SealError, match="only who granted it can take it back"):
+                harden_again(app)
+        else:
+            assert harden_again(app)
+
+
+@on_postgresql
+def test_to_read_is_anybodys(boss: str, roles: Roles) -> None:
+    app, upkeep = roles("app"), roles("upkeep")
+    with acting_as(boss):
+        sql(f"GRANT SELECT ON {EVENTS} TO {quoted(app)}")
+    assert harden(role=app, maintenance_role=upkeep, using="default")
+
+
+@on_postgresql
+def test_a_second_role_has_the_same_upkeep(roles: Roles) -> None:
+    """The trigger knows one: with another the first role's rows from Redis lose their time."""
+    first, upkeep, second = roles("app"), roles("up'keep ü"), roles("app")
+    apply(harden(role=first, maintenance_role=upkeep, using="default"), "default")
+    with pytest.raises(SealError, match="Give the same --maintenance-role") as caught:
+        harden(role=second, maintenance_role=roles("upkeep"), using="default")
+    assert repr(upkeep) in str(caught.value)
+    apply(harden(role=second, maintenance_role=upkeep, using="default"), "default")
+    assert harden(role=first, maintenance_role=upkeep, using="default")
+
+
+@on_postgresql
+def test_a_role_that_made_the_function_loses_it(roles: Roles) -> None:
+    """To drop a function is to drop the trigger that calls it."""
+    app, upkeep = roles("app"), roles("upkeep")
+    sql(
+        "CREATE FUNCTION tokenauth_audit_stamp() RETURNS trigger LANGUAGE plpgsql "
+        "AS 'BEGIN RETURN NEW; END'"
+    )
+    sql(f"ALTER FUNCTION tokenauth_audit_stamp() OWNER TO {quoted(app)}")
+    apply(harden(role=app, maintenance_role=upkeep, using="default"), "default")
+    with acting_as(app), pytest.raises(DatabaseError, match="must be owner"):
+        sql("DROP FUNCTION tokenauth_audit_stamp() CASCADE")
+
+
 @pytest.fixture
 def owners() -> Iterator[None]:
     """Give back what tests give away."""
@@ -113,10 +201,18 @@ def test_one_role_for_both_is_refused(roles: Roles) -> None:
 @pytest.mark.parametrize("unknown", ["", "public", "none", "pg_x", "x" * 64, "é" * 32])
 def test_a_role_that_cannot_be_is_refused(unknown: str, roles: Roles) -> None:
     app = roles("app")
-    for first, second in ((unknown, app), (app, unknown)):
+    for first, second, option in ((unknown, app, "--role"), (app, unknown, "--maintenance-role")):
         with pytest.raises(CommandError, match="There is no role") as caught:
             call_command("tokenauth_audit", "harden", "--role", first, "--maintenance-role", second)
         assert repr(unknown) in str(caught.value)
+        assert f"Give another {option}." in str(caught.value)
+
+
+@on_postgresql
+def test_a_role_too_long_to_be_continued_needs_a_second_name(roles: Roles) -> None:
+    app = roles("x" * 40)
+    with pytest.raises(CommandError, match=r"There is no role .* another --maintenance-role"):
+        call_command("tokenauth_audit", "harden", "--role", f"{app:x<60}")
 
 
 @on_postgresql

@@ -175,13 +175,18 @@ FORBIDDEN = [
 
 def refuses(statement: str) -> bool:
     """Tell whether the server refuses for want of a right."""
+    before = rights()
     try:
         sql(statement)
     except DatabaseError as error:
         code = getattr(error.__cause__, "sqlstate", None)
         return code == "42501"
     # A grant of what one hasn't got is a warning only.
-    return statement.startswith("GRANT")
+    return statement.startswith("GRANT") and rights() == before
+
+
+def rights() -> list[Any]:
+    return sql("SELECT relacl::text FROM pg_class WHERE relname IN (%s, %s)", EVENTS, SEALS)
 
 
 @on_postgresql

@@ -18,6 +18,17 @@ BEGIN
   RETURN NEW;
 END $$;"""
 
+# Questions about the table of events.
+_SEQUENCE = "SELECT pg_get_serial_sequence(%s, 'id')"
+_OWNER = """
+    SELECT rolname FROM pg_roles JOIN pg_class ON relowner = pg_roles.oid
+    WHERE pg_class.oid = %s::regclass
+"""
+_UPKEEP = """
+    SELECT convert_from(btrim(tgargs, decode('00', 'hex')), getdatabaseencoding())
+    FROM pg_trigger WHERE tgname = 'tokenauth_audit_stamp' AND tgrelid = %s::regclass
+"""
+
 LONGEST_ROLE = 63
 """Bytes of a role's name."""
 
@@ -49,6 +60,22 @@ _POWERS = """
     WHERE self.rolname::text = %s
 """
 
+# What the owner's REVOKE doesn't take back: rights that others passed on, to the role or to
+# PUBLIC, which has the number 0.
+_FOREIGN = """
+    SELECT rolname::text
+    FROM pg_roles JOIN (
+        SELECT relowner, acl.* FROM pg_class, aclexplode(relacl) acl
+        WHERE pg_class.oid IN (%s::regclass, %s::regclass, %s::regclass)
+        UNION ALL
+        SELECT relowner, acl.* FROM pg_class
+        JOIN pg_attribute ON attrelid = pg_class.oid, aclexplode(attacl) acl
+        WHERE pg_class.oid IN (%s::regclass, %s::regclass)
+    ) AS granted ON grantor = oid AND grantor <> relowner
+    WHERE privilege_type <> 'SELECT'
+        AND grantee IN (0, (SELECT self.oid FROM pg_roles self WHERE self.rolname::text = %s))
+"""
+
 
 def harden(*, role: str, maintenance_role: str, using: str) -> list[str]:
     """Return statements that let ``role`` add and read audit rows, nothing else.
@@ -63,14 +90,17 @@ def harden(*, role: str, maintenance_role: str, using: str) -> list[str]:
         raise SealError("Roles are hardened on PostgreSQL only.")
     _refuse_names(role, maintenance_role)
     known = {
-        role: _refuse_powerful(role, maintenance_role, using),
-        maintenance_role: _refuse_powerful(maintenance_role, "", using),
+        role: _refuse_powerful(role, maintenance_role, "--role", using),
+        maintenance_role: _refuse_powerful(maintenance_role, "", "--maintenance-role", using),
     }
+    for name in known:
+        _refuse_foreign_grants(name, using)
+    _refuse_other_upkeep(maintenance_role, using)
     events, seals = _name(AuditEvent._meta.db_table), _name(AuditSeal._meta.db_table)
     app, upkeep = _name(role), _name(maintenance_role)
     # Nobody chooses a row's id, nor the next one: a very high one would stand before all that
     # come. To insert takes no right to the sequence.
-    sequence = _ask_sequence(using)
+    sequence = _ask(_SEQUENCE, using)
     fields = AuditEvent._meta.concrete_fields
     columns = ", ".join(_name(field.column or "") for field in fields if not field.primary_key)
     # `drain` brings rows that have their time. Withholding INSERT on the column instead would
@@ -85,6 +115,8 @@ def harden(*, role: str, maintenance_role: str, using: str) -> list[str]:
         f"GRANT SELECT, INSERT ({columns}), DELETE ON {events} TO {upkeep};",
         f"GRANT SELECT, INSERT, UPDATE (entries) ON {seals} TO {upkeep};",
         _STAMP,
+        # Whoever owns it can drop it, and the trigger with it.
+        f"ALTER FUNCTION tokenauth_audit_stamp() OWNER TO {_name(_ask(_OWNER, using))};",
         f"""\
 CREATE OR REPLACE TRIGGER tokenauth_audit_stamp BEFORE INSERT ON {events}
 FOR EACH ROW EXECUTE FUNCTION {trigger};""",
@@ -101,10 +133,12 @@ def _refuse_names(role: str, maintenance_role: str) -> None:
             )
 
 
-def _ask_sequence(using: str) -> str:
+def _ask(question: str, using: str) -> str:
+    """Return the answer to a question about the table of events; "" where there is none."""
     with connections[using].cursor() as cursor:
-        cursor.execute("SELECT pg_get_serial_sequence(%s, 'id')", [AuditEvent._meta.db_table])
-        return str(cursor.fetchone()[0])
+        cursor.execute(question, [AuditEvent._meta.db_table])
+        found = cursor.fetchone()
+    return str(found[0]) if found else ""
 
 
 def apply(statements: list[str], using: str) -> None:
@@ -124,10 +158,36 @@ def _literal(text: str) -> str:
     return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
 
 
-def _refuse_powerful(role: str, other: str, using: str) -> bool:
+def _refuse_foreign_grants(role: str, using: str) -> None:
+    """Raise SealError where somebody else than the owner gave ``role`` rights to the audit."""
+    tables = [AuditEvent._meta.db_table, AuditSeal._meta.db_table]
+    with connections[using].cursor() as cursor:
+        cursor.execute(_FOREIGN, [*tables, _ask(_SEQUENCE, using), *tables, role])
+        found = cursor.fetchone()
+    if found:
+        raise SealError(
+            f"The role {found[0]!r} granted more than SELECT on the audit to {role!r} or to "
+            "PUBLIC, and only who granted it can take it back: let that role REVOKE it, then run "
+            "this again."
+        )
+
+
+def _refuse_other_upkeep(maintenance_role: str, using: str) -> None:
+    """Raise SealError where the trigger keeps the times of another maintenance role."""
+    known = _ask(_UPKEEP, using)
+    if known not in {"", maintenance_role}:
+        table = AuditEvent._meta.db_table
+        raise SealError(
+            f"The audit has the maintenance role {known!r}, and rows keep their times for one role "
+            "only. Give the same --maintenance-role. For good, another one takes its place after "
+            f"DROP TRIGGER tokenauth_audit_stamp ON {table}."
+        )
+
+
+def _refuse_powerful(role: str, other: str, option: str, using: str) -> bool:
     """Raise SealError where ``role`` could rewrite the audit, or become ``other``.
 
-    Returns whether there is such a role.
+    ``option`` is how it was given. Returns whether there is such a role.
     """
     tables = [AuditEvent._meta.db_table, AuditSeal._meta.db_table]
     with connections[using].cursor() as cursor:
@@ -135,7 +195,8 @@ def _refuse_powerful(role: str, other: str, using: str) -> bool:
         mighty, owner, becomes_other, granted, known = cursor.fetchone()
     if not known and not _can_be_made(role):
         raise SealError(
-            f"There is no role {role!r}, and PostgreSQL wouldn't make one of that name."
+            f"There is no role {role!r}, and PostgreSQL wouldn't make one of that name. Give "
+            f"another {option}."
         )
     problems = {
         "is or can become a superuser or a role that is near to one": mighty,
