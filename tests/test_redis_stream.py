@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -485,6 +486,9 @@ def test_another_cache_is_no_place(settings: Settings) -> None:
         ("redis://one:1/1", "redis://one:2/1", False),
         ("redis://one/1", "not a redis", False),
         ("redis://one/1", "", False),
+        ("redis://:6379", "redis://localhost", True),
+        ("redis://127.0.0.1", "redis://localhost", True),
+        ("redis://[::1]", "redis://127.0.0.1", True),
     ],
 )
 def test_a_cache_that_can_be_cleared_is_elsewhere(
@@ -500,6 +504,45 @@ def test_a_cache_that_can_be_cleared_is_elsewhere(
     with pytest.raises(ImproperlyConfigured, match="whoever clears 'default'") as error:
         read_place()
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("audit", "other", "shared"),
+    [
+        (("redis://one", {"db": 1}), ("redis://one/1", {}), True),
+        (("redis://one", {"db": "1"}), ("redis://one/1", {}), True),
+        (("redis://one/1", {}), ("redis://one", {"db": 1}), True),
+        (("redis://one", {"db": 1}), ("redis://one", {"db": 1}), True),
+        (("redis://one/1", {"db": 2}), ("redis://one/2", {}), False),
+        (("redis://one", {"db": 1}), ("redis://one", {}), False),
+        (("redis://one", {}), ("redis://one", {"db": 1}), False),
+        (("redis://", {"host": "one"}), ("redis://one", {}), True),
+        (("redis://one", {"port": 1}), ("redis://one", {}), False),
+        (("redis://one", {"db": None}), ("redis://one", {"PASSWORD": "x"}), True),
+    ],
+)
+def test_options_tell_the_database_too(
+    audit: tuple[str, dict[str, Any]],
+    other: tuple[str, dict[str, Any]],
+    shared: bool,
+    settings: Settings,
+) -> None:
+    """As they do for Django: what the URL says counts first."""
+    settings.CACHES = {
+        alias: {"BACKEND": "…", "LOCATION": location, "OPTIONS": options}
+        for alias, (location, options) in (("default", other), ("audit", audit))
+    }
+    with pytest.raises(ImproperlyConfigured) if shared else nullcontext():
+        read_place()
+
+
+def test_options_that_no_connection_has_are_named(settings: Settings) -> None:
+    use(settings, "redis://:hunter2@one", OPTIONS={"nonsense": 1})
+    with pytest.raises(
+        ImproperlyConfigured, match=r"OPTIONS of CACHES\['audit'\].*nonsense"
+    ) as error:
+        read_place()
+    assert "hunter2" not in str(error.value)
 
 
 @pytest.mark.parametrize(

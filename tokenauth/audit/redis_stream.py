@@ -47,6 +47,7 @@ EVICTION_HINT = (
 REPLICA_HINT = "Let LOCATION in CACHES['audit'] name the primary."
 INFO_HINT = "Let its user ask how Redis keeps rows: ACL SETUSER <name> +info."
 
+_HERE = {"127.0.0.1", "::1"}
 _NOT_FOR_CONNECTIONS = {"parser_class", "pool_class", "serializer"}
 
 
@@ -96,16 +97,9 @@ def read_place() -> Place:
     caches: dict[str, dict[str, Any]] = django_settings.CACHES
     entry = caches.get("audit", {})
     _refuse_shared(caches)
-    location = entry.get("LOCATION") or ""
-    # Several are a server and its replicas; only the first takes writes.
-    urls = re.split("[;,]", location) if isinstance(location, str) else [*location, ""]
-    given = {
-        name: value
-        for name, value in entry.get("OPTIONS", {}).items()
-        if name.islower() and name not in _NOT_FOR_CONNECTIONS
-    }
     try:
-        options = {**given, **parse_url(urls[0])}  # type: ignore[no-untyped-call]
+        # Several are a server and its replicas; only the first takes writes.
+        options = _options(entry, next(iter(_urls(entry)), ""))
     except ValueError:
         # Without the cause: it may show a part of the password.
         raise ImproperlyConfigured(
@@ -114,7 +108,28 @@ def read_place() -> Place:
             "rediss:// and unix:// will do too."
         ) from None
     prefix = entry.get("KEY_PREFIX", "")
-    return Place(stream=f"{prefix}:{STREAM}" if prefix else STREAM, options=options)
+    place = Place(stream=f"{prefix}:{STREAM}" if prefix else STREAM, options=options)
+    try:
+        # Made, not connected.
+        place.connect(CALL_TIMEOUT_SECONDS).connection_pool.make_connection()
+    except TypeError as error:
+        raise ImproperlyConfigured(f"OPTIONS of CACHES['audit'] don't fit: {error}") from None
+    return place
+
+
+def _urls(entry: dict[str, Any]) -> list[str]:
+    location = entry.get("LOCATION") or ""
+    return re.split("[;,]", location) if isinstance(location, str) else [*location]
+
+
+def _options(entry: dict[str, Any], url: str) -> dict[str, Any]:
+    """Return the options of connections to ``url``; raises ValueError unless it is a Redis URL."""
+    given = {
+        name: value
+        for name, value in (entry.get("OPTIONS") or {}).items()
+        if name.islower() and name not in _NOT_FOR_CONNECTIONS
+    }
+    return {**given, **parse_url(url)}  # type: ignore[no-untyped-call]
 
 
 def _refuse_shared(caches: dict[str, dict[str, Any]]) -> None:
@@ -130,13 +145,13 @@ def _refuse_shared(caches: dict[str, dict[str, Any]]) -> None:
 
 def _databases(entry: dict[str, Any]) -> set[tuple[Any, ...]]:
     """Return the Redis databases that a cache is on."""
-    location = entry.get("LOCATION") or ""
     found = set()
-    for url in re.split("[;,]", location) if isinstance(location, str) else location:
+    for url in _urls(entry):
         with suppress(ValueError):
-            options = parse_url(url)  # type: ignore[no-untyped-call]
-            place = options.get("path") or (options.get("host"), options.get("port", 6379))
-            found.add((place, options.get("db", 0)))
+            options = _options(entry, url)
+            host, port = options.get("host") or "localhost", options.get("port") or 6379
+            server = ("localhost" if host in _HERE else host, str(port))
+            found.add((options.get("path") or server, str(options.get("db") or 0)))
     return found
 
 
