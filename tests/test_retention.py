@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from tests.audit_log import (
     ACTOR,
+    KEYS,
     Configure,
     Place,
     clear,
@@ -372,7 +373,26 @@ def test_a_changed_seal_is_refused(number: int, change: dict[str, Any]) -> None:
     raw(AuditSeal).filter(pk=number).update(**change)
     with pytest.raises(SealError, match=f"Seal {number} was changed"):
         prune()
+    check_nothing_was_pruned(ids)
+
+
+def check_nothing_was_pruned(ids: list[int]) -> None:
     assert row_ids(pk__in=ids) == ids
+    assert not AuditSeal.objects.filter(kind="pruned").exists()
+    assert details() == []
+
+
+def test_a_key_that_is_gone_is_asked_for_first(configure: Configure) -> None:
+    """Or each try would leave a seal and an event that tell of rows that are still there."""
+    ids = write_at(30)
+    seal_all()
+    configure(AUDIT_SEAL_KEYS={"2027": "n" * 32, **KEYS})
+    ids += write_at(30)
+    seal_all()
+    configure(AUDIT_SEAL_KEYS={"2027": "n" * 32})
+    with pytest.raises(SealError, match="lacks its key '2026'"):
+        prune()
+    check_nothing_was_pruned(ids)
 
 
 def test_of_two_that_prune_or_seal_one_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 
 from django.db import connections, models, transaction
@@ -70,16 +70,24 @@ def _prune_sealed(
     if not count:
         return 0
     limit = _as_stored(before, using)
+    for seal in _old_seals(limit, last.number, using):
+        # Before anything is signed or announced that then doesn't happen.
+        read_entries(seal)
     with transaction.atomic(using=using):
-        pruned = _permit(last, limit, count, using)
+        _permit(last, limit, count, using)
         _announce(before, count, using, by)
+    seals = _old_seals(limit, last.number, using)
+    return sum(_prune_seal(seal, limit, using, progress) for seal in seals)
+
+
+def _old_seals(limit: int, last: int, using: str) -> Iterator[AuditSeal]:
+    """Give the seals up to number ``last`` that list rows from before ``limit``, one at a time."""
     seals = AuditSeal.objects.using(using).exclude(kind=SealKind.PRUNED.value)
-    old = seals.filter(number__lt=pruned.number, oldest_at__lt=limit).exclude(entries=b"")
-    removed = number = 0
+    old = seals.filter(number__lte=last, oldest_at__lt=limit).exclude(entries=b"")
+    number = 0
     while (seal := old.filter(number__gt=number).order_by("number").first()) is not None:
-        removed += _prune_seal(seal, limit, using, progress)
+        yield seal
         number = seal.number
-    return removed
 
 
 def _as_stored(moment: datetime, using: str) -> int:
@@ -94,7 +102,7 @@ def _as_stored(moment: datetime, using: str) -> int:
     return microseconds(moment)
 
 
-def _permit(last: AuditSeal, limit: int, count: int, using: str) -> AuditSeal:
+def _permit(last: AuditSeal, limit: int, count: int, using: str) -> None:
     """Sign that rows from before ``limit`` may be gone."""
     key_id, secret = next(iter(get_keys().items()))
     pruned = AuditSeal(
@@ -111,7 +119,6 @@ def _permit(last: AuditSeal, limit: int, count: int, using: str) -> AuditSeal:
         entries=b"",
     )
     add_seal(pruned, last, secret.encode(), using)
-    return pruned
 
 
 def _prune_seal(seal: AuditSeal, limit: int, using: str, progress: Callable[[int], object]) -> int:
