@@ -176,14 +176,12 @@ def open_window(cursor: Cursor, using: str, *, is_first: bool) -> Cursor | None:
     cursor, known = localise(cursor, using), cursor.origin
     if cursor.window:
         return cursor
-    vendor = _vendor(using)
-    if vendor == "postgresql":
+    if _vendor(using) == "postgresql":
         origin = _origin(using)
         if origin == known or (is_first and not _has_foreign_rows(using)):
             return _open_by_transaction(replace(cursor, origin=origin), using)
         return _reopen(cursor, origin, using)
-    lag = timedelta() if vendor == "sqlite" else LAG
-    until = _last_id(using, None if not lag else timezone.now() - lag)
+    until = _last_id(using, timezone.now() - LAG if may_be_late(using) else None)
     return replace(cursor, window="id", until=until) if until > cursor.closed_id else None
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from django.db import IntegrityError, models, transaction
-from django.db.models import Max
 
 from tokenauth import audit
 from tokenauth.audit.cursors import Cursor, may_be_late, open_window, read_cursor
@@ -28,9 +28,11 @@ from tokenauth.client_info import Actor
 from tokenauth.exceptions import SealError
 from tokenauth.models import AuditEvent, AuditSeal, Event, SealKind
 
+logger = logging.getLogger("tokenauth")
+
 BACKFILL = 3_600_000_000
-"""For how many microseconds before the last seal rows may have been committed behind the cursor, where
-transactions have no numbers."""
+"""For how many microseconds rows may still come among sealed ones, where transactions have no
+numbers; what comes later was put there."""
 _LOWEST = -(2**63)
 STREAM = 10_000
 """Ids that are looked at at once."""
@@ -153,14 +155,19 @@ def _only_of_sealing(found: Sequence[tuple[Any, ...]]) -> bool:
 
 
 def _late_rows(last: AuditSeal | None, using: str) -> list[tuple[Any, ...]]:
-    """Return rows that were committed behind the cursor lately; the oldest first."""
+    """Return rows that were committed behind the cursor lately, the oldest first.
+
+    None, with a warning, where a seal that tells what was sealed lately isn't as it was made.
+    """
     if last is None or not may_be_late(using):
         return []
     seals = AuditSeal.objects.using(using).filter(number__lte=last.number).order_by("number")
-    latest = seals.filter(kind=SealKind.ROWS.value).aggregate(at=Max("sealed_at"))["at"]
-    if latest is None:
+    try:
+        start, known = _recently_sealed(seals, now() - BACKFILL)
+    except SealError as error:
+        # Whoever spoils one seal must not stop all that come.
+        logger.warning("Rows that were committed late aren't sealed: %s", error)
         return []
-    start, known = _recently_sealed(seals, latest - BACKFILL)
     ids = _unsealed(start, read_cursor(last).closed_id, known, using)
     return read_stored(AuditEvent.objects.using(using).filter(id__in=ids).order_by("id"))
 
