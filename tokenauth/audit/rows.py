@@ -7,14 +7,15 @@ import os
 import time
 import uuid
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import MAXYEAR, MINYEAR, datetime
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
+from unicodedata import category
 
 from django.conf import settings
 from django.utils import timezone
 
-from tokenauth.client_info import NAME_LENGTH, ClientInfo, sanitise
+from tokenauth.client_info import NAME_LENGTH, ClientInfo, parse_address, sanitise
 from tokenauth.models import USER_ID_LENGTH, AuditEvent, Event, Outcome, Severity
 from tokenauth.tokens import PUBLIC_ID_LENGTH
 
@@ -115,25 +116,32 @@ class Row(NamedTuple):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Row:
-        """Read what ``to_json`` wrote; raises ValueError when it is anything else."""
+        """Read what ``to_json`` wrote; raises ValueError when it is anything else.
+
+        A column that has a default may be missing: an older version didn't know it.
+        """
         values = json.loads(text)
+        if isinstance(values, dict):
+            values = {name: get_default() for name, get_default in _OPTIONAL.items()} | values
         if not isinstance(values, dict) or values.keys() != set(COLUMNS):
             raise ValueError("not the columns of an audit row")
         for name, types in _JSON_TYPES.items():
             # By `type`, because to Python True is a number.
             if type(values[name]) not in types:
                 raise ValueError(f"{name} of an audit row is a {type(values[name]).__name__}")
-        values["event_id"] = uuid.UUID(values["event_id"])
-        values["at"] = datetime.fromisoformat(values["at"])
-        if values["at"].tzinfo is None:
-            raise ValueError("an audit row without a time zone")
-        if not settings.USE_TZ:
-            values["at"] = timezone.make_naive(values["at"], timezone.get_default_timezone())
-        return cls(**values)
+        _refuse_unwritten(values)
+        return cls(
+            **{**values, "event_id": uuid.UUID(values["event_id"]), "at": _read_time(values["at"])}
+        )
 
 
 COLUMNS = Row._fields
 _FIELDS: list[Any] = [AuditEvent._meta.get_field(name) for name in COLUMNS]
+_OPTIONAL = {field.name: field.get_default for field in _FIELDS if field.has_db_default()}
+_CHOICES = {field.name: {value for value, _ in field.choices} for field in _FIELDS if field.choices}
+_LENGTHS = {
+    field.name: field.max_length for field in _FIELDS if field.get_internal_type() == "CharField"
+}
 _DEFAULTS = [field.get_default() if field.has_db_default() else object() for field in _FIELDS]
 _JSON_TYPES = {
     **dict.fromkeys(COLUMNS, (str,)),
@@ -141,6 +149,37 @@ _JSON_TYPES = {
     "count": (int,),
     "details": (dict,),
 }
+
+
+def _refuse_unwritten(values: dict[str, Any]) -> None:
+    """Raise ValueError for values that ``make_row`` never writes: somebody else did."""
+    for name, length in _LENGTHS.items():
+        text = values[name]
+        if len(text) > length or not (text.isprintable() or all(map(_is_safe, text))):
+            raise ValueError(f"{name} of an audit row is too long, or not printable")
+    for name, known in _CHOICES.items():
+        if values[name] not in known:
+            raise ValueError(f"{name} of an audit row is unknown")
+    ip = values["ip"]
+    if ip is not None and str(parse_address(ip)) != ip:
+        raise ValueError("ip of an audit row is no address, or not written as we do")
+
+
+def _is_safe(char: str) -> bool:
+    # To the Python that wrote it, which may be a newer one, it may be a letter already.
+    return char.isprintable() or category(char) == "Cn"
+
+
+def _read_time(text: str) -> datetime:
+    """Read a row's time; raises ValueError for one that not every zone and database has."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("an audit row without a time zone")
+    if not MINYEAR < moment.year < MAXYEAR:
+        raise ValueError("an audit row of no time of ours")
+    return (
+        moment if settings.USE_TZ else timezone.make_naive(moment, timezone.get_default_timezone())
+    )
 
 
 def columns_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
