@@ -6,7 +6,7 @@ import csv
 import json
 import subprocess
 import tracemalloc
-from datetime import timedelta
+from datetime import datetime, timedelta
 from io import StringIO
 from typing import Any
 
@@ -97,15 +97,16 @@ def test_an_empty_audit() -> None:
         ("\uff20A", "'\uff20A"),
         ("a=1", "a=1"),
         ("'=1", "'=1"),
+        ("a\r=1", "a\r=1"),
+        ("a\n=1", "a\n=1"),
         ("", ""),
     ],
 )
 def test_formulas_are_text(text: str, shown: str, write: Write) -> None:
     write(1, user_agent=text, client_id=text)
     written = text_of(as_csv=True)
-    if "\r" not in text:  # Which older Pythons leave as it is.
-        [row] = csv.DictReader(StringIO(written, newline=""))
-        assert (row["user_agent"], row["client_id"]) == (shown, shown)
+    [row] = csv.DictReader(StringIO(written, newline=""))
+    assert (row["user_agent"], row["client_id"]) == (shown, shown)
     assert shown in written
     [row] = json_rows()
     assert row["user_agent"] == text
@@ -200,6 +201,17 @@ def test_a_row_that_cannot_be_read_stops_nothing(
     if column == "details":
         assert value.strip("'")[:100] in str(read[4]["details"])
         assert read[3]["details"] == ('{"a": 1}' if as_csv else {"a": 1})
+
+
+@pytest.mark.parametrize("as_csv", [False, True])
+def test_times_have_their_offset_whatever_the_settings(
+    as_csv: bool, write: Write, settings: Any
+) -> None:
+    settings.USE_TZ, settings.TIME_ZONE = False, "Europe/Berlin"
+    write(1, at=datetime(2026, 1, 31, 12))  # noqa: DTZ001 - as such a site has it
+    with timezone.override("Asia/Tokyo"):
+        [row] = csv_rows() if as_csv else json_rows()
+    assert row["at"] == "2026-01-31T12:00:00+01:00"
 
 
 def test_other_databases_are_asked_for_by_name(write: Write) -> None:

@@ -128,6 +128,13 @@ def test_a_row_has_the_names_that_log_readers_know(lines: Lines) -> None:
     ]
 
 
+def test_times_have_their_offset_whatever_the_settings(settings: Any) -> None:
+    settings.USE_TZ, settings.TIME_ZONE = False, "Europe/Berlin"
+    row = make_row(Event.AUTH_ACCEPTED, INFO)
+    row = row._replace(at=datetime(2026, 1, 31, 12))  # noqa: DTZ001 - as such a site has it
+    assert formatted(record("…", audit_row=row))["timestamp"] == "2026-01-31T12:00:00+01:00"
+
+
 def test_no_column_is_missing() -> None:
     renamed = {"event", "at", "ip", "path", "method"}
     values = formatted(record("…", audit_row=make_row(Event.AUTH_ACCEPTED, INFO)))

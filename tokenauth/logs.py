@@ -43,7 +43,7 @@ class JSONFormatter(logging.Formatter):
 def _audited(row: Any) -> dict[str, Any]:
     values = {_NAMES.get(name, name): value for name, value in row._asdict().items()}
     succeeded = row.outcome == "success"
-    return {**values, "timestamp": row.at.isoformat(), "success": succeeded, "allowed": succeeded}
+    return {**values, "timestamp": row.time_text(), "success": succeeded, "allowed": succeeded}
 
 
 def _message(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, Any]:

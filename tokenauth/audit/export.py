@@ -33,7 +33,7 @@ def export(*, using: str, as_csv: bool, since: datetime | None = None) -> Iterat
     """
     write: Callable[[list[dict[str, Any]]], str] = _csv if as_csv else _json_lines
     if as_csv:
-        yield _csv_lines([list(COLUMNS)]), 0
+        yield ",".join(COLUMNS) + "\n", 0
     for batch in _batches(using, since):
         yield from _written(batch, write)
 
@@ -89,21 +89,16 @@ def _json_lines(batch: list[dict[str, Any]]) -> str:
 
 
 def _time(value: Any) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+    return rows.time_text(value) if isinstance(value, datetime) else str(value)
 
 
 def _csv(batch: list[dict[str, Any]]) -> str:
-    return _csv_lines(
-        [
-            [_cell(value) for value in {**row, "details": json.dumps(row["details"])}.values()]
-            for row in batch
-        ]
-    )
-
-
-def _csv_lines(lines: list[list[str]]) -> str:
     text = StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
+    # Older Pythons would leave a carriage return unquoted, and a formula after it in its own row.
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in batch:
+        values = {**row, "details": json.dumps(row["details"])}.values()
+        writer.writerow([_cell(value) for value in values])
     return text.getvalue()
 
 

@@ -105,13 +105,13 @@ class Row(NamedTuple):
         """Return the row as a model's instance, not saved."""
         return AuditEvent(**self.columns())
 
+    def time_text(self) -> str:
+        """Return when it was in ISO 8601, with its offset."""
+        return time_text(self.at)
+
     def to_json(self) -> str:
         """Return the row as one line of JSON."""
-        at = self.at
-        if timezone.is_naive(at):
-            # In the site's zone, as the clock was read, whatever zone is active.
-            at = timezone.make_aware(at, timezone.get_default_timezone())
-        values = {**self.columns(), "event_id": str(self.event_id), "at": at.isoformat()}
+        values = {**self.columns(), "event_id": str(self.event_id), "at": self.time_text()}
         return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
@@ -180,6 +180,14 @@ def _read_time(text: str) -> datetime:
     return (
         moment if settings.USE_TZ else timezone.make_naive(moment, timezone.get_default_timezone())
     )
+
+
+def time_text(at: datetime) -> str:
+    """Return a row's time in ISO 8601, with its offset whatever ``USE_TZ`` says."""
+    if timezone.is_naive(at):
+        # In the site's zone, as the clock was read, whatever zone is active.
+        at = timezone.make_aware(at, timezone.get_default_timezone())
+    return at.isoformat()
 
 
 def columns_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
