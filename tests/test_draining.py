@@ -619,27 +619,70 @@ def is_drained(server: Redis) -> bool:
 
 @needs_redis
 @pytest.mark.django_db
-@pytest.mark.parametrize("known", [True, False], ids=["a worker was here", "the first worker"])
-def test_a_redis_that_is_full_is_drained(redis: Redis, known: bool) -> None:
+def test_a_redis_that_is_full_is_drained(redis: Redis) -> None:
     """Entries that aren't rows need room elsewhere; what makes room comes first."""
     drain()
-    if not known:
-        peer(redis).delete(STREAM)
     good = [a_row() for _ in range(900)]
     add(redis, *good)
     peer(redis).xadd(STREAM, {"row": "no row" * 50})
     add(redis, *good)
-    if known:
-        peer(redis).config_set("maxmemory", peer(redis).info("memory")["used_memory"] - 1)
+    peer(redis).config_set("maxmemory", peer(redis).info("memory")["used_memory"] - 1)
+    drain()
+    assert len(ids()) == 900
+    assert is_clean(redis)
+    assert peer(redis).xlen(REJECTED) == 1
+
+
+@needs_redis
+@pytest.mark.django_db
+@pytest.mark.parametrize("batch", [1, 7, 500])
+def test_a_redis_that_stays_full_is_drained_of_rows(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, batch: int
+) -> None:
+    """What finds no room stays, and stands in nobody's way."""
+    monkeypatch.setattr(draining, "BATCH", batch)
+    drain()
+    good = [a_row() for _ in range(9)]
+    for start in range(0, 9, 3):
+        peer(redis).xadd(STREAM, {"row": "no row"})
+        add(redis, *good[start : start + 3])
+        peer(redis).xadd(STREAM, {"row": "no row"})
+    peer(redis).config_set("maxmemory", 1)
+    worker = Drain()
+    worker.join()
+    worker.run(once=True)
+    assert ids() == [row.event_id for row in good]
+    assert (worker.counts.rejected, pending(redis)) == (0, 6)
+    assert "no room" in caplog.text
+    peer(redis).config_set("maxmemory", 0)
+    assert drain(idle_seconds=0).counts.rejected == 6
+    assert is_clean(redis)
+
+
+@needs_redis
+@pytest.mark.django_db
+def test_the_first_worker_on_a_full_redis_says_what_is_wrong(redis: Redis) -> None:
+    add(redis, a_row())
+    peer(redis).config_set("maxmemory", 1)
+    with pytest.raises(RedisError, match="maxmemory"):
         drain()
-        assert len(ids()) == 900
-        assert is_clean(redis)
-        assert peer(redis).xlen(REJECTED) == 1
-    else:
-        peer(redis).config_set("maxmemory", 1)
-        with pytest.raises(RedisError, match="NOGROUP"):
-            drain()
-        assert peer(redis).xlen(STREAM) == 1_801
+    assert peer(redis).xlen(STREAM) == 1
+    peer(redis).config_set("maxmemory", 0)
+    assert drain().counts.stored == 1
+
+
+@needs_redis
+@pytest.mark.django_db
+def test_a_running_worker_puts_aside_what_waited_for_room(redis: Redis) -> None:
+    worker = Drain(idle_seconds=0)
+    worker.join()
+    peer(redis).xadd(STREAM, {"row": "no row"})
+    peer(redis).config_set("maxmemory", 1)
+    worker.step(block=False)
+    peer(redis).config_set("maxmemory", 0)
+    worker.step(block=False)
+    assert worker.counts.rejected == 1
+    assert is_clean(redis)
 
 
 STOP_WHILE_LOCKED = """

@@ -97,6 +97,7 @@ class Drain:
         place = read_place()
         self.stream, self.rejected = place.stream, f"{place.stream}:rejected"
         self.client: Any = place.connect(ANSWER_SECONDS)
+        self._after = b"0"  # What is its own up to here waits for room; it is claimed again later.
         # The end of it makes the name this worker's alone, where containers share the rest.
         self.consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
@@ -104,12 +105,16 @@ class Drain:
         """Make the stream and the group, where they aren't there; raises RedisError."""
         try:
             self.client.xgroup_create(self.stream, GROUP, id="0", mkstream=True)
-        except OutOfMemoryError:
-            # Full, Redis says so before it looks whether there is a group. Without one, reading fails.
-            pass
+        except OutOfMemoryError as full:
+            # Full, Redis says so before it looks whether there is a group.
+            try:
+                self.client.xpending(self.stream, GROUP)
+            except ResponseError:
+                raise full from None
         except ResponseError as error:
             if "BUSYGROUP" not in str(error):
                 raise
+        self._after = b"0"
 
     def leave(self) -> None:
         """Take this worker out of the group, unless it leaves entries behind."""
@@ -151,12 +156,12 @@ class Drain:
         ``block`` waits for entries where there are none.
         """
         # Its own come first: what it couldn't settle the last time.
-        entries = self._read("0") or self._claim() or self._read(">", block=block)
+        entries = self._read(self._after) or self._claim() or self._read(b">", block=block)
         if entries:
             self._settle(entries)
         return bool(entries)
 
-    def _read(self, start: str, *, block: bool = False) -> list[Entry]:
+    def _read(self, start: bytes, *, block: bool = False) -> list[Entry]:
         answer = self.client.xreadgroup(
             GROUP,
             self.consumer,
@@ -188,11 +193,20 @@ class Drain:
         # First what makes room: a Redis that is full takes nothing for the rejected.
         self._let_go([entry for entry in entries if entry not in refused])
         self.counts.stored += outcome.stored
-        for entry in refused:
-            self.client.xadd(self.rejected, entry.fields)
-            logger.error("%s is no audit row; it is in %s now", entry.id.decode(), self.rejected)
-            self._let_go([entry])
-            self.counts.rejected += 1
+        try:
+            for entry in refused:
+                self._put_aside(entry)
+        except OutOfMemoryError as error:
+            logger.error(
+                "no room in %s, so entries that are no rows wait: %s", self.rejected, error
+            )
+            self._after = entries[-1].id
+
+    def _put_aside(self, entry: Entry) -> None:
+        self.client.xadd(self.rejected, entry.fields)
+        logger.error("%s is no audit row; it is in %s now", entry.id.decode(), self.rejected)
+        self._let_go([entry])
+        self.counts.rejected += 1
 
     def _let_go(self, entries: list[Entry]) -> None:
         if not entries:
