@@ -12,13 +12,13 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from django.core.management.base import CommandError
-from django.db import InterfaceError, connection, models, router
+from django.db import InterfaceError, OperationalError, connection, models, router
 from django.utils import timezone
 
 from tests.conftest import Run, Write
@@ -27,7 +27,7 @@ from tokenauth.audit import cursors, sealing
 from tokenauth.audit.sealing import seal
 from tokenauth.client_info import Actor
 from tokenauth.management.commands import tokenauth_audit
-from tokenauth.models import AuditEvent, AuditSeal
+from tokenauth.models import AuditEvent, AuditSeal, Token
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -254,6 +254,93 @@ def test_times_without_time_zones(settings: Any) -> None:
 # What is wrong is said.
 
 
+def test_no_head_is_no_proof(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was emptied, or a pipe that failed, must not look like a good audit."""
+    write(1)
+    run("seal")
+    for text in ("", "\n \n"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        with pytest.raises(CommandError, match=r"--head -: there is no head on standard input\."):
+            run("verify", "--head", "-")
+
+
+def test_a_head_that_cannot_be_read_is_named_by_its_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"1:{'a' * 64}\n\nnonsense\n"))
+    with pytest.raises(CommandError, match=r"^On standard input, line 3: a head looks like"):
+        run("verify", "--head", "-")
+
+
+def test_an_unknown_database_is_named_with_the_known_ones(run: Run) -> None:
+    with pytest.raises(CommandError, match=r"DATABASES has no 'x'.*--database.*default"):
+        run("verify", "--database", "x")
+
+
+def test_what_the_database_says_comes_with_what_to_do(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_options: Any) -> None:
+        raise OperationalError("connection refused\n\tIs it accepting connections?\n")
+
+    monkeypatch.setattr(tokenauth_audit, "seal", fail)
+    with pytest.raises(CommandError) as error:
+        run("seal")
+    assert str(error.value) == (
+        "The database says: connection refused\n\tIs it accepting connections?\n"
+        "Is it there, is it migrated (manage.py migrate --database default), and may this role do "
+        "that? (seal on 'default')"
+    )
+
+
+VERBS = [["seal"], ["verify"], ["prune", "--before", "1d"], ["export"]]
+
+
+@pytest.mark.parametrize("args", VERBS, ids=lambda args: args[0])
+def test_the_other_database_is_told_of(
+    args: list[str], run: Run, write: Write, settings: Any
+) -> None:
+    """Where requests' rows go elsewhere, half of the audit would be forgotten in silence."""
+    said = "Rows of changes to tokens are in 'tokens': run this with --database tokens too.\n"
+    write(1)
+    run(*args)
+    assert said not in run.err
+    settings.DATABASE_ROUTERS = ["tests.test_audit_command.Apart"]
+    run(*args)
+    assert said in run.err
+    run(*args, "--database", "default")
+    assert said not in run.err
+
+
+class Apart:
+    """Sends tokens elsewhere."""
+
+    def db_for_write(self, model: Any, **_hints: Any) -> str | None:
+        return "tokens" if model is Token else None
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        ("export", 1),
+        ("verify", 1),
+        ("seal --print-head", 1),
+        ("harden --role web", 1),
+        ("seal", 0),
+        ("prune --before 1d", 0),
+    ],
+)
+def test_standard_output_that_is_closed(
+    args: str, code: int, run: Run, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``>&-`` leaves it."""
+    write(1)
+    refused = pytest.raises(CommandError, match="Standard output is closed")
+    with monkeypatch.context() as patch, refused if code else nullcontext():
+        patch.setattr("sys.stdout", None)
+        run(*args.split())
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -347,7 +434,8 @@ def test_exit_codes(processes: Processes, write: Write) -> None:
         "CommandError: 1 findings: not everything is, or can be shown to be, as it was sealed.\n"
     )
     code, out, err = processes.run("tokenauth_audit", "seal", "--database", "nowhere")
-    assert (code, out, err) == (1, "", "CommandError: DATABASES has no 'nowhere'.\n")
+    assert (code, out) == (1, "")
+    assert err == "CommandError: DATABASES has no 'nowhere'; --database can be default.\n"
     assert processes.run("tokenauth_audit", "prune")[0] == 2
 
 

@@ -35,8 +35,10 @@ from tokenauth.conf import parse_duration
 from tokenauth.exceptions import SealError
 from tokenauth.management.options import add_base_options
 from tokenauth.management.progress import printing, show_progress
-from tokenauth.models import AuditEvent, AuditSeal, SealKind
+from tokenauth.models import AuditEvent, AuditSeal, SealKind, Token
 
+PRINTING = {"verify", "export", "harden"}
+"""Verbs that print what was asked for."""
 INTERRUPTED = 130
 """What shells say of a program that Ctrl-C ended."""
 
@@ -94,9 +96,9 @@ class Command(BaseCommand):
             "harden": self._harden,
             "drain": self._drain,
         }
-        if database is not None and database not in connections:
-            raise CommandError(f"DATABASES has no {database!r}.")
-        using = database or router.db_for_write(AuditEvent)
+        using = self._choose_database(verb, database)
+        if sys.stdout is None and (verb in PRINTING or options.get("print_head")):
+            raise CommandError("Standard output is closed.")
         try:
             handlers[verb](using=using, **options)
         except SealError as error:
@@ -110,8 +112,8 @@ class Command(BaseCommand):
                 # Ctrl-C in the middle of a statement can leave the driver confused.
                 raise CommandError("Interrupted. Run it again.", returncode=INTERRUPTED) from None
             raise CommandError(
-                f"The database says: {error}. Is it there, is it migrated, and may this role do "
-                f"that? ({verb} on {using!r})"
+                f"The database says: {str(error).strip()}\nIs it there, is it migrated (manage.py "
+                f"migrate --database {using}), and may this role do that? ({verb} on {using!r})"
             ) from None
         except BrokenPipeError:
             # Whoever read has enough, as `head` has. Python would complain once more at its end.
@@ -120,6 +122,21 @@ class Command(BaseCommand):
                 raise CommandError("There are findings.") from None
         except OSError as error:
             raise CommandError(f"{error}. What is done stays; run it again.") from None
+
+    def _choose_database(self, verb: str, database: str | None) -> str:
+        """Return the alias of where the audit is; says so where another one has a part of it."""
+        if database is not None:
+            if database not in connections:
+                known = " or ".join(connections)
+                raise CommandError(f"DATABASES has no {database!r}; --database can be {known}.")
+            return database
+        using, tokens = router.db_for_write(AuditEvent), router.db_for_write(Token)
+        if tokens != using and verb != "drain":
+            self._say(
+                f"Rows of changes to tokens are in {tokens!r}: run this with --database {tokens} "
+                "too."
+            )
+        return using
 
     def _say(self, text: str) -> None:
         # Not as Django writes to standard error, in red: this is no error.
@@ -253,10 +270,15 @@ def _head(text: str) -> Head | None:
 
 
 def _read_heads() -> list[Head]:
-    try:
-        return [parse_head(line) for line in sys.stdin if line.strip()]
-    except ValueError as error:
-        raise CommandError(f"On standard input, {error}.") from None
+    heads = []
+    for number, line in enumerate(sys.stdin, 1):
+        try:
+            heads += [parse_head(line)] if line.strip() else []
+        except ValueError as error:
+            raise CommandError(f"On standard input, line {number}: {error}.") from None
+    if not heads:
+        raise CommandError("--head -: there is no head on standard input.")
+    return heads
 
 
 def _moment(text: str) -> datetime:
