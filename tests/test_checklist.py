@@ -113,6 +113,7 @@ def tokenauth(**options: Any) -> dict[str, Any]:
         ({"CONTENT_SECURITY_POLICY": {"DIRECTIVES": {"default-src": None}}}, ["W027"]),
         # django-csp has a default-src of its own.
         ({"CONTENT_SECURITY_POLICY": {"DIRECTIVES": {}}}, []),
+        ({"CONTENT_SECURITY_POLICY": "default-src 'self'"}, []),
         ({"CONTENT_SECURITY_POLICY": {"DIRECTIVES": {"img-src": ["'self'"]}}}, []),
         ({"X_FRAME_OPTIONS": "ALLOWALL"}, ["W027"]),
         ({"X_FRAME_OPTIONS": "sameorigin"}, []),

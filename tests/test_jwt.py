@@ -1047,8 +1047,8 @@ RANDOM = "5c1f0a9be27d4386b1e09c7f52ad8643"
         ("correct horse battery staple correct", ["tokenauth.E018"]),
         ("asdfghjklzxcvbnmqwertzuiopasdfghjkl", ["tokenauth.E018"]),
         ("AcmeCorporationMcpServerSigningKey1", ["tokenauth.E018"]),
-        (f"{RANDOM}\n", ["tokenauth.E018"]),
-        ("the-pepper-5c1f0a9be27d4386b1e09", ["tokenauth.E018"]),
+        (f"{RANDOM}\n", []),
+        ("e09-5c1f0a9be27d-4386b1e09-7ad42c", ["tokenauth.E018"]),
         ("the-seal-key-5c1f0a9be27d4386b1e", ["tokenauth.E018"]),
         ("django's-own-5c1f0a9be27d4386b1e", ["tokenauth.E018"]),
         ("django's-old-5c1f0a9be27d4386b1e", ["tokenauth.E018"]),
@@ -1061,7 +1061,7 @@ def test_weak_secrets(
     settings.SECRET_KEY_FALLBACKS = ["django's-old-5c1f0a9be27d4386b1e"]
     configure(
         JWT=jwt_settings(keys={"1": RANDOM, "2": secret}),
-        PEPPERS={"1": "the-pepper-5c1f0a9be27d4386b1e09"},
+        PEPPERS={"1": "e09-5c1f0a9be27d-4386b1e09-7ad42c"},
         AUDIT_SEAL_KEYS={"1": "the-seal-key-5c1f0a9be27d4386b1e"},
     )
     assert ids() == []

@@ -39,7 +39,8 @@ from tests.redis_server import (
 )
 from tokenauth import audit, services
 from tokenauth.audit import redis_stream
-from tokenauth.audit.redis_stream import RedisStreamSink, read_place
+from tokenauth.audit.redis_stream import RedisStreamSink, read_place, try_place
+from tokenauth.audit.rows import make_row
 from tokenauth.audit.sinks import get_sink
 from tokenauth.client_info import ClientInfo
 from tokenauth.decorators import token_required
@@ -541,8 +542,20 @@ def test_options_that_no_connection_has_are_named(settings: Settings) -> None:
     with pytest.raises(
         ImproperlyConfigured, match=r"OPTIONS of CACHES\['audit'\].*nonsense"
     ) as error:
-        read_place()
+        try_place()
     assert "hunter2" not in str(error.value)
+
+
+def test_options_that_only_checks_refuse(settings: Settings) -> None:
+    """Requests take them for a Redis that can't be reached, as ``AUDIT_REQUIRED`` provides for."""
+    use(settings, "rediss://:hunter2@127.0.0.1:9", OPTIONS={"max_connections": "5"})
+    with pytest.raises(ImproperlyConfigured, match=r"OPTIONS of CACHES\['audit'\]"):
+        try_place()
+    use(settings, "rediss://:hunter2@127.0.0.1:9", OPTIONS={"ssl_cert_reqs": "CERT_REQUIRED"})
+    with pytest.raises(ImproperlyConfigured, match=r"OPTIONS of CACHES\['audit'\]"):
+        try_place()
+    with pytest.raises(Unavailable):
+        RedisStreamSink().write(make_row(Event.AUTH_ACCEPTED, ClientInfo()))
 
 
 @pytest.mark.parametrize(

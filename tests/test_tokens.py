@@ -277,7 +277,7 @@ def test_is_forged(text: str, expected: bool) -> None:
         ("${A:-${B}}", True),
         ("$TOKEN", False),
         ("{TOKEN}", False),
-        ("x${TOKEN", True),
+        ("x${TOKEN", False),
         ("$ {TOKEN}", False),
     ],
 )

@@ -30,6 +30,7 @@ SHORTEST = 32
 """No stored token is shorter than this many characters, imported ones included."""
 
 
+_PLACEHOLDER = re.compile(r"\$\{[^{}]*\}")
 # The claims of every JWT begin with one of these: `{"` in base64, or `{` and white space.
 _JWT = re.compile(r"(\.e(?:yJ|yA|wo|w0|wk)[\w-]*\.)[\w-]+", re.ASCII)
 _PUBLIC_ID = re.compile(rf"[0-9a-z]{{{PUBLIC_ID_LENGTH}}}")
@@ -109,8 +110,8 @@ def is_forged(text: str, prefix: str) -> bool:
 
 
 def has_placeholder(text: str) -> bool:
-    """Tell whether ``text`` holds a variable, ``${…}``, that nobody has filled in, or a part."""
-    return "${" in text
+    """Tell whether ``text`` holds a variable, ``${…}``, that nobody has filled in."""
+    return _PLACEHOLDER.search(text) is not None
 
 
 def is_quoted(text: str) -> bool:

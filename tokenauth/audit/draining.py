@@ -24,7 +24,7 @@ from django.db import DataError, IntegrityError, connections, router, transactio
 from django.db import Error as DatabaseFailure
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
-from tokenauth.audit.redis_stream import FIELD, read_place
+from tokenauth.audit.redis_stream import FIELD, try_place
 from tokenauth.audit.rows import Row
 from tokenauth.models import AuditEvent
 
@@ -94,7 +94,7 @@ class Drain:
     """Set it, and the worker stops after the batch that it is at."""
 
     def __post_init__(self) -> None:
-        place = read_place()
+        place = try_place()
         self.stream, self.rejected = place.stream, f"{place.stream}:rejected"
         self.client: Any = place.connect(ANSWER_SECONDS)
         self._after = b"0"  # What is its own up to here waits for room; it is claimed again later.

@@ -108,11 +108,19 @@ def read_place() -> Place:
             "rediss:// and unix:// will do too."
         ) from None
     prefix = entry.get("KEY_PREFIX", "")
-    place = Place(stream=f"{prefix}:{STREAM}" if prefix else STREAM, options=options)
+    return Place(stream=f"{prefix}:{STREAM}" if prefix else STREAM, options=options)
+
+
+def try_place() -> Place:
+    """Return what :func:`read_place` does; raises ImproperlyConfigured for unfit options too.
+
+    For what starts or checks a site: in a request such a Redis is one that doesn't answer.
+    """
+    place = read_place()
     try:
         # Made, not connected.
         place.connect(CALL_TIMEOUT_SECONDS).connection_pool.make_connection()
-    except TypeError as error:
+    except (TypeError, ValueError, RedisError) as error:
         raise ImproperlyConfigured(f"OPTIONS of CACHES['audit'] don't fit: {error}") from None
     return place
 

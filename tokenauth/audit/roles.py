@@ -29,6 +29,13 @@ _UPKEEP = """
     FROM pg_trigger WHERE tgname = 'tokenauth_audit_stamp' AND tgrelid = %s::regclass
 """
 
+# Which of two roles has the function, by itself or through another role.
+_STAMP_OWNERS = """
+    SELECT 1 FROM pg_roles, pg_proc
+    WHERE proname = 'tokenauth_audit_stamp' AND rolname::text IN (%s, %s)
+        AND pg_has_role(pg_roles.oid, proowner, 'MEMBER')
+"""
+
 LONGEST_ROLE = 63
 """Bytes of a role's name."""
 
@@ -115,8 +122,7 @@ def harden(*, role: str, maintenance_role: str, using: str) -> list[str]:
         f"GRANT SELECT, INSERT ({columns}), DELETE ON {events} TO {upkeep};",
         f"GRANT SELECT, INSERT, UPDATE (entries) ON {seals} TO {upkeep};",
         _STAMP,
-        # Whoever owns it can drop it, and the trigger with it.
-        f"ALTER FUNCTION tokenauth_audit_stamp() OWNER TO {_name(_ask(_OWNER, using))};",
+        *_take_function(role, maintenance_role, using),
         f"""\
 CREATE OR REPLACE TRIGGER tokenauth_audit_stamp BEFORE INSERT ON {events}
 FOR EACH ROW EXECUTE FUNCTION {trigger};""",
@@ -139,6 +145,18 @@ def _ask(question: str, using: str) -> str:
         cursor.execute(question, [AuditEvent._meta.db_table])
         found = cursor.fetchone()
     return str(found[0]) if found else ""
+
+
+def _take_function(role: str, maintenance_role: str, using: str) -> list[str]:
+    """Return what takes the trigger's function from a role that has made it before.
+
+    Whoever owns it can drop it, and the trigger with it.
+    """
+    with connections[using].cursor() as cursor:
+        cursor.execute(_STAMP_OWNERS, [role, maintenance_role])
+        is_theirs = cursor.fetchone() is not None
+    owner = _name(_ask(_OWNER, using))
+    return [f"ALTER FUNCTION tokenauth_audit_stamp() OWNER TO {owner};"] if is_theirs else []
 
 
 def apply(statements: list[str], using: str) -> None:

@@ -18,6 +18,8 @@ _FEWEST_CHARACTERS = 10
 
 def weakness(secret: str) -> str:
     """Return why ``secret`` can be guessed, as the rest of a sentence; "" where nothing shows."""
+    # A file that it was read from ends a line, and keeps it as random as it was.
+    secret = secret.strip()
     if re.search(r"\s", secret):
         return "holds white space"
     if any(word in re.sub(r"[\W_]", "", secret.lower()) for word in _WORDS):

@@ -148,6 +148,8 @@ def _missing_headers() -> list[str]:
 
 def _has_directives(setting: str) -> bool:
     policy = getattr(django_settings, setting, None) or {}
+    if not isinstance(policy, dict):
+        return True  # Written out, or whatever the middleware makes of it.
     if policy and setting == "CONTENT_SECURITY_POLICY":
         directives = policy.get("DIRECTIVES", {})
         # django-csp has this one, unless told otherwise; None switches all off.

@@ -19,7 +19,7 @@ def check_sink(**_kwargs: Any) -> list[CheckMessage]:
     if not (redis_stream := _load_redis_stream()):
         return []
     try:
-        redis_stream.read_place()
+        redis_stream.try_place()
     except ImproperlyConfigured as error:
         return [
             Error(

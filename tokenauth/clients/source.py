@@ -16,6 +16,7 @@ LONGEST = 4_096
 
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 _ACTOR = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
+_PLACEHOLDER = re.compile(r"\$\{[^{}]*\}")
 _NAME = re.compile(r"[A-Za-z0-9-]+")
 _HEADER = re.compile(rf"(?P<name>{_NAME.pattern})(?:: (?P<scheme>{_NAME.pattern}))?")
 _TAKEN = {"cookie", "host", "content-length", "transfer-encoding"}
@@ -112,7 +113,7 @@ def read_token(source: Source) -> Secret:
     text = source.read()
     if not text:
         problem = "is empty"
-    elif "${" in text:
+    elif _PLACEHOLDER.search(text):
         problem = "holds ${…}: a variable that nobody filled in"
     elif len(text) > LONGEST:
         problem = f"is longer than {LONGEST} characters"

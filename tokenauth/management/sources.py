@@ -19,7 +19,7 @@ from tokenauth.credentials import LONGEST
 from tokenauth.tokens import SHORTEST, Plaintext, has_placeholder, is_quoted
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_RUN = re.compile(r"[A-Za-z0-9+/=]{16}")
+_RUN = re.compile(r"[A-Za-z0-9+]{16,}")
 """What base64 and hexadecimal digits have in them, and names and UUIDs, with separators, don't."""
 
 
@@ -40,9 +40,10 @@ class Found:
 def find_in_variable(name: str, client_id: str) -> list[Found]:
     """Return the one token that a variable holds; raises CommandError."""
     text = _read_variable(name)
-    if "," in text:
+    parts = [Plaintext(part.strip()) for part in text.split(",")]
+    if len(parts) > 1 and all(not part or len(part) >= SHORTEST for part in parts):
         raise CommandError(
-            f"{name} holds a comma; --csv-env takes tokens with commas between, and --file one "
+            f"{name} holds tokens with commas between; --csv-env takes them, and --file takes one "
             "that has commas in it."
         )
     return [Found(place=name, plaintext=text, client_id=client_id)]
@@ -76,13 +77,15 @@ def find_in_object(name: str) -> list[Found]:
             f'{name} must be a JSON object of tokens and their clients, {{"token": "client"}}.'
         )
     found: dict[Plaintext, Found] = {}
+    tokens = {plaintext for plaintext, _ in pairs}
     for number, (plaintext, client) in enumerate(pairs, 1):
         place = f"{name}, entry {number}"
         if plaintext in found:
             raise CommandError(f"{place}: this token is there twice; keep one of the two.")
         if not isinstance(client, str) or not client:
             raise CommandError(f"{place}: the client must be a text, and not empty.")
-        if looks_like_a_token(client):
+        if client in tokens or (looks_like_a_token(client) and not looks_like_a_token(plaintext)):
+            # Clients are stored and shown as they are.
             raise CommandError(
                 f'{place}: the client looks like a token; write {{"token": "client"}}, in this '
                 "order."
@@ -96,13 +99,11 @@ def find_in_object(name: str) -> list[Found]:
     return list(found.values())
 
 
-def looks_like_a_token(client: str) -> bool:
-    """Tell whether ``client`` is a token by all appearance: long, and not made of words.
-
-    Clients are stored and shown as they are.
-    """
-    has_digit = any(character.isdigit() for character in client)
-    return len(client) >= SHORTEST and has_digit and _RUN.search(client) is not None
+def looks_like_a_token(text: str) -> bool:
+    """Tell whether ``text`` is a token by all appearance: long, and not made of words."""
+    return len(text) >= SHORTEST and any(
+        any(character.isdigit() for character in run) for run in _RUN.findall(text)
+    )
 
 
 def find_in_file(path: str, client_id: str) -> list[Found]:
