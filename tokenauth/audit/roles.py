@@ -93,16 +93,7 @@ def harden(*, role: str, maintenance_role: str, using: str) -> list[str]:
     does no harm. Raises SealError on other databases, and where a role could undo them or can't
     be one.
     """
-    if connections[using].vendor != "postgresql":
-        raise SealError("Roles are hardened on PostgreSQL only.")
-    _refuse_names(role, maintenance_role)
-    known = {
-        role: _refuse_powerful(role, maintenance_role, "--role", using),
-        maintenance_role: _refuse_powerful(maintenance_role, "", "--maintenance-role", using),
-    }
-    for name in known:
-        _refuse_foreign_grants(name, using)
-    _refuse_other_upkeep(maintenance_role, using)
+    known = _refuse_unfit(role, maintenance_role, using)
     events, seals = _name(AuditEvent._meta.db_table), _name(AuditSeal._meta.db_table)
     app, upkeep = _name(role), _name(maintenance_role)
     # Nobody chooses a row's id, nor the next one: a very high one would stand before all that
@@ -127,6 +118,21 @@ def harden(*, role: str, maintenance_role: str, using: str) -> list[str]:
 CREATE OR REPLACE TRIGGER tokenauth_audit_stamp BEFORE INSERT ON {events}
 FOR EACH ROW EXECUTE FUNCTION {trigger};""",
     ]
+
+
+def _refuse_unfit(role: str, maintenance_role: str, using: str) -> dict[str, bool]:
+    """Raise SealError where the roles can't be hardened; return which of them are there."""
+    if connections[using].vendor != "postgresql":
+        raise SealError("Roles are hardened on PostgreSQL only.")
+    _refuse_names(role, maintenance_role)
+    known = {
+        role: _refuse_powerful(role, maintenance_role, "--role", using),
+        maintenance_role: _refuse_powerful(maintenance_role, "", "--maintenance-role", using),
+    }
+    for name in known:
+        _refuse_foreign_grants(name, using)
+    _refuse_other_upkeep(maintenance_role, using)
+    return known
 
 
 def _refuse_names(role: str, maintenance_role: str) -> None:
