@@ -150,16 +150,18 @@ def test_a_second_role_has_the_same_upkeep(roles: Roles) -> None:
 
 
 @on_postgresql
-def test_a_role_that_made_the_function_loses_it(roles: Roles) -> None:
+@pytest.mark.parametrize("maker", ["app", "former"])
+def test_a_role_that_made_the_function_loses_it(roles: Roles, maker: str) -> None:
     """To drop a function is to drop the trigger that calls it."""
     app, upkeep = roles("app"), roles("upkeep")
+    owner = app if maker == "app" else roles(maker)
     sql(
         "CREATE FUNCTION tokenauth_audit_stamp() RETURNS trigger LANGUAGE plpgsql "
         "AS 'BEGIN RETURN NEW; END'"
     )
-    sql(f"ALTER FUNCTION tokenauth_audit_stamp() OWNER TO {quoted(app)}")
+    sql(f"ALTER FUNCTION tokenauth_audit_stamp() OWNER TO {quoted(owner)}")
     apply(harden(role=app, maintenance_role=upkeep, using="default"), "default")
-    with acting_as(app), pytest.raises(DatabaseError, match="must be owner"):
+    with acting_as(owner), pytest.raises(DatabaseError, match="must be owner"):
         sql("DROP FUNCTION tokenauth_audit_stamp() CASCADE")
 
 

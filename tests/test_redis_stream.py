@@ -39,7 +39,7 @@ from tests.redis_server import (
 )
 from tokenauth import audit, services
 from tokenauth.audit import redis_stream
-from tokenauth.audit.redis_stream import RedisStreamSink, read_place, try_place
+from tokenauth.audit.redis_stream import RedisStreamSink, read_place, survey, try_place
 from tokenauth.audit.rows import make_row
 from tokenauth.audit.sinks import get_sink
 from tokenauth.client_info import ClientInfo
@@ -548,9 +548,11 @@ def test_options_that_no_connection_has_are_named(settings: Settings) -> None:
 
 def test_options_that_only_checks_refuse(settings: Settings) -> None:
     """Requests take them for a Redis that can't be reached, as ``AUDIT_REQUIRED`` provides for."""
-    use(settings, "rediss://:hunter2@127.0.0.1:9", OPTIONS={"max_connections": "5"})
-    with pytest.raises(ImproperlyConfigured, match=r"OPTIONS of CACHES\['audit'\]"):
-        try_place()
+    for options in ({"max_connections": "5"}, {"nonsense": 1}):
+        use(settings, "rediss://:hunter2@127.0.0.1:9", OPTIONS=options)
+        for call in (try_place, survey):
+            with pytest.raises(ImproperlyConfigured, match=r"OPTIONS of CACHES\['audit'\]"):
+                call()
     use(settings, "rediss://:hunter2@127.0.0.1:9", OPTIONS={"ssl_cert_reqs": "CERT_REQUIRED"})
     with pytest.raises(ImproperlyConfigured, match=r"OPTIONS of CACHES\['audit'\]"):
         try_place()

@@ -217,7 +217,7 @@ def survey() -> tuple[Server, str]:
 
     Raises ImproperlyConfigured when none is configured, one of FAILURES when it doesn't answer.
     """
-    client = read_place().connect(CALL_TIMEOUT_SECONDS)
+    client = try_place().connect(CALL_TIMEOUT_SECONDS)
     pool: Any = client.connection_pool
     connection = pool.get_connection()
     try:

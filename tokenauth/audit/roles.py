@@ -29,11 +29,17 @@ _UPKEEP = """
     FROM pg_trigger WHERE tgname = 'tokenauth_audit_stamp' AND tgrelid = %s::regclass
 """
 
-# Which of two roles has the function, by itself or through another role.
-_STAMP_OWNERS = """
-    SELECT 1 FROM pg_roles, pg_proc
-    WHERE proname = 'tokenauth_audit_stamp' AND rolname::text IN (%s, %s)
-        AND pg_has_role(pg_roles.oid, proowner, 'MEMBER')
+# Whether the function is there and somebody else's than the table's owner's or the one's who asks,
+# or one of the two roles', by itself or through another role.
+_IS_FOREIGN_STAMP = """
+    SELECT 1 FROM pg_proc JOIN pg_class ON pg_class.oid = %s::regclass
+    WHERE pg_proc.oid = to_regprocedure('tokenauth_audit_stamp()') AND (
+        proowner::regrole NOT IN (relowner::regrole, quote_ident(current_user)::regrole)
+        OR EXISTS (
+            SELECT FROM pg_roles
+            WHERE rolname::text IN (%s, %s) AND pg_has_role(pg_roles.oid, proowner, 'MEMBER')
+        )
+    )
 """
 
 LONGEST_ROLE = 63
@@ -154,15 +160,15 @@ def _ask(question: str, using: str) -> str:
 
 
 def _take_function(role: str, maintenance_role: str, using: str) -> list[str]:
-    """Return what takes the trigger's function from a role that has made it before.
+    """Return what takes the trigger's function from whoever made it before.
 
     Whoever owns it can drop it, and the trigger with it.
     """
     with connections[using].cursor() as cursor:
-        cursor.execute(_STAMP_OWNERS, [role, maintenance_role])
-        is_theirs = cursor.fetchone() is not None
+        cursor.execute(_IS_FOREIGN_STAMP, [AuditEvent._meta.db_table, role, maintenance_role])
+        is_foreign = cursor.fetchone() is not None
     owner = _name(_ask(_OWNER, using))
-    return [f"ALTER FUNCTION tokenauth_audit_stamp() OWNER TO {owner};"] if is_theirs else []
+    return [f"ALTER FUNCTION tokenauth_audit_stamp() OWNER TO {owner};"] if is_foreign else []
 
 
 def apply(statements: list[str], using: str) -> None:

@@ -40,10 +40,10 @@ class Found:
 def find_in_variable(name: str, client_id: str) -> list[Found]:
     """Return the one token that a variable holds; raises CommandError."""
     text = _read_variable(name)
-    parts = [Plaintext(part.strip()) for part in text.split(",")]
-    if len(parts) > 1 and all(not part or len(part) >= SHORTEST for part in parts):
+    # A list that is taken for one token would let none of its clients in.
+    if "," in text:
         raise CommandError(
-            f"{name} holds tokens with commas between; --csv-env takes them, and --file takes one "
+            f"{name} holds a comma; --csv-env takes tokens with commas between, and --file one "
             "that has commas in it."
         )
     return [Found(place=name, plaintext=text, client_id=client_id)]

@@ -156,7 +156,7 @@ class Command(BaseCommand):
             self.stdout.write(str(last))
 
     def _verify(self, *, using: str, head: list[Head | None], **_options: Any) -> None:
-        heads = chain.from_iterable(_read_heads(using) if one is None else [one] for one in head)
+        heads = chain.from_iterable(_read_heads() if one is None else [one] for one in head)
         found = 0
         with show_progress("verify", _count_sealed(using)) as progress:
             verification = Verification(using=using, heads=heads, progress=progress)
@@ -269,15 +269,14 @@ def _head(text: str) -> Head | None:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _read_heads(using: str) -> list[Head]:
+def _read_heads() -> list[Head]:
     heads = []
     for number, line in enumerate(sys.stdin, 1):
         try:
             heads += [parse_head(line)] if line.strip() else []
         except ValueError as error:
             raise CommandError(f"On standard input, line {number}: {error}.") from None
-    # Before the first seal there is no head that could have been kept.
-    if not heads and AuditSeal.objects.using(using).exists():
+    if not heads:
         raise CommandError("--head -: there is no head on standard input.")
     return heads
 
