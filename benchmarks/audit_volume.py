@@ -56,13 +56,12 @@ def events(count: int) -> Iterator[Any]:
     """Give rows as requests leave them: nine of ten accepted, the rest refused."""
     from tokenauth.audit.rows import make_row  # noqa: PLC0415
     from tokenauth.client_info import ClientInfo  # noqa: PLC0415
-    from tokenauth.exceptions import Reason, Refused  # noqa: PLC0415
+    from tokenauth.exceptions import Identity  # noqa: PLC0415
     from tokenauth.models import Event  # noqa: PLC0415
 
     chance = random.Random(1)
     subjects = [
-        Refused(
-            Reason.EXPIRED,
+        Identity(
             token_id=f"{number:012x}",
             client_id=f"client-{number}",
             user_id=str(number),

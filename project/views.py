@@ -65,7 +65,7 @@ class WhoAmIView(APIView):
         return Response(
             {
                 "client_id": principal.client_id,
-                "user": principal.user_name or None,
+                "user": principal.identity.user_name or None,
                 "scopes": list(principal.scopes),
             }
         )

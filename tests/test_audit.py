@@ -14,20 +14,18 @@ from tests.conftest import Issue, ask, bearer, events, header
 from tests.views import events_of_another_connection
 from tokenauth import audit
 from tokenauth.client_info import Actor, ActorKind, ClientInfo
-from tokenauth.exceptions import OpenTransaction, Reason, Refused
+from tokenauth.exceptions import Identity, OpenTransaction
 from tokenauth.models import AuditEvent, Event, Token
 
 pytestmark = pytest.mark.urls("tests.urls")
 
 NOBODY = ClientInfo()
-REFUSED = Refused(
-    Reason.REVOKED, token_id="0a1b2c3d4e5f", client_id="bot", user_id="7", user_name="jo"
-)
+REFUSED = Identity(token_id="0a1b2c3d4e5f", client_id="bot", user_id="7", user_name="jo")
 PATHS = ["/drf/", "/plain/", "/async/"]
 
 
 def record_now(event: Event = Event.AUTH_ACCEPTED) -> None:
-    audit.record_now(event, client_info=NOBODY, subject=None)
+    audit.record_now(event, client_info=NOBODY)
 
 
 # record_now: durable at once, or loud.

@@ -32,7 +32,7 @@ PATHS = ["/drf/", "/plain/", "/async/"]
 
 
 def record_now(event: Event = Event.AUTH_ACCEPTED) -> None:
-    audit.record_now(event, client_info=ClientInfo(ip="192.0.2.7"), subject=None)
+    audit.record_now(event, client_info=ClientInfo(ip="192.0.2.7"))
 
 
 # No row, no entry.

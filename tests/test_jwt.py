@@ -363,7 +363,7 @@ def test_a_source_that_is_no_good_any_more(
         verify(text)
     assert caught.value.reason is expected
     if expected is not Reason.UNKNOWN:
-        assert caught.value.token_id == issued.token.public_id
+        assert caught.value.identity.token_id == issued.token.public_id
 
 
 def test_an_owner_who_is_inactive_or_gone(issue: Issue, make_user: Callable[..., Any]) -> None:
@@ -492,7 +492,7 @@ def test_a_jwt_is_good_until_the_very_second(issue: Issue) -> None:
     with pytest.raises(Refused) as caught:
         verify(text, now=now + timedelta(seconds=300))
     assert caught.value.reason is Reason.EXPIRED
-    assert caught.value.client_id == "client"
+    assert caught.value.identity.client_id == "client"
 
 
 def test_a_clock_that_is_ahead(issue: Issue) -> None:

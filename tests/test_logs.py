@@ -22,15 +22,13 @@ from tokenauth import audit, services
 from tokenauth.audit.logs import log_row
 from tokenauth.audit.rows import COLUMNS, make_row
 from tokenauth.client_info import ClientInfo
-from tokenauth.exceptions import Reason, Refused, Unavailable
+from tokenauth.exceptions import Identity, Unavailable
 from tokenauth.logs import LINE_LENGTH, JSONFormatter
 from tokenauth.models import AuditEvent, Event, Token
 
 pytestmark = pytest.mark.urls("tests.urls")
 
-REVOKED = Refused(
-    Reason.REVOKED, token_id="0a1b2c3d4e5f", client_id="bot", user_id="7", user_name="jo"
-)
+REVOKED = Identity(token_id="0a1b2c3d4e5f", client_id="bot", user_id="7", user_name="jo")
 INFO = ClientInfo(ip="192.0.2.7", user_agent="curl", request_id="r-1", method="GET", path="/x/")
 
 
@@ -332,6 +330,6 @@ def test_a_failing_handler_and_a_failing_database(
 ) -> None:
     configure(AUDIT_REQUIRED=required)
     with pytest.raises(Unavailable) if required else nullcontext():
-        audit.record_now(Event.AUTH_ACCEPTED, client_info=INFO, subject=None)
+        audit.record_now(Event.AUTH_ACCEPTED, client_info=INFO)
     assert audit._unwritten.take() == 1
     assert "the handler failed" in capsys.readouterr().err

@@ -85,13 +85,13 @@ def test_principal_is_frozen(field: str) -> None:
 
 
 def test_principal_of_a_client() -> None:
-    assert PRINCIPAL.user_id == ""
-    assert PRINCIPAL.user_name == ""
+    assert PRINCIPAL.identity.user_id == ""
+    assert PRINCIPAL.identity.user_name == ""
     assert "a:b" in PRINCIPAL.scopes
 
 
 def test_principal_of_a_user() -> None:
     user: Any = get_user_model()(username="jo", pk=7)
     principal = replace(PRINCIPAL, user=user)
-    assert principal.user_id == "7"
-    assert principal.user_name == "jo"
+    assert principal.identity.user_id == "7"
+    assert principal.identity.user_name == "jo"

@@ -136,7 +136,7 @@ def test_the_row_outlives_the_server(redis: Redis) -> None:
 @pytest.mark.django_db(transaction=True)
 def test_no_rollback_takes_it_back(redis: Redis) -> None:
     def fail() -> None:
-        audit.record_now(Event.AUTH_ACCEPTED, client_info=ClientInfo(), subject=None)
+        audit.record_now(Event.AUTH_ACCEPTED, client_info=ClientInfo())
         raise LookupError
 
     with pytest.raises(LookupError), transaction.atomic():
@@ -583,7 +583,7 @@ def test_no_password_is_shown(settings: Settings, caplog: pytest.LogCaptureFixtu
     caplog.set_level(logging.DEBUG)
     use(settings, f"redis://user:hunter2@127.0.0.1:{free_port()}/0")
     with pytest.raises(Unavailable) as error:
-        audit.record_now(Event.AUTH_ACCEPTED, client_info=ClientInfo(), subject=None)
+        audit.record_now(Event.AUTH_ACCEPTED, client_info=ClientInfo())
     logged = "".join(f"{r.getMessage()} {r.exc_text}" for r in caplog.records)
     assert "not written" in logged
     raised = "".join(traceback.format_exception(error.value))

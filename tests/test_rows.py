@@ -6,7 +6,6 @@ import json
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from django.utils import timezone
 
 from tokenauth.audit.rows import COLUMNS, Row, make_row
 from tokenauth.client_info import ClientInfo
-from tokenauth.exceptions import Reason, Refused
+from tokenauth.exceptions import Identity
 from tokenauth.models import AuditEvent, Event
 
 INFO = ClientInfo(
@@ -48,9 +47,7 @@ VERDICTS = {
 
 
 def full_row() -> Row:
-    subject = Refused(
-        Reason.REVOKED, token_id="0a1b2c3d4e5f", client_id="bot", user_id="7", user_name="jo"
-    )
+    subject = Identity(token_id="0a1b2c3d4e5f", client_id="bot", user_id="7", user_name="jo")
     return make_row(
         Event.AUTH_REJECTED,
         INFO,
@@ -119,8 +116,7 @@ def test_a_row_about_nobody_is_empty() -> None:
     ("name", "length"), [("token_id", 12), ("client_id", 150), ("user_id", 64), ("user_name", 150)]
 )
 def test_whatever_a_verifier_says_is_made_safe(name: str, length: int) -> None:
-    nobody = {"token_id": "", "client_id": "", "user_id": "", "user_name": ""}
-    subject = SimpleNamespace(**{**nobody, name: "a\n\x00" + "x" * 1_000})
+    subject = Identity(**{name: "a\n\x00" + "x" * 1_000})
     stored = getattr(make_row(Event.AUTH_ACCEPTED, INFO, subject=subject), name)
     assert stored == (r"a\n\x00" + "x" * length)[:length]
 

@@ -69,7 +69,7 @@ def test_a_token_without_a_user(issue: Issue) -> None:
     assert "other:read" not in principal.scopes
     assert isinstance(principal.user, ClientUser)
     assert principal.user.pk == "client:claude-desktop"
-    assert (principal.user_id, principal.user_name) == ("", "")
+    assert (principal.identity.user_id, principal.identity.user_name) == ("", "")
 
 
 def test_a_token_of_a_user(issue: Issue, make_user: Callable[..., Any]) -> None:
@@ -77,8 +77,8 @@ def test_a_token_of_a_user(issue: Issue, make_user: Callable[..., Any]) -> None:
     principal = verify(issue(client_id="", user=user).plaintext)
     assert principal is not None
     assert principal.user == user
-    assert (principal.client_id, principal.user_id) == ("jo", str(user.pk))
-    assert principal.user_name == "jo"
+    assert (principal.client_id, principal.identity.user_id) == ("jo", str(user.pk))
+    assert principal.identity.user_name == "jo"
 
 
 def test_expires_at_is_the_earlier_of_its_own_and_the_longest_life(
@@ -113,8 +113,11 @@ def test_every_state_has_its_reason(issue: Issue, make_user: Callable[..., Any])
         Token.objects.filter(pk=issued.token.pk).update(**changes)
         refused = refusal(issued.plaintext, now=now)
         assert refused.reason is reason
-        assert (refused.token_id, refused.client_id) == (issued.token.public_id, "bot")
-        assert (refused.user_id, refused.user_name) == (str(user.pk), "jo")
+        assert (refused.identity.token_id, refused.identity.client_id) == (
+            issued.token.public_id,
+            "bot",
+        )
+        assert (refused.identity.user_id, refused.identity.user_name) == (str(user.pk), "jo")
         assert Token.objects.get(pk=issued.token.pk).last_used_at is None
 
 
@@ -151,7 +154,7 @@ def test_a_token_is_good_until_the_very_moment(issue: Issue) -> None:
 def test_a_token_of_ours_that_is_not_stored_is_unknown() -> None:
     refused = refusal(generate("tka", "0" * 12))
     assert refused.reason is Reason.UNKNOWN
-    assert (refused.token_id, refused.client_id) == ("", "")
+    assert (refused.identity.token_id, refused.identity.client_id) == ("", "")
 
 
 def test_a_foreign_token_is_left_to_others() -> None:

@@ -18,7 +18,15 @@ from tokenauth import audit, limits
 from tokenauth.client_info import ClientInfo, address_key, client_address, read_client_info
 from tokenauth.conf import get_settings
 from tokenauth.credentials import Credential, read_credential
-from tokenauth.exceptions import Code, OpenTransaction, Reason, Refused, Throttled, Unavailable
+from tokenauth.exceptions import (
+    UNIDENTIFIED,
+    Code,
+    OpenTransaction,
+    Reason,
+    Refused,
+    Throttled,
+    Unavailable,
+)
 from tokenauth.limits import Usage
 from tokenauth.models import Event
 from tokenauth.principal import DATABASE, Principal
@@ -118,7 +126,7 @@ def count_failure(refused: Refused, client_info: ClientInfo, usages: list[Usage]
         retry_after=usage.reset,
         excess=usage.excess,
         refused_for=refused.reason.value,
-        **refused.identity,
+        identity=refused.identity,
     )
 
 
@@ -134,7 +142,7 @@ def audit_refusal(refused: Refused, client_info: ClientInfo) -> None:
     audit.record_now(
         Event.ACCESS_DENIED if denied else Event.AUTH_REJECTED,
         client_info=client_info,
-        subject=refused,
+        subject=refused.identity,
         reason=refused.reason.value,
         details={"required_scopes": list(refused.scopes)} if refused.scopes else None,
         alarm=Event.SECURITY_REVOKED_TOKEN_USED if refused.reason is Reason.REVOKED else None,
@@ -146,7 +154,7 @@ def report_outage(client_info: ClientInfo) -> None:
     if not limits.take_outage():
         return
     try:
-        audit.record_now(Event.SECURITY_LIMITS_DEGRADED, client_info=client_info, subject=None)
+        audit.record_now(Event.SECURITY_LIMITS_DEGRADED, client_info=client_info)
     except (Unavailable, OpenTransaction):
         limits.put_back_outage()
         raise
@@ -154,13 +162,13 @@ def report_outage(client_info: ClientInfo) -> None:
 
 def deny(reason: Reason, principal: Principal, scopes: tuple[str, ...] = ()) -> Refused:
     """Return the refusal of a verified caller who may not do what it asked for."""
-    return Refused(reason, scopes=scopes, **principal.identity)
+    return Refused(reason, scopes=scopes, identity=principal.identity)
 
 
 def throttle(reason: Reason, usage: Usage, principal: Principal | None) -> Throttled:
     """Return the refusal of a caller who came too often."""
-    identity = principal.identity if principal else Refused(reason).identity
-    return Throttled(reason, retry_after=usage.reset, excess=usage.excess, **identity)
+    identity = principal.identity if principal else UNIDENTIFIED
+    return Throttled(reason, retry_after=usage.reset, excess=usage.excess, identity=identity)
 
 
 def _is_power_of_ten(number: int) -> bool:
@@ -207,7 +215,7 @@ def _admit(
             audit.record_now(
                 Event.AUTH_ACCEPTED,
                 client_info=client_info,
-                subject=principal,
+                subject=principal.identity,
                 details=_details(credential, principal),
             )
     return principal
@@ -263,10 +271,10 @@ def _audit_throttled(throttled: Throttled, client_info: ClientInfo) -> None:
     audit.record_now(
         Event.AUTH_THROTTLED,
         client_info=client_info,
-        subject=throttled,
+        subject=throttled.identity,
         reason=throttled.reason.value,
         count=throttled.excess,
         details={"refused_for": throttled.refused_for} if throttled.refused_for else None,
     )
     if throttled.reason is Reason.TOO_MANY_FAILURES and throttled.excess == 1:
-        audit.record_now(Event.SECURITY_LOCKED_OUT, client_info=client_info, subject=None)
+        audit.record_now(Event.SECURITY_LOCKED_OUT, client_info=client_info)

@@ -9,6 +9,9 @@ from __future__ import annotations
 import getpass
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -73,6 +76,8 @@ class Actor:
     """The username, client id or operating system's user, for the audit."""
     user: AbstractBaseUser | None = None
     """The Django user whose permissions count; None for commands and clients without one."""
+    token_id: str = ""
+    """The public id of the token that acts; "" for users and commands."""
     client_info: ClientInfo = ClientInfo()
     """Where the actor calls from."""
 
@@ -85,14 +90,33 @@ class Actor:
 
     @classmethod
     def from_request(cls, request: HttpRequest) -> Actor:
-        """Return the logged-in user of ``request``, as in the admin."""
-        user: Any = request.user
+        """Return who acts in ``request``: the caller's token if it has one, else its user."""
+        principal: Any = getattr(request, "auth", None) or getattr(request, "tokenauth", None)
+        token_id = str(getattr(principal, "token_id", ""))
+        user: Any = principal.user if token_id else request.user
         return cls(
-            kind=ActorKind.USER,
-            name=str(user.get_username()),
+            kind=ActorKind.TOKEN if token_id else ActorKind.USER,
+            name=principal.client_id if token_id else str(user.get_username()),
             user=user,
+            token_id=token_id,
             client_info=read_client_info(request),
         )
+
+    @classmethod
+    def current(cls) -> Actor | None:
+        """Return who acts in the request that is being served.
+
+        None outside of a request that passes our middleware, and for an anonymous one: then the
+        project's own code acts.
+        """
+        request: Any = _served.get()
+        if request is None:
+            return None
+        if getattr(request, "tokenauth", None) is None and not (
+            getattr(getattr(request, "user", None), "is_authenticated", False)
+        ):
+            return None
+        return cls.from_request(request)
 
     @classmethod
     def from_command(cls) -> Actor:
@@ -104,6 +128,24 @@ class Actor:
             except (ImportError, KeyError, OSError):  # What Python raises differs by version.
                 name = "unknown"
         return cls(kind=ActorKind.COMMAND, name=name)
+
+
+_served: ContextVar[HttpRequest | None] = ContextVar("tokenauth_served", default=None)
+
+
+@contextmanager
+def serving(request: HttpRequest) -> Iterator[None]:
+    """Make ``request`` known to the code that it runs, by :func:`current_request`."""
+    reset = _served.set(request)
+    try:
+        yield
+    finally:
+        _served.reset(reset)
+
+
+def current_request() -> HttpRequest | None:
+    """Return the request that our middleware is serving in this context; None outside of one."""
+    return _served.get()
 
 
 def sanitise(text: str, limit: int) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypedDict, Unpack
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -25,7 +25,9 @@ class Reason(StrEnum):
     OWNER_INACTIVE = "owner_inactive"
     WRONG_NETWORK = "wrong_network"
     INSUFFICIENT_SCOPE = "insufficient_scope"
+    USER_REQUIRED = "user_required"
     NO_SCOPES_DECLARED = "no_scopes_declared"
+    REFUSED_BY_PROJECT = "refused_by_project"
     TOO_MANY_FAILURES = "too_many_failures"
     TOKEN_RATE = "token_rate"  # noqa: S105 - a word, no secret
     VIEW_RATE = "view_rate"
@@ -37,6 +39,7 @@ class Code(StrEnum):
     NOT_AUTHENTICATED = "not_authenticated"
     INVALID_TOKEN = "invalid_token"  # noqa: S105 - an error code of RFC 6750, no secret
     INSUFFICIENT_SCOPE = "insufficient_scope"
+    USER_REQUIRED = "user_required"
     THROTTLED = "throttled"
     UNAVAILABLE = "unavailable"
 
@@ -45,24 +48,34 @@ _PUBLIC_CODES = {
     Reason.MISSING: Code.NOT_AUTHENTICATED,
     Reason.INSUFFICIENT_SCOPE: Code.INSUFFICIENT_SCOPE,
     Reason.NO_SCOPES_DECLARED: Code.INSUFFICIENT_SCOPE,
+    Reason.USER_REQUIRED: Code.USER_REQUIRED,
 }
 
 
-class Identity(TypedDict, total=False):
-    """Which token a refusal is about, and whose it is; "" for what isn't known."""
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """The token and the owner that an event refers to; "" for what is not known."""
 
-    token_id: str
-    client_id: str
-    user_id: str
-    user_name: str
+    token_id: str = ""
+    """The token's public id."""
+    client_id: str = ""
+    """The owner's identity as a client."""
+    user_id: str = ""
+    """The owning Django user's primary key as text; "" without a user."""
+    user_name: str = ""
+    """The owning Django user's name; "" without a user."""
+
+
+UNIDENTIFIED = Identity()
+"""The identity of a caller about whom nothing is known."""
 
 
 class Refused(Exception):
-    """A request may not go on.
+    """A request is refused.
 
-    ``reason`` is for the audit; ``code`` is all that a client learns, the same for every
-    credential that is no good. ``scopes`` are the ones that the view asked for. The other
-    attributes name the token and its owner where they are known ("" where they are not).
+    ``reason`` is for the audit; ``code`` is all that the client learns, the same for every bad
+    credential. ``scopes`` are the ones that the view requires. ``identity`` names the token and
+    its owner as far as they are known.
     """
 
     def __init__(
@@ -70,28 +83,12 @@ class Refused(Exception):
         reason: Reason,
         *,
         scopes: tuple[str, ...] = (),
-        token_id: str = "",
-        client_id: str = "",
-        user_id: str = "",
-        user_name: str = "",
+        identity: Identity = UNIDENTIFIED,
     ) -> None:
         super().__init__(reason.value)
         self.reason = reason
         self.scopes = scopes
-        self.token_id = token_id
-        self.client_id = client_id
-        self.user_id = user_id
-        self.user_name = user_name
-
-    @property
-    def identity(self) -> Identity:
-        """Which token it is about, and whose it is."""
-        return Identity(
-            token_id=self.token_id,
-            client_id=self.client_id,
-            user_id=self.user_id,
-            user_name=self.user_name,
-        )
+        self.identity = identity
 
     @property
     def code(self) -> Code:
@@ -100,10 +97,11 @@ class Refused(Exception):
 
 
 class Throttled(Refused):
-    """A request may not go on because there were too many.
+    """A request is refused because there were too many.
 
-    ``retry_after`` is in seconds; ``excess`` counts the requests of this window that were too
-    many; ``refused_for`` is why this one was refused anyway ("" where it would have been good).
+    ``retry_after`` is in seconds. ``excess`` counts the requests beyond the limit in this
+    window. ``refused_for`` is the reason for which a bad credential would have been refused
+    without the limit; "" for a good one.
     """
 
     def __init__(
@@ -113,9 +111,9 @@ class Throttled(Refused):
         retry_after: int,
         excess: int,
         refused_for: str = "",
-        **identity: Unpack[Identity],
+        identity: Identity = UNIDENTIFIED,
     ) -> None:
-        super().__init__(reason, **identity)
+        super().__init__(reason, identity=identity)
         self.retry_after = retry_after
         self.excess = excess
         self.refused_for = refused_for
@@ -127,7 +125,7 @@ class Throttled(Refused):
 
 
 class Unavailable(Exception):
-    """Nobody can be let in just now: the token table or the audit can't be reached."""
+    """No request can be authenticated: the token table, the audit or the cache is unreachable."""
 
     code = Code.UNAVAILABLE
 

@@ -120,21 +120,18 @@ class Principal:
 
     @property
     def identity(self) -> Identity:
-        """Which token this is, and whose."""
-        return Identity(
-            token_id=self.token_id,
-            client_id=self.client_id,
-            user_id=self.user_id,
-            user_name=self.user_name,
-        )
+        """The token and its owner, for the audit."""
+        user: Any = None if isinstance(self.user, ClientUser) else self.user
+        return identify(self.token_id, self.client_id, user)
 
-    @property
-    def user_id(self) -> str:
-        """The owning Django user's primary key as text; "" where there is none."""
-        return "" if isinstance(self.user, ClientUser) else str(self.user.pk)
 
-    @property
-    def user_name(self) -> str:
-        """The owning Django user's name; "" where there is none."""
-        user: Any = self.user
-        return "" if isinstance(user, ClientUser) else str(user.get_username())
+def identify(token_id: str, client_id: str, user: Any) -> Identity:
+    """Return the identity of a token and its owner; ``user`` is None for a client without one."""
+    if user is None:
+        return Identity(token_id=token_id, client_id=client_id)
+    return Identity(
+        token_id=token_id,
+        client_id=client_id,
+        user_id=str(user.pk),
+        user_name=str(user.get_username()),
+    )

@@ -10,14 +10,15 @@ from __future__ import annotations
 from threading import Lock
 from typing import Any
 
-from django.db import router, transaction
+from django.db import router
 
+from tokenauth.audit.database import save_row
 from tokenauth.audit.logs import log_row, log_unwritten
-from tokenauth.audit.rows import Row, Subject, make_row
+from tokenauth.audit.rows import Row, make_row
 from tokenauth.audit.sinks import get_sink
 from tokenauth.client_info import Actor, ClientInfo
 from tokenauth.conf import get_settings
-from tokenauth.exceptions import OpenTransaction, Unavailable
+from tokenauth.exceptions import UNIDENTIFIED, Identity, OpenTransaction, Unavailable
 from tokenauth.models import Event, Token
 
 
@@ -37,24 +38,24 @@ def record(
     row = make_row(
         event,
         by.client_info if by else ClientInfo(),
-        subject=_Owner(token),
+        subject=token.identity,
         reason=reason,
         actor=str(by) if by else "code",
         details=details,
     )
-    _save(row, router.db_for_write(Token, instance=token))
+    save_row(row, router.db_for_write(Token, instance=token))
 
 
 def record_operation(event: Event, *, by: Actor, using: str, details: dict[str, Any]) -> None:
     """Write what was done to the audit itself, inside the caller's transaction on ``using``."""
-    _save(make_row(event, by.client_info, actor=str(by), details=details), using)
+    save_row(make_row(event, by.client_info, actor=str(by), details=details), using)
 
 
 def record_now(
     event: Event,
     *,
     client_info: ClientInfo,
-    subject: Subject | None,
+    subject: Identity = UNIDENTIFIED,
     reason: str = "",
     count: int = 1,
     details: dict[str, Any] | None = None,
@@ -131,19 +132,3 @@ class _Unwritten:
 
 
 _unwritten = _Unwritten()
-
-
-class _Owner:
-    """The subject of a change to a token."""
-
-    def __init__(self, token: Token) -> None:
-        user: Any = token.user
-        self.token_id, self.client_id = token.public_id, token.client_id
-        self.user_id = "" if user is None else str(user.pk)
-        self.user_name = "" if user is None else str(user.get_username())
-
-
-def _save(row: Row, using: str) -> None:
-    row.as_event().save(using=using)
-    # What is rolled back didn't happen.
-    transaction.on_commit(lambda: log_row(row), using=using, robust=True)

@@ -5,12 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from django.db import Error as DatabaseFailure
-from django.db import connections, router
+from django.db import connections, router, transaction
 
+from tokenauth.audit.logs import log_row
 from tokenauth.audit.rows import Row, columns_of
 from tokenauth.exceptions import OpenTransaction, Unavailable
 from tokenauth.models import AuditEvent
 from tokenauth.statements import insert_events
+
+
+def save_row(row: Row, using: str) -> None:
+    """Insert ``row`` in the caller's transaction, if one is open; raises what the database does."""
+    row.as_event().save(using=using)
+    # Log only after the commit: a rollback takes the row back.
+    transaction.on_commit(lambda: log_row(row), using=using, robust=True)
 
 
 class DatabaseSink:

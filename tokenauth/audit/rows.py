@@ -9,13 +9,14 @@ import uuid
 from collections.abc import Sequence
 from datetime import MAXYEAR, MINYEAR, datetime
 from itertools import chain
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from unicodedata import category
 
 from django.conf import settings
 from django.utils import timezone
 
 from tokenauth.client_info import NAME_LENGTH, ClientInfo, parse_address, sanitise
+from tokenauth.exceptions import UNIDENTIFIED, Identity
 from tokenauth.models import USER_ID_LENGTH, AuditEvent, Event, Outcome, Severity
 from tokenauth.tokens import PUBLIC_ID_LENGTH
 
@@ -23,6 +24,7 @@ _FAILURES = {
     Event.AUTH_REJECTED: Severity.MEDIUM,
     Event.AUTH_THROTTLED: Severity.MEDIUM,
     Event.ACCESS_DENIED: Severity.MEDIUM,
+    Event.TOKEN_REFUSED: Severity.MEDIUM,
     Event.SECURITY_LOCKED_OUT: Severity.HIGH,
     Event.SECURITY_REVOKED_TOKEN_USED: Severity.HIGH,
     Event.SECURITY_AUDIT_DEGRADED: Severity.HIGH,
@@ -45,26 +47,6 @@ _VERDICTS = {
     )
     for event in Event
 }
-
-
-class Subject(Protocol):
-    """Whoever an event is about: a Principal, or a Refused that knows the token."""
-
-    @property
-    def token_id(self) -> str:
-        """The token's public id, "" for none."""
-
-    @property
-    def client_id(self) -> str:
-        """The owner's identity as a client."""
-
-    @property
-    def user_id(self) -> str:
-        """The owning user's key as text, "" for none."""
-
-    @property
-    def user_name(self) -> str:
-        """The owning user's name, "" for none."""
 
 
 class Row(NamedTuple):
@@ -217,24 +199,11 @@ def _make_event_id() -> uuid.UUID:
     return uuid.UUID(int=number & ~(3 << 62) | 2 << 62)
 
 
-def _identify(subject: Subject | None) -> tuple[str, str, str, str]:
-    """Return the token's id, the client's, the user's and the user's name, safe to store."""
-    if subject is None:
-        return "", "", "", ""
-    # A verifier of the project's own may say anything.
-    return (
-        sanitise(subject.token_id, PUBLIC_ID_LENGTH),
-        sanitise(subject.client_id, NAME_LENGTH),
-        sanitise(subject.user_id, USER_ID_LENGTH),
-        sanitise(subject.user_name, NAME_LENGTH),
-    )
-
-
 def make_row(
     event: Event,
     client_info: ClientInfo,
     *,
-    subject: Subject | None = None,
+    subject: Identity = UNIDENTIFIED,
     reason: str = "",
     actor: str = "",
     count: int = 1,
@@ -243,7 +212,6 @@ def make_row(
     """Return the row of ``event``, which happens now."""
     name = event.value
     outcome, severity = _VERDICTS[name]
-    token_id, client_id, user_id, user_name = _identify(subject)
     return Row(
         event_id=_make_event_id(),
         at=timezone.now(),
@@ -251,10 +219,11 @@ def make_row(
         outcome=outcome,
         reason=reason,
         severity=severity,
-        token_id=token_id,
-        client_id=client_id,
-        user_id=user_id,
-        user_name=user_name,
+        # A verifier of the project's own may have put any text here.
+        token_id=sanitise(subject.token_id, PUBLIC_ID_LENGTH),
+        client_id=sanitise(subject.client_id, NAME_LENGTH),
+        user_id=sanitise(subject.user_id, USER_ID_LENGTH),
+        user_name=sanitise(subject.user_name, NAME_LENGTH),
         claimed_actor=client_info.claimed_actor,
         actor=actor,
         ip=client_info.ip,

@@ -38,6 +38,7 @@ class Event(models.TextChoices):
     TOKEN_DISABLED = "token.disabled", "token.disabled"
     TOKEN_ENABLED = "token.enabled", "token.enabled"
     TOKEN_REVOKED = "token.revoked", "token.revoked"
+    TOKEN_REFUSED = "token.refused", "token.refused"
     SECURITY_LOCKED_OUT = "security.locked_out", "security.locked_out"
     SECURITY_REVOKED_TOKEN_USED = "security.revoked_token_used", "security.revoked_token_used"
     SECURITY_AUDIT_DEGRADED = "security.audit_degraded", "security.audit_degraded"

@@ -22,7 +22,8 @@ from tokenauth.client_info import (
     parse_address,
 )
 from tokenauth.conf import get_settings
-from tokenauth.exceptions import Reason
+from tokenauth.exceptions import Identity, Reason
+from tokenauth.principal import identify
 from tokenauth.scopes import ScopeSet
 from tokenauth.tokens import PUBLIC_ID_LENGTH
 
@@ -267,6 +268,11 @@ class Token(models.Model):
 
     def __str__(self) -> str:
         return f"{self.client_id} ({self.public_id})"
+
+    @property
+    def identity(self) -> Identity:
+        """The token and its owner, for the audit."""
+        return identify(self.public_id, self.client_id, self.user)
 
     @property
     def scope_set(self) -> ScopeSet:

@@ -70,7 +70,7 @@ def assess(token: StoredToken | Token, *, client_info: ClientInfo, now: datetime
     )
     status = status_of(token, now)
     if status is not TokenStatus.ACTIVE:
-        raise Refused(Reason(status.value), **principal.identity)
+        raise Refused(Reason(status.value), identity=principal.identity)
     if not admits(token, client_info.ip):
-        raise Refused(Reason.WRONG_NETWORK, **principal.identity)
+        raise Refused(Reason.WRONG_NETWORK, identity=principal.identity)
     return principal

@@ -33,7 +33,7 @@ from tokenauth.client_info import ClientInfo
 from tokenauth.conf import JWTSettings, get_settings
 from tokenauth.conf.jwt import Algorithm, is_private
 from tokenauth.credentials import LONGEST
-from tokenauth.exceptions import InvalidSettings, NotPermitted, Reason, Refused
+from tokenauth.exceptions import Identity, InvalidSettings, NotPermitted, Reason, Refused
 from tokenauth.models import Token
 from tokenauth.principal import DATABASE, JWT, Principal
 from tokenauth.scopes import ScopeSet, common, is_well_formed, missing
@@ -298,7 +298,8 @@ def _check_times(claims: dict[str, Any], settings: JWTSettings, now: datetime) -
 
 
 def _refuse(reason: Reason, claims: dict[str, Any]) -> Refused:
-    return Refused(reason, token_id=claims["token_id"], client_id=claims["client_id"])
+    identity = Identity(token_id=claims["token_id"], client_id=claims["client_id"])
+    return Refused(reason, identity=identity)
 
 
 def _find(claims: dict[str, Any]) -> Token:

@@ -1,0 +1,67 @@
+"""Rows of ``token.refused``: attempts to grant or change more than ``policy`` allows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import Error as DatabaseFailure
+from django.db import router
+from django.http import HttpRequest
+
+from tokenauth.audit.database import save_row
+from tokenauth.audit.logs import log_unwritten
+from tokenauth.audit.rows import Row, make_row
+from tokenauth.client_info import Actor, current_request
+from tokenauth.conf import get_settings
+from tokenauth.exceptions import Identity, NotPermitted, Unavailable
+from tokenauth.models import Event, Token
+
+MOST = 1_000
+"""Attempts that are noted in one request, at most."""
+
+
+def record_attempt(refusal: NotPermitted, *, operation: str, subject: Identity, by: Actor) -> None:
+    """Record that ``by`` tried ``operation`` on ``subject`` and was refused.
+
+    In a request that passes our middleware, the row is noted and written on the way out, when no
+    rollback can take it back: one row for each operation and token, however often it is tried.
+    Elsewhere it is written at once: call this after the transaction of the refused change.
+    Raises what the database raises.
+    """
+    details = {"operation": operation, "field": refusal.field, "problem": refusal.message}
+    row = make_row(
+        Event.TOKEN_REFUSED,
+        by.client_info,
+        subject=subject,
+        reason="not_permitted",
+        actor=str(by),
+        details={name: value for name, value in details.items() if value},
+    )
+    request: Any = current_request()
+    if request is None:
+        save_row(row, router.db_for_write(Token))
+        return
+    noted: dict[Any, Row] = vars(request).setdefault("_tokenauth_attempts", {})
+    if len(noted) < MOST:
+        noted.setdefault((operation, subject), row)
+
+
+def has_attempts(request: HttpRequest) -> bool:
+    """Return whether :func:`write_attempts` has something to write."""
+    return bool(vars(request).get("_tokenauth_attempts"))
+
+
+def write_attempts(request: HttpRequest) -> None:
+    """Write the attempts that were noted in ``request``.
+
+    Raises Unavailable when the database fails and ``AUDIT_REQUIRED`` is on; logs the rows that
+    could not be written.
+    """
+    noted: dict[Any, Row] = vars(request).pop("_tokenauth_attempts", {})
+    for row in noted.values():
+        try:
+            save_row(row, router.db_for_write(Token))
+        except DatabaseFailure as error:
+            log_unwritten(row)
+            if get_settings().audit_required:
+                raise Unavailable from error
