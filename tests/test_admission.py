@@ -12,7 +12,13 @@ from django.test.utils import CaptureQueriesContext
 
 from tests.conftest import Issue, Knock, bearer, events, header
 from tokenauth import services
-from tokenauth.admission import admit, admit_request, audit_refusal, deny, state_of
+from tokenauth.admission import (
+    admit,
+    admit_request,
+    audit_refusal,
+    authenticate_request,
+    deny,
+)
 from tokenauth.client_info import ClientInfo
 from tokenauth.conf import get_settings
 from tokenauth.credentials import Credential
@@ -216,7 +222,7 @@ def test_a_token_nobody_knows_is_left_to_others_where_there_are_others(
 ) -> None:
     request = rf.get("/plain/", HTTP_AUTHORIZATION=f"Bearer {text}")
     assert admit_request(request, shared=True) is None
-    assert state_of(request).unclaimed
+    assert authenticate_request(request).unclaimed
     assert events() == []
     with pytest.raises(Refused):
         admit_request(rf.get("/plain/", HTTP_AUTHORIZATION=f"Bearer {text}"))

@@ -21,7 +21,8 @@ from rest_framework.authentication import (
 from tests import views
 from tests.conftest import Issue, ask, bearer, events, header, use_middleware
 from tokenauth import services
-from tokenauth.authentication import TokenAuthentication, authentication_classes_of, is_shared
+from tokenauth.authentication import TokenAuthentication
+from tokenauth.guards import authentication_classes_of, is_shared
 
 pytestmark = [pytest.mark.urls("tests.urls"), pytest.mark.django_db]
 
@@ -191,7 +192,12 @@ def test_a_session_needs_its_csrf_token_still(user: Any, issue: Issue) -> None:
     client = Client(enforce_csrf_checks=True)
     client.force_login(user)
     assert client.post("/session-or-token/").status_code == 403
-    assert client.post("/session-or-token/", **bearer(issue())).status_code == 200
+    assert client.post("/session-or-token/", **bearer(issue())).status_code == 403
+    assert events() == [("auth.accepted", ""), ("access.denied", "refused_by_project")]
+    assert (
+        Client(enforce_csrf_checks=True).post("/session-or-token/", **bearer(issue())).status_code
+        == 200
+    )
 
 
 # Other packages' bearer tokens.
@@ -227,7 +233,7 @@ def test_a_bad_token_of_theirs_is_theirs_to_refuse(path: str, which: str, detail
     """Whatever code they give: simplejwt says ``token_not_valid``."""
     response = ask(path, FOREIGN[which])
     assert (response.status_code, response.json()["detail"]) == (401, detail)
-    assert events() == []
+    assert events() == [("auth.rejected", "unknown")]
 
 
 @pytest.mark.parametrize("path", SHARED)

@@ -18,7 +18,7 @@ from tests.conftest import Issue, ask, bearer, events, header, use_middleware
 from tokenauth import services
 from tokenauth.admission import state_of
 from tokenauth.decorators import scopes_required, token_required
-from tokenauth.exceptions import OpenTransaction
+from tokenauth.exceptions import OpenTransaction, Refused
 from tokenauth.principal import Principal
 
 pytestmark = [pytest.mark.urls("tests.urls"), pytest.mark.django_db]
@@ -208,7 +208,7 @@ def test_decorators_note_and_never_write(rf: RequestFactory, issue: Issue) -> No
     """The row of a denial is the middleware's to write, outside the view's transaction."""
     request = rf.get("/", **bearer(issue()))
     assert views.plain(request).status_code == 403
-    noted = state_of(request).to_audit
-    assert noted is not None
+    noted = state_of(request).refusal
+    assert isinstance(noted, Refused)
     assert (noted.reason, noted.scopes) == ("insufficient_scope", ("samples:read",))
     assert events() == [ACCEPTED]

@@ -230,7 +230,7 @@ READ, WRITE = "samples:read", "samples:write"
         ("permissions.md", "Report", "get", [WRITE], 403),
         ("permissions.md", "Report", "get", None, 401),
         ("permissions.md", "Report", "post", [READ, WRITE], 201),
-        ("permissions.md", "Report", "post", [WRITE], 403),
+        ("permissions.md", "Report", "post", [READ], 403),
         ("permissions.md", "Export", "get", [READ], 200),
         ("permissions.md", "Export", "get", [], 403),
         ("permissions.md", "Export", "get", None, 401),

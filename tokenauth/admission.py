@@ -1,7 +1,7 @@
-"""The only door in: verify a credential, write the audit row durably, let the caller on.
+"""The only way in: verify a credential, write its audit row durably, return the verdict.
 
-:func:`admit` works for any protocol; :func:`admit_request` does it once per HTTP request and
-remembers the verdict, whoever asks for it (middleware, authentication class, decorator).
+:func:`admit` works for any protocol. :func:`authenticate_request` decides once for each HTTP
+request and remembers the verdict for the middleware, the guards and the way out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from tokenauth.conf import get_settings
 from tokenauth.credentials import Credential, read_credential
 from tokenauth.exceptions import (
     UNIDENTIFIED,
-    Code,
     OpenTransaction,
     Reason,
     Refused,
@@ -30,42 +29,55 @@ from tokenauth.exceptions import (
 from tokenauth.limits import Usage
 from tokenauth.models import Event
 from tokenauth.principal import DATABASE, Principal
+from tokenauth.scopes import missing
 from tokenauth.verifiers import get_verifiers
 
 logger = logging.getLogger("tokenauth")
 
+_DENIALS = {
+    Reason.INSUFFICIENT_SCOPE,
+    Reason.NO_SCOPES_DECLARED,
+    Reason.USER_REQUIRED,
+    Reason.REFUSED_BY_PROJECT,
+}
+"""Refusals of an accepted credential: events ``access.denied``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the credential of one request is: good, bad, absent or unclaimed. Audited."""
+
+    principal: Principal | None = None
+    """The verified caller; None if there is no accepted credential."""
+    error: Refused | Unavailable | None = None
+    """Why the credential was refused, or could not be checked."""
+    unclaimed: bool = False
+    """The request has a credential that no verifier knows; another class of the view might."""
+    in_query: bool = False
+    """The credential was a query parameter, which proves less than a header."""
+
 
 @dataclass(kw_only=True)
 class RequestState:
-    """What is known of one request; lives on the request."""
+    """What is known of one request on its way; lives on the request."""
 
     client_info: ClientInfo
     """Who calls, for the audit."""
-    decided: bool = False
-    """Whether the credential has been looked at."""
-    principal: Principal | None = None
-    """The verified caller."""
-    in_query: bool = False
-    """Whether the credential was a query parameter, which proves less than a header."""
-    failure: Refused | Unavailable | None = None
-    """The verdict, where it is a refusal; audited already."""
-    unclaimed: bool = False
-    """A credential came that no verifier knows; the view has other classes that might."""
+    verdict: Verdict | None = None
+    """The verdict; None before the credential was looked at."""
     denied: Refused | None = None
-    """What ``HasScopes`` said last; counts only if DRF stops the request for it."""
-    stopped: Refused | None = None
-    """Why a DRF view's permissions stopped the request; counts only if the view answers so."""
-    to_audit: Refused | None = None
-    """A refusal that an adapter decided on and the middleware has still to write."""
-    answered: bool = False
-    """Whether the answer to a refusal is ours already."""
+    """The last denial by a permission of ours; counts only if DRF stops the request for it."""
+    refusal: Refused | Unavailable | None = None
+    """The refusal that a guard ended the request with."""
+    settled: bool = False
+    """Whether the refusal is audited and the answer in our form."""
     usages: list[Usage] = field(default_factory=list)
     """The limits that this request was counted against, for the answer's headers."""
 
 
 def state_of(request: HttpRequest) -> RequestState:
     """Return the state of ``request``, made on the first call."""
-    # A decorator below DRF's ``@api_view`` hands over DRF's request.
+    # A decorator below DRF's ``@api_view`` gets DRF's request.
     django_request: Any = getattr(request, "_request", request)
     state: RequestState | None = getattr(django_request, "_tokenauth", None)
     if state is None:
@@ -86,27 +98,69 @@ def admit(credential: Credential, client_info: ClientInfo) -> Principal:
     return _admit_or_refuse(credential, replace(client_info, ip=ip), [])
 
 
+def authenticate_request(request: HttpRequest, *, shared: bool = False) -> Verdict:
+    """Return the verdict on the credential of ``request``, its audit row durably written.
+
+    The first call decides; later calls return the same verdict. ``shared`` says that the view has
+    other classes that read credentials: one that no verifier knows is left to them. Never raises
+    a refusal; raises OpenTransaction like :func:`admit`.
+    """
+    state = state_of(request)
+    # A cache around the guard would store one caller's answer and serve it to every other.
+    django_request: Any = getattr(request, "_request", request)
+    django_request._cache_update_cache = False
+    if state.verdict is None:
+        # Set only on success: after OpenTransaction, a retry must raise again instead of
+        # reporting an anonymous request.
+        state.verdict = _decide(django_request, state, shared=shared)
+    return state.verdict
+
+
 def admit_request(request: HttpRequest, *, shared: bool = False) -> Principal | None:
     """Return the principal of ``request``; None when it carries no credential of ours.
 
-    The first call decides and audits; later ones give or raise the same again. ``shared`` says
-    that others read credentials for this view too: one that no verifier knows is left to them.
-    Raises like :func:`admit`.
+    The raising form of :func:`authenticate_request`: raises like :func:`admit`.
     """
-    state = state_of(request)
-    # Django's cache for a whole site answers before any view is known: what it kept of one
-    # caller, every other would get, unverified.
-    request._cache_update_cache = False  # type: ignore[attr-defined]
-    if not state.decided:
-        try:
-            state.principal = _decide(request, state, shared=shared)
-        except (Refused, Unavailable) as failure:
-            state.failure = failure
-        # Not before: asked again after a loud error, it must not say "nobody".
-        state.decided = True
-    if state.failure is not None:
-        raise state.failure
-    return state.principal
+    verdict = authenticate_request(request, shared=shared)
+    if verdict.error is not None:
+        raise verdict.error
+    return verdict.principal
+
+
+def find_refusal(
+    request: HttpRequest, scopes: tuple[str, ...] = ()
+) -> Refused | Unavailable | None:
+    """Return why a guard that requires ``scopes`` refuses ``request``; None if it doesn't.
+
+    The refusal is noted for the way out, where the middleware audits it.
+    """
+    verdict, state = authenticate_request(request), state_of(request)
+    principal = verdict.principal
+    if principal is None:
+        state.refusal = verdict.error or Refused(Reason.MISSING)
+    elif missing(scopes, principal.scopes):
+        state.refusal = deny(Reason.INSUFFICIENT_SCOPE, principal, scopes)
+    else:
+        return None
+    return state.refusal
+
+
+def settle(state: RequestState, error: Refused | Unavailable) -> Refused | Unavailable:
+    """Audit the refusal that a request ends with; return what the client is told.
+
+    That is ``error``, or Throttled after too many failures, or Unavailable if the row can't be
+    written. The verdict's own error is audited already.
+    """
+    state.settled = True
+    if isinstance(error, Unavailable) or (state.verdict and error is state.verdict.error):
+        return error
+    try:
+        if error.reason is Reason.UNKNOWN:
+            error = count_failure(error, state.client_info, state.usages)
+        audit_refusal(error, state.client_info)
+    except Unavailable as outage:
+        return outage
+    return error
 
 
 def count_failure(refused: Refused, client_info: ClientInfo, usages: list[Usage]) -> Refused:
@@ -138,9 +192,8 @@ def audit_refusal(refused: Refused, client_info: ClientInfo) -> None:
     if isinstance(refused, Throttled):
         _audit_throttled(refused, client_info)
         return
-    denied = refused.code is Code.INSUFFICIENT_SCOPE
     audit.record_now(
-        Event.ACCESS_DENIED if denied else Event.AUTH_REJECTED,
+        Event.ACCESS_DENIED if refused.reason in _DENIALS else Event.AUTH_REJECTED,
         client_info=client_info,
         subject=refused.identity,
         reason=refused.reason.value,
@@ -175,19 +228,25 @@ def _is_power_of_ten(number: int) -> bool:
     return number == int("1".ljust(len(str(number)), "0"))
 
 
-def _decide(request: HttpRequest, state: RequestState, *, shared: bool) -> Principal | None:
+def _decide(request: HttpRequest, state: RequestState, *, shared: bool) -> Verdict:
+    client_info, usages = state.client_info, state.usages
     try:
-        credential = read_credential(request)
+        credential = _read(request, state)
+        if credential is None:
+            return Verdict()
+        verify = _admit if shared else _admit_or_refuse
+        principal = verify(credential, client_info, usages)
+    except (Refused, Unavailable) as error:
+        return Verdict(error=error)
+    in_query = credential.transport is None
+    return Verdict(principal=principal, unclaimed=principal is None, in_query=in_query)
+
+
+def _read(request: HttpRequest, state: RequestState) -> Credential | None:
+    try:
+        return read_credential(request)
     except Refused as refused:
         raise _refuse(refused, state.client_info, state.usages) from None
-    if credential is None:
-        return None
-    state.in_query = credential.transport is None
-    if not shared:
-        return _admit_or_refuse(credential, state.client_info, state.usages)
-    principal = _admit(credential, state.client_info, state.usages)
-    state.unclaimed = principal is None
-    return principal
 
 
 def _admit_or_refuse(

@@ -1,30 +1,28 @@
-"""DRF's side of the door."""
+"""The DRF authentication class."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-from rest_framework.authentication import (
-    BaseAuthentication,
-    BasicAuthentication,
-    RemoteUserAuthentication,
-    SessionAuthentication,
+from django.http import HttpRequest
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.exceptions import (
+    APIException,
+    AuthenticationFailed,
+    NotAuthenticated,
 )
-from rest_framework.exceptions import APIException, AuthenticationFailed, NotAuthenticated
+from rest_framework.permissions import AND, OR
 from rest_framework.request import Request
 
 from tokenauth import responses
-from tokenauth.admission import RequestState, admit_request, state_of
+from tokenauth.admission import RequestState, authenticate_request, state_of
 from tokenauth.exceptions import Reason, Refused, Throttled, Unavailable
+from tokenauth.guards import is_shared
 from tokenauth.principal import Principal
-
-# These never read a bearer token or an API key.
-_OTHER_CREDENTIALS = (SessionAuthentication, BasicAuthentication, RemoteUserAuthentication)
 
 
 class ServiceUnavailable(APIException):
-    """Tokens can't be checked just now."""
+    """Tokens can't be checked at the moment."""
 
     status_code = 503
     wait = responses.RETRY_AFTER_SECONDS
@@ -47,107 +45,123 @@ class TokenAuthentication(BaseAuthentication):
     tokenauth_guard = True
     """Marks a view as ours to the middleware."""
 
-    def authenticate(self, request: Request) -> tuple[Any, Principal] | None:
+    def authenticate(self, request: Request | HttpRequest) -> tuple[Any, Principal] | None:
         """Return (user, principal); None when the request carries no credential of ours.
 
-        Raises AuthenticationFailed for one that is no good, ServiceUnavailable when that can't
-        be told.
+        Takes DRF's request or Django's. Raises AuthenticationFailed for a bad credential,
+        TooManyRequests over a limit, and ServiceUnavailable when it can't be checked.
         """
-        shared = is_shared(type(other) for other in request.authenticators or ())
+        others = getattr(request, "authenticators", None) or ()
         _watch(request)
-        try:
-            principal = admit_request(request._request, shared=shared)
-        except (Refused, Unavailable) as error:
-            refusal = responses.describe(error)
-            body = {"detail": refusal.detail, "code": str(refusal.code)}
-            if isinstance(error, Unavailable):
-                raise ServiceUnavailable(body) from None
-            if isinstance(error, Throttled):
-                raise TooManyRequests(error.retry_after, body) from None
-            raise AuthenticationFailed(body) from None
-        return None if principal is None else (principal.user, principal)
+        verdict = authenticate_request(request, shared=is_shared(map(type, others)))
+        if verdict.error is not None:
+            state_of(request).refusal = verdict.error
+            raise _exception_for(verdict.error)
+        return None if verdict.principal is None else (verdict.principal.user, verdict.principal)
 
     def authenticate_header(self, request: Request) -> str | None:
         """Return the challenge for WWW-Authenticate."""
-        failure = state_of(request._request).failure or Refused(Reason.MISSING)
-        return responses.describe(failure).challenge
+        refusal = state_of(request).refusal or Refused(Reason.MISSING)
+        return responses.describe(refusal).challenge
 
 
-def _watch(request: Request) -> None:
-    """Learn which error ends this request.
+def _exception_for(error: Refused | Unavailable) -> APIException:
+    refusal = responses.describe(error)
+    body = {"detail": refusal.detail, "code": str(refusal.code)}
+    if isinstance(error, Unavailable):
+        return ServiceUnavailable(body)
+    if isinstance(error, Throttled):
+        return TooManyRequests(error.retry_after, body)
+    return AuthenticationFailed(body)
+
+
+def _watch(request: Any) -> None:
+    """Note the refusal that the DRF view ends this request with, if it is one.
 
     Only the view knows: its response looks the same when the view itself, another
-    authentication class or a handler of the project's own says 401 or 403; and a view may ask
-    its permissions without ending with what they say.
+    authentication class or the project's own exception handler answers 401 or 403; and a view
+    may ask its permissions without ending the request for what they say.
     """
-    view: Any = (request.parser_context or {}).get("view")
+    view: Any = (getattr(request, "parser_context", None) or {}).get("view")
     if not hasattr(view, "permission_denied"):
         return
-    state = state_of(request._request)
+    state = state_of(request)
     permission_denied, handle_exception = view.permission_denied, view.handle_exception
+    check_object_permissions = view.check_object_permissions
+    objects: list[Any] = []
 
-    def deny(request: Request, message: Any = None, code: Any = None) -> Any:
+    def check_object(request: Request, obj: Any) -> None:
+        objects[:] = [obj]
+        check_object_permissions(request, obj)
+        objects.clear()
+
+    def deny_permission(request: Request, message: Any = None, code: Any = None) -> Any:
         try:
             return permission_denied(request, message=message, code=code)
         except APIException as error:
-            error.tokenauth_denied = _is_ours(request, view, state)  # type: ignore[attr-defined]
+            error.tokenauth_denied = _find_denial(request, view, objects)  # type: ignore[attr-defined]
             raise
 
     def handle(error: Exception) -> Any:
-        state.stopped = state.stopped or _why_stopped(request, error, state)
-        return handle_exception(error)
+        refusal = _why_refused(request, error, state)
+        state.refusal = refusal or state.refusal
+        response = handle_exception(error)
+        if refusal is not None and isinstance(error, AuthenticationFailed):
+            response.tokenauth_foreign = True  # Another class's refusal keeps its form.
+        return response
 
-    view.permission_denied, view.handle_exception = deny, handle
+    view.check_object_permissions = check_object
+    view.permission_denied, view.handle_exception = deny_permission, handle
 
 
-def _why_stopped(request: Request, error: Exception, state: RequestState) -> Refused | None:
-    if state.principal is not None:
-        return state.denied if getattr(error, "tokenauth_denied", False) else None
-    if not isinstance(error, NotAuthenticated) or request.successful_authenticator:
+def _why_refused(request: Any, error: Exception, state: RequestState) -> Refused | None:
+    """Return the refusal that ``error`` stands for; None if it is not for us to audit."""
+    verdict = state.verdict
+    if verdict is None or verdict.error is not None:
+        return None  # Noted when it was raised.
+    denial: Refused | None = getattr(error, "tokenauth_denied", None)
+    if denial is not None:
+        return denial
+    is_authenticated = getattr(request, "_authenticator", None) is not None
+    if verdict.principal is not None or is_authenticated:
         return None
-    return Refused(Reason.UNKNOWN if state.unclaimed else Reason.MISSING)
+    if isinstance(error, NotAuthenticated):
+        return Refused(Reason.UNKNOWN if verdict.unclaimed else Reason.MISSING)
+    is_theirs = verdict.unclaimed and isinstance(error, AuthenticationFailed)
+    return Refused(Reason.UNKNOWN) if is_theirs else None
 
 
-def _is_ours(request: Request, view: Any, state: RequestState) -> bool:
-    """Tell whether it was ``HasScopes`` that said no.
+def _find_denial(request: Request, view: Any, objects: list[Any]) -> Refused | None:
+    """Return the denial by the last permission of ours whose False decided; None if none did.
 
-    ``HasScopes | IsAdminUser`` may have let the caller on, and then another one said no.
+    ``HasScopes | IsAdminUser`` may have passed, and then another permission refused.
     """
-    return state.denied is not None and any(
-        _is_on_scopes(permission) and not permission.has_permission(request, view)
-        for permission in view.get_permissions()
-    )
+    state = state_of(request)
+
+    def passes(permission: Any) -> bool:
+        kind = type(permission)
+        if kind is OR:
+            passed = passes(permission.op1) or passes(permission.op2)
+        elif kind is AND:
+            passed = passes(permission.op1) and passes(permission.op2)
+        else:
+            passed = bool(permission.has_permission(request, view)) and all(
+                permission.has_object_permission(request, view, obj) for obj in objects
+            )
+        if passed:
+            state.denied = None  # What was False below decided nothing.
+        return passed
+
+    for permission in view.get_permissions():
+        state.denied = None
+        if _is_on_scopes(permission) and not passes(permission):
+            return state.denied
+    return None
 
 
 def _is_on_scopes(permission: Any) -> bool:
-    """Tell whether a permission is ours, or is composed with ours."""
+    """Return whether a permission is ours, or is composed with ours."""
     operands = (getattr(permission, name, None) for name in ("op1", "op2"))
-    return getattr(permission, "tokenauth_scopes", False) or any(
+    return getattr(permission, "tokenauth_permission", False) or any(
         _is_on_scopes(operand) for operand in operands if operand is not None
-    )
-
-
-def is_shared(classes: Iterable[type]) -> bool:
-    """Tell whether one of a view's authentication classes reads tokens that aren't ours."""
-    return any(
-        not getattr(cls, "tokenauth_guard", False) and not issubclass(cls, _OTHER_CREDENTIALS)
-        for cls in classes
-    )
-
-
-def authentication_classes_of(view: Any) -> list[type]:
-    """Return the authentication classes of a DRF view function.
-
-    None for other views, and for one that computes them: only a request could tell.
-    """
-    cls = getattr(view, "cls", None)
-    initkwargs = getattr(view, "initkwargs", {})
-    classes = initkwargs.get("authentication_classes", getattr(cls, "authentication_classes", ()))
-    return list(classes) if isinstance(classes, (list, tuple)) else []
-
-
-def is_guarded(view: Any) -> bool:
-    """Tell whether a view function carries the marker of our class or our decorators."""
-    return getattr(view, "tokenauth_guard", False) or any(
-        getattr(cls, "tokenauth_guard", False) for cls in authentication_classes_of(view)
     )

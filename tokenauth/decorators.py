@@ -1,4 +1,4 @@
-"""The door for plain Django views, sync and async. Decorators decide and note; they never write."""
+"""Guards for plain Django views, sync and async. They decide and note; they never write."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.http import HttpRequest, HttpResponse
 
 from tokenauth import responses
-from tokenauth.admission import admit_request, deny, state_of
-from tokenauth.exceptions import Reason, Refused, Unavailable
-from tokenauth.scopes import missing
+from tokenauth.admission import authenticate_request, find_refusal
+from tokenauth.cancellation import run_to_end
 
 View = TypeVar("View", bound=Callable[..., Any])
 
 
 def token_required(view: View) -> View:
-    """Let in any valid token; the view finds its Principal in ``request.auth``."""
+    """Require any valid token; the view finds its Principal in ``request.auth``."""
     return _guard(view, ())
 
 
 def scopes_required(*scopes: str) -> Callable[[View], View]:
-    """Let in tokens that grant all of ``scopes``; the Principal is in ``request.auth``.
+    """Require a token that grants all of ``scopes``; the Principal is in ``request.auth``.
 
     Raises TypeError when used without scopes: ``token_required`` takes any valid token.
     """
@@ -37,11 +36,11 @@ def scopes_required(*scopes: str) -> Callable[[View], View]:
 
 
 def _guard(view: View, scopes: tuple[str, ...]) -> View:
-    if iscoroutinefunction(view):
+    if _is_async(view):
 
         @wraps(view)
         async def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-            refusal = await sync_to_async(_enter)(request, scopes)
+            refusal = await run_to_end(sync_to_async(_enter)(request, scopes))
             return refusal or await view(request, *args, **kwargs)
 
     else:
@@ -53,40 +52,26 @@ def _guard(view: View, scopes: tuple[str, ...]) -> View:
     marked: Any = guarded
     marked.tokenauth_guard = True
     marked.tokenauth_scopes = scopes
-    # What DRF's views say too: LoginRequiredMiddleware would send clients to a login page.
+    # As on DRF's views: LoginRequiredMiddleware would send clients to a login page.
     marked.login_required = False
     return cast("View", guarded)
 
 
-def refusal_of(request: HttpRequest, scopes: tuple[str, ...]) -> HttpResponse | None:
-    """Return the answer where the caller isn't verified or lacks one of ``scopes``; else None.
-
-    The middleware asks before the view runs, the decorator again around the view.
-    """
-    try:
-        principal = admit_request(request)
-    except (Refused, Unavailable) as error:
-        state_of(request).answered = True
-        return responses.render(error, request)
-    if principal is None:
-        return _refuse(request, Refused(Reason.MISSING))
-    if missing(scopes, principal.scopes):
-        return _refuse(request, deny(Reason.INSUFFICIENT_SCOPE, principal, scopes))
-    return None
+def _is_async(view: Any) -> bool:
+    # Below ``method_decorator`` the view is a partial of a method, ``dispatch`` for instance.
+    method = getattr(view, "func", view)
+    return iscoroutinefunction(view) or getattr(
+        getattr(method, "__self__", None), "view_is_async", False
+    )
 
 
 def _enter(request: HttpRequest, scopes: tuple[str, ...]) -> HttpResponse | None:
-    """Put the caller on the request; return the answer where it may not pass."""
-    refusal = refusal_of(request, scopes)
-    if refusal is None:
-        _set_caller(request, state_of(request).principal)
-    return refusal
-
-
-def _refuse(request: HttpRequest, refused: Refused) -> HttpResponse:
-    state = state_of(request)
-    state.to_audit, state.answered = refused, True
-    return responses.render(refused, request)
+    """Put the caller on the request; return the answer if the caller is refused."""
+    refusal = find_refusal(request, scopes)
+    if refusal is not None:
+        return responses.render(refusal, request)
+    _set_caller(request, authenticate_request(request).principal)
+    return None
 
 
 def _set_caller(request: Any, principal: Any) -> None:

@@ -31,7 +31,7 @@ from pydantic import Field, PrivateAttr
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tokenauth import responses
-from tokenauth.admission import admit_request, audit_refusal, deny, state_of
+from tokenauth.admission import audit_refusal, authenticate_request, deny, state_of
 from tokenauth.conf import get_settings, load_named
 from tokenauth.exceptions import Reason, Refused, Throttled, Unavailable
 from tokenauth.principal import Principal
@@ -80,14 +80,14 @@ class DjangoTokenVerifier:
         # A handle is drawn for one call and never leaves the process.
         if call is not None and token == call.handle:
             call.required_scopes = self.required_scopes
-            principal = state_of(call.request).principal
+            principal = authenticate_request(call.request).principal
         else:
             request = HttpRequest()
             request.META["HTTP_AUTHORIZATION"] = f"Bearer {token}"
-            error = await _in_thread(lambda: _admit(request))
-            if isinstance(error, Unavailable):
-                raise error
-            principal = state_of(request).principal
+            verdict = await _in_thread(lambda: authenticate_request(request))
+            if isinstance(verdict.error, Unavailable):
+                raise verdict.error
+            principal = verdict.principal
         return None if principal is None else self._describe(principal, token)
 
     def _describe(self, principal: Principal, token: str) -> AdmittedToken:
@@ -126,11 +126,11 @@ class MCPAdmission:
             return
         call = _Call(request=_read_request(scope))
         answer = _Answer(call, send)
-        error = await _in_thread(lambda: _admit(call.request))
-        if isinstance(error, (Throttled, Unavailable)):
-            await answer.refuse(error)
+        verdict = await _in_thread(lambda: authenticate_request(call.request))
+        if isinstance(verdict.error, (Throttled, Unavailable)):
+            await answer.refuse(verdict.error)
             return
-        if state_of(call.request).principal is None:
+        if verdict.principal is None:
             receive = _without_body(receive)
         reset = _call.set(call)
         try:
@@ -233,17 +233,16 @@ def _refusal_in(message: Message, call: _Call) -> Refused | None:
     It says so in its challenge. Its 403 for a foreign Origin has none.
     """
     challenge = dict(message.get("headers", ())).get(b"www-authenticate", b"")
-    state = state_of(call.request)
-    if not challenge.startswith(b"Bearer ") or state.failure is not None:
+    verdict = authenticate_request(call.request)
+    if not challenge.startswith(b"Bearer ") or verdict.error is not None:
         return None
     if message["status"] == HTTPStatus.UNAUTHORIZED:
         # A good token, and the server is set up for another resource than the verifier names.
-        principal = state.principal
-        return (
-            Refused(Reason.MISSING) if principal is None else deny(Reason.WRONG_AUDIENCE, principal)
-        )
-    if message["status"] == HTTPStatus.FORBIDDEN and state.principal is not None:
-        return deny(Reason.INSUFFICIENT_SCOPE, state.principal, call.required_scopes)
+        if verdict.principal is None:
+            return Refused(Reason.MISSING)
+        return deny(Reason.WRONG_AUDIENCE, verdict.principal)
+    if message["status"] == HTTPStatus.FORBIDDEN and verdict.principal is not None:
+        return deny(Reason.INSUFFICIENT_SCOPE, verdict.principal, call.required_scopes)
     return None
 
 
@@ -275,21 +274,12 @@ def _read_request(scope: Scope) -> HttpRequest:
     return request
 
 
-def _admit(request: HttpRequest) -> Refused | Unavailable | None:
-    """Admit ``request``; return why not, None also where it has no credential."""
-    try:
-        admit_request(request)
-    except (Refused, Unavailable) as error:
-        return error
-    return None
-
-
 def _conceal_credentials(scope: Scope, call: _Call) -> Scope:
     """Return the scope without tokens; for a verified caller, with the handle as bearer token."""
     names = {transport.header.lower().encode() for transport in get_settings().transports}
     names.add(b"authorization")
     headers = [(name, value) for name, value in scope["headers"] if name.lower() not in names]
-    if state_of(call.request).principal is not None:
+    if authenticate_request(call.request).principal is not None:
         headers.append((b"authorization", b"Bearer " + call.handle.encode()))
     return {**scope, "headers": headers}
 

@@ -1,7 +1,8 @@
-"""The middleware that admit before a view, and answer and audit after it."""
+"""The middleware that authenticates before a view, and answers and audits after it."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import lru_cache
@@ -9,39 +10,41 @@ from http import HTTPStatus
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from django.conf import settings as django_settings
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.utils.cache import patch_vary_headers
 
 from tokenauth import responses
 from tokenauth.admission import (
-    RequestState,
-    admit_request,
-    audit_refusal,
-    count_failure,
+    Verdict,
+    authenticate_request,
+    deny,
+    find_refusal,
     report_outage,
+    settle,
     state_of,
 )
-from tokenauth.authentication import authentication_classes_of, is_guarded, is_shared
+from tokenauth.audit.attempts import has_attempts, write_attempts
+from tokenauth.cancellation import run_to_end
+from tokenauth.client_info import serving
 from tokenauth.conf import get_settings
 from tokenauth.credentials import take_from_query, was_in_query
-from tokenauth.decorators import refusal_of
 from tokenauth.exceptions import Reason, Refused, Throttled, Unavailable
+from tokenauth.guards import authentication_classes_of, is_guarded, is_shared, may_skip_guard
 
-_REFUSED = {
-    HTTPStatus.UNAUTHORIZED,
-    HTTPStatus.FORBIDDEN,
-    HTTPStatus.TOO_MANY_REQUESTS,
-    HTTPStatus.SERVICE_UNAVAILABLE,
-}
+logger = logging.getLogger("tokenauth")
+
+_DENIED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
+_REFUSED = {*_DENIED, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 
 
 class TokenAuthMiddleware:
-    """Admits requests to guarded views, outside any transaction of theirs.
+    """Authenticates requests to guarded views, outside any transaction of theirs.
 
-    Stands before CsrfViewMiddleware. A view is guarded when it carries the marker of
+    List it before CsrfViewMiddleware. A view is guarded when it carries the marker of
     ``TokenAuthentication`` or of our decorators; others are left alone. Sets
     ``request.tokenauth`` to the Principal or None, never ``request.user``: a token must not
-    open the admin.
+    open the admin. The guard on the view answers; the middleware audits what it decided.
     """
 
     sync_capable = True
@@ -59,61 +62,77 @@ class TokenAuthMiddleware:
         """Handle the request; under ASGI return the coroutine that does."""
         if self.is_async:
             return self._acall(request)
-        _prepare(request)
-        refusal = _require(request) if self.is_closed(request) else None
-        response = refusal or self.get_response(request)
-        response = _settle(request, response)
-        return _finish(request, _write_note(request) or response)
+        with serving(request):
+            _prepare(request)
+            refusal = _require(request) if self.is_closed(request) else None
+            response = refusal or self.get_response(request)
+            return _finish(request, _settle(request, response))
 
     async def _acall(self, request: HttpRequest) -> HttpResponseBase:
+        with serving(request):
+            # A guard in a thread may still refuse when the client has hung up: that is audited.
+            return await run_to_end(self._answer(request), may_cancel=lambda: _may_cancel(request))
+
+    async def _answer(self, request: HttpRequest) -> Any:
         _prepare(request)
-        refusal = await sync_to_async(_require)(request) if self.is_closed(request) else None
-        response: HttpResponseBase = refusal or await self.get_response(request)
-        response = _settle(request, response)
-        if _has_work(request):
-            response = await sync_to_async(_write_note)(request) or response
+        response: Any = None
+        try:
+            if self.is_closed(request):
+                response = await sync_to_async(_require)(request)
+            response = response or await self.get_response(request)
+        finally:
+            if _has_work(request, response):
+                response = await sync_to_async(_settle)(request, response)
         return _finish(request, response)
 
     def is_closed(self, request: HttpRequest) -> bool:
-        """Tell whether the request needs a token whatever its view."""
+        """Return whether the request needs a token whatever its view."""
         return False
 
-    def process_view(
-        self, request: HttpRequest, view: Any, args: Any, kwargs: Any
-    ) -> HttpResponse | None:
-        """Admit a request whose view is guarded: outside ATOMIC_REQUESTS, before the view."""
-        if not is_guarded(view):
+    def process_view(self, request: Any, view: Any, args: Any, kwargs: Any) -> HttpResponse | None:
+        """Authenticate a request to a guarded view: outside ATOMIC_REQUESTS, before the view.
+
+        Answers nothing, so that decorators around the guard see each answer, unless the guard
+        might never be asked.
+        """
+        guarded = is_guarded(view)
+        request._tokenauth_may_cancel = not guarded or iscoroutinefunction(view)
+        if not guarded:
             if _has_state(request):
-                _let_in(request)
+                # Again, because a cache for the whole site has marked the request meanwhile.
+                verdict = authenticate_request(request)
+                if not _has_session(request):
+                    _waive_csrf(request, verdict)
             return None
-        if getattr(view, "tokenauth_guard", False):
-            refusal = refusal_of(request, view.tokenauth_scopes)
-        else:
-            refusal = _admit(request, shared=is_shared(authentication_classes_of(view)))
-        if refusal is None:
-            _let_in(request)
-        return refusal
+        shared = is_shared(authentication_classes_of(view))
+        verdict = authenticate_request(request, shared=shared)
+        if verdict.error is not None and may_skip_guard(view):
+            state_of(request).refusal = verdict.error
+            return responses.render(verdict.error, request)
+        request.tokenauth = verdict.principal
+        if not hasattr(view, "cls"):
+            _waive_csrf(request, verdict)
+        return None
 
     def process_template_response(self, request: HttpRequest, response: Any) -> Any:
-        """Make a refusal by a DRF view ours, before it is rendered.
+        """Put a refusal by a DRF view in our form before it is rendered.
 
         Here, not later: the browsable API asks the permissions again for each form it draws.
         """
-        response = _settle(request, response)
-        if _has_state(request):
-            state_of(request).answered = True
-        return response
+        if not _has_state(request) or state_of(request).refusal is None:
+            return response
+        return _settle_refusal(request, response)
 
 
 class TokenRequiredMiddleware(TokenAuthMiddleware):
     """Refuses every request without a valid token, before routing: default-deny for a site.
 
-    Open are ``PUBLIC_PATHS`` (exact) and whatever lies under ``EXEMPT_PREFIXES``, which is left
-    to its own protection, as the admin is. Takes the place of ``TokenAuthMiddleware``.
+    ``PUBLIC_PATHS`` (exact) are open, and what lies under ``EXEMPT_PREFIXES`` is left to its own
+    protection, as the admin is. Replaces ``TokenAuthMiddleware``.
     """
 
     def is_closed(self, request: HttpRequest) -> bool:
-        """Tell whether the path is neither public nor exempt."""
+        """Return whether the path is neither public nor exempt."""
         settings = get_settings()
         path = request.path_info
         return path not in settings.public_paths and not path.startswith(settings.exempt_prefixes)
@@ -127,47 +146,141 @@ def _prepare(request: Any) -> None:
             take_from_query(request)
 
 
-def _admit(request: HttpRequest, *, shared: bool) -> HttpResponse | None:
-    try:
-        admit_request(request, shared=shared)
-    except (Refused, Unavailable) as error:
-        state_of(request).answered = True
-        return responses.render(error, request)
+def _require(request: Any) -> HttpResponse | None:
+    """Authenticate the request before routing; return the answer if it is refused."""
+    refusal = find_refusal(request)
+    if refusal is not None:
+        return responses.render(refusal, request)
+    request.tokenauth = authenticate_request(request).principal
     return None
 
 
-def _require(request: HttpRequest) -> HttpResponse | None:
-    """Admit the request before routing; return the answer where it may not pass."""
-    refusal = refusal_of(request, ())
-    if refusal is None:
-        _let_in(request)
-    return refusal
+def _waive_csrf(request: Any, verdict: Verdict) -> None:
+    """Waive Django's CSRF protection for a request that acts as its token, or not at all.
 
-
-def _let_in(request: Any) -> None:
-    state = state_of(request)
-    request.tokenauth = state.principal
-    # Admission has said so already, but before routing the site's cache says it anew.
-    request._cache_update_cache = False
-    if state.principal is not None and not state.in_query:
-        # A header is something no page of another site can make a browser send unasked, so a
-        # proven one needs no further protection against forged requests. An address is
-        # what such a page can choose.
+    Never for DRF views: DRF enforces it itself, for sessions, and a token beside a session cookie
+    must not waive it for the session's user. No page of another site can make a browser send a
+    header unasked, but it can choose an address.
+    """
+    is_refused = verdict.principal is None and not _has_session(request)
+    if is_refused or (verdict.principal is not None and not verdict.in_query):
         request._dont_enforce_csrf_checks = True
+
+
+def _has_session(request: HttpRequest) -> bool:
+    return django_settings.SESSION_COOKIE_NAME in request.COOKIES
+
+
+def _may_cancel(request: HttpRequest) -> bool:
+    return getattr(request, "_tokenauth_may_cancel", False)
 
 
 def _has_state(request: HttpRequest) -> bool:
     return hasattr(request, "_tokenauth")
 
 
-def _is_429(response: Any) -> bool:
-    return bool(response.status_code == HTTPStatus.TOO_MANY_REQUESTS)
+def _has_work(request: HttpRequest, response: Any) -> bool:
+    """Return whether the way out has something to write, which takes a thread under ASGI."""
+    if has_attempts(request):
+        return True
+    if not _has_state(request):
+        return False
+    # Only what was counted can have met an outage of the cache.
+    return _find_error(request, response) is not None or bool(state_of(request).usages)
 
 
-def _finish(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+def _settle(request: HttpRequest, response: Any) -> Any:
+    """Write what the request still has to write, once; return the answer in our form.
+
+    ``response`` is None if the request was cancelled.
+    """
+    try:
+        write_attempts(request)
+    except Unavailable as outage:
+        return responses.render(outage, request)
+    if not _has_state(request):
+        return response
+    response = _settle_refusal(request, response)
+    state = state_of(request)
+    if state.usages:
+        with suppress(Unavailable):
+            # The view may have run: its answer stays, and the outage is reported another time.
+            report_outage(state.client_info)
+    return response
+
+
+def _settle_refusal(request: HttpRequest, response: Any) -> Any:
+    error = _find_error(request, response)
+    if error is None:
+        return response
+    is_guarded_answer = state_of(request).refusal is not None
+    told = settle(state_of(request), error)
+    if response is None or responses.is_answer_to(told, response):
+        return response
+    if _is_success(response) and not is_guarded_answer:
+        logger.error("%s answered a bad credential; no guard was asked", request.resolver_match)
+        return responses.render(told, request)
+    # Another class's refusal stays its own, until there are too many failures. The project may
+    # also hide a refusal, as a 404 for instance.
+    is_foreign = hasattr(response, "tokenauth_foreign") or not is_guarded_answer
+    is_final = response.status_code in _REFUSED and not (is_foreign and told is error)
+    if is_final or isinstance(told, Unavailable):
+        return _put_in_form(request, response, told)
+    return response
+
+
+def _put_in_form(request: HttpRequest, response: Any, told: Refused | Unavailable) -> Any:
+    if response.streaming:
+        return responses.render(told, request)
+    responses.rewrite(response, told, request)
+    return response
+
+
+def _find_error(request: HttpRequest, response: Any) -> Refused | Unavailable | None:
+    """Return the error that ended the request and is not settled yet; None for none."""
+    state = state_of(request)
+    if state.settled:
+        return None
+    status = None if response is None else response.status_code
+    refusal, verdict = state.refusal, state.verdict
+    if refusal is not None:
+        # The project may have overruled the throttle; then it refused nothing.
+        overruled = isinstance(refusal, Throttled) and refusal.reason is Reason.VIEW_RATE
+        return None if overruled and status != HTTPStatus.TOO_MANY_REQUESTS else refusal
+    if verdict is None or response is None:
+        return None
+    if verdict.unclaimed and status == HTTPStatus.UNAUTHORIZED:
+        return Refused(Reason.UNKNOWN)
+    if verdict.principal is not None and status in _DENIED and _is_unused(verdict, request):
+        return deny(Reason.REFUSED_BY_PROJECT, verdict.principal)
+    is_unguarded = _is_success(response) and request.method != "OPTIONS" and _is_guarded(request)
+    return verdict.error if status in _REFUSED or is_unguarded else None
+
+
+def _is_unused(verdict: Verdict, request: HttpRequest) -> bool:
+    """Return whether a guarded view refused an accepted credential before its guard passed it.
+
+    A subclass of our class may refuse, another class, a decorator or CSRF protection.
+    """
+    return _is_guarded(request) and getattr(request, "auth", None) is not verdict.principal
+
+
+def _is_success(response: Any) -> bool:
+    status = int(response.status_code)
+    return (
+        HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES or status == HTTPStatus.NOT_MODIFIED
+    )
+
+
+def _is_guarded(request: HttpRequest) -> bool:
+    match = request.resolver_match
+    return match is not None and is_guarded(match.func)
+
+
+def _finish(request: HttpRequest, response: Any) -> Any:
     if _has_state(request):
         responses.set_limits(response, state_of(request).usages)
-        # Caches on the way know of Authorization, not of what else carries tokens here.
+        # Caches on the way know of Authorization, not of the other headers that carry tokens.
         headers = tuple([transport.header for transport in get_settings().transports])
         response["Vary"] = _vary(response.get("Vary", ""), headers)
     if was_in_query(request):
@@ -177,73 +290,7 @@ def _finish(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBas
 
 @lru_cache(maxsize=256)
 def _vary(present: str, headers: tuple[str, ...]) -> str:
-    """Return the header with ``headers`` added; few values of it are ever there before."""
+    """Return the header with ``headers`` added; few values of it ever come."""
     response = HttpResponse(headers={"Vary": present} if present else None)
     patch_vary_headers(response, headers)
     return response["Vary"]
-
-
-def _has_work(request: HttpRequest) -> bool:
-    """Tell whether there is something to write: only what was counted can be in an outage."""
-    state = state_of(request) if _has_state(request) else None
-    return state is not None and (state.to_audit is not None or bool(state.usages))
-
-
-def _write_note(request: HttpRequest) -> HttpResponse | None:
-    """Write what an adapter noted; return the answer where that fails."""
-    if not _has_work(request):
-        return None
-    state = state_of(request)
-    refused, state.to_audit = state.to_audit, None
-    try:
-        if refused is not None:
-            audit_refusal(refused, state.client_info)
-    except Unavailable as error:
-        return responses.render(error, request)
-    with suppress(Unavailable):
-        # The view may have run: its answer stays, and the outage is told another time.
-        report_outage(state.client_info)
-    return None
-
-
-def _settle(request: HttpRequest, response: Any) -> Any:
-    """Return a view's answer in our form where it was our refusal that it ended with.
-
-    A project may hide its refusals, as a 404 for one; then that stays the answer.
-    """
-    if not _has_state(request) or response.status_code < HTTPStatus.BAD_REQUEST:
-        return response
-    state = state_of(request)
-    if state.answered or (isinstance(state.stopped, Throttled) and not _is_429(response)):
-        return response
-    error = _error_of(state, response)
-    if error is None:
-        return response
-    state.answered = True
-    if response.status_code in _REFUSED:
-        if response.streaming:
-            return responses.render(error, request)
-        responses.rewrite(response, error, request)
-    return response
-
-
-def _error_of(state: RequestState, response: Any) -> Refused | Unavailable | None:
-    """Return which error of ours the view ended with; None where the answer is not ours.
-
-    A token that nobody knew counts as a failure, whoever says so.
-    """
-    refused = state.stopped
-    unknown = refused.reason is Reason.UNKNOWN if refused else state.unclaimed
-    if unknown and response.status_code == HTTPStatus.UNAUTHORIZED:
-        try:
-            counted = count_failure(
-                refused or Refused(Reason.UNKNOWN), state.client_info, state.usages
-            )
-        except Unavailable as error:
-            return error
-        # Another class's refusal stays its own, until there are too many.
-        refused = counted if refused or isinstance(counted, Throttled) else None
-    if refused is None:
-        return state.failure  # The view admitted by itself; that is audited.
-    state.to_audit = refused
-    return refused

@@ -1,37 +1,52 @@
-"""DRF permissions on scopes. They decide and note; they never write."""
+"""DRF permissions on scopes and on users. They decide and note; they never write."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from django.core.exceptions import ImproperlyConfigured
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
 from tokenauth import responses
 from tokenauth.admission import deny, state_of
 from tokenauth.exceptions import Code, Reason
-from tokenauth.principal import Principal
+from tokenauth.guards import required_scopes
+from tokenauth.principal import ClientUser, Principal
 from tokenauth.scopes import missing
 
 
-class HasScopes(BasePermission):
-    """Allows tokens that grant all of the view's ``required_scopes``.
+class _TokenPermission(BasePermission):
+    """What permissions of ours share: how they deny."""
 
-    ``action_scopes`` on the view replaces them for single handlers: ``{"create": [...]}`` on a
-    viewset, ``{"post": [...]}`` on an APIView. HEAD counts as GET; OPTIONS takes any valid
-    token. False for anything but a token, so ``HasScopes | IsAdminUser`` composes; a view that
-    declares nothing refuses every token.
-    """
-
-    tokenauth_scopes = True
+    tokenauth_permission = True
     """Marks the permission as ours to the authentication class."""
-    code = Code.INSUFFICIENT_SCOPE
+    code: Code
     message: Any = None
 
+    def _deny(
+        self, request: Request, principal: Principal, reason: Reason, scopes: Sequence[str] = ()
+    ) -> bool:
+        refused = deny(reason, principal, tuple(scopes))
+        state_of(request).denied = refused
+        refusal = responses.describe(refused)
+        self.message = {"detail": refusal.detail, "code": str(refusal.code)}
+        return False
+
+
+class HasScopes(_TokenPermission):
+    """Allows tokens that grant all of the scopes that the view requires.
+
+    The view declares them in ``read_scopes`` and ``write_scopes``, ``required_scopes`` and
+    ``action_scopes`` (see :func:`tokenauth.guards.required_scopes`). HEAD counts as GET; OPTIONS
+    takes any valid token. False for anything but a token, so that ``HasScopes | IsAdminUser``
+    composes; a view that declares nothing refuses every token.
+    """
+
+    code = Code.INSUFFICIENT_SCOPE
+
     def has_permission(self, request: Request, view: Any) -> bool:
-        """Tell whether ``request.auth`` grants what ``view`` needs for this method."""
+        """Return whether ``request.auth`` grants what ``view`` requires for this method."""
         principal = request.auth
         if not isinstance(principal, Principal):
             return False
@@ -41,35 +56,33 @@ class HasScopes(BasePermission):
         if required and self.is_enough(required, principal):
             return True
         reason = Reason.INSUFFICIENT_SCOPE if required else Reason.NO_SCOPES_DECLARED
-        refused = deny(reason, principal, tuple(required))
-        state_of(request._request).denied = refused
-        refusal = responses.describe(refused)
-        self.message = {"detail": refusal.detail, "code": str(refusal.code)}
-        return False
+        return self._deny(request, principal, reason, required)
 
     def is_enough(self, required: Sequence[str], principal: Principal) -> bool:
-        """Tell whether the token's scopes satisfy ``required`` (never empty)."""
+        """Return whether the token's scopes satisfy ``required`` (never empty)."""
         return not missing(required, principal.scopes)
 
 
 class HasAnyScope(HasScopes):
-    """Allows tokens that grant at least one of the view's ``required_scopes``."""
+    """Allows tokens that grant at least one of the scopes that the view requires."""
 
     def is_enough(self, required: Sequence[str], principal: Principal) -> bool:
-        """Tell whether one of ``required`` is granted."""
+        """Return whether one of ``required`` is granted."""
         return len(missing(required, principal.scopes)) < len(required)
 
 
-def required_scopes(view: Any, method: str) -> Sequence[str]:
-    """Return the scopes that ``view`` asks for when called with ``method``.
+class HasUser(_TokenPermission):
+    """Allows tokens that belong to a Django user, and any other authenticated user.
 
-    Raises ImproperlyConfigured for a lone string: it would be read letter by letter.
+    For views that need a row of the user model in ``request.user``: they never get a
+    ``ClientUser``. A token without a user is refused with 403 ``user_required``.
     """
-    handler = getattr(view, "action", None) or ("get" if method == "HEAD" else method.lower())
-    by_action = getattr(view, "action_scopes", {})
-    scopes: Any = by_action.get(handler, getattr(view, "required_scopes", ()))
-    if isinstance(scopes, str):
-        raise ImproperlyConfigured(
-            f"{type(view).__name__} declares the scopes {scopes!r}; write a list: [{scopes!r}]."
-        )
-    return list(scopes)
+
+    code = Code.USER_REQUIRED
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        """Return whether ``request.user`` is an authenticated Django user."""
+        user: Any = request.user
+        if isinstance(request.auth, Principal) and isinstance(user, ClientUser):
+            return self._deny(request, request.auth, Reason.USER_REQUIRED)
+        return bool(user and user.is_authenticated)

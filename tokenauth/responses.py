@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
 from inspect import iscoroutinefunction, signature
-from typing import Any
+from typing import Any, cast
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.utils.module_loading import import_string
@@ -23,7 +23,11 @@ logger = logging.getLogger("tokenauth")
 RETRY_AFTER_SECONDS = 5
 """When to come back after a 503. Long enough for a database to fail over or a lock to go."""
 
-_CHALLENGE = 'Bearer realm="api"'
+_STATUSES = {
+    Code.INSUFFICIENT_SCOPE: HTTPStatus.FORBIDDEN,
+    Code.USER_REQUIRED: HTTPStatus.FORBIDDEN,
+}
+"""What differs from 401."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +50,12 @@ class Refusal:
         """The value of WWW-Authenticate; None where a credential wouldn't help."""
         if self.code in {Code.UNAVAILABLE, Code.THROTTLED}:
             return None
+        challenge = f'{get_settings().challenge_scheme} realm="api"'
         if self.code is Code.NOT_AUTHENTICATED:
             # RFC 6750 section 3.1: no error code for a request without a credential.
-            return _CHALLENGE
+            return challenge
         scope = f', scope="{" ".join(self.scopes)}"' if self.scopes else ""
-        return f'{_CHALLENGE}, error="{self.code}"{scope}'
+        return f'{challenge}, error="{self.code}"{scope}'
 
 
 ErrorFormat = Callable[[Refusal, HttpRequest], tuple[Any, str]]
@@ -89,26 +94,26 @@ def describe(error: Refused | Unavailable) -> Refusal:
             detail=f"Too many requests. Try again in {error.retry_after} seconds.",
             retry_after=error.retry_after,
         )
-    if error.code is Code.INSUFFICIENT_SCOPE:
-        return Refusal(
-            status=HTTPStatus.FORBIDDEN,
-            code=error.code,
-            detail=_scope_detail(error.scopes),
-            scopes=error.scopes,
-        )
+    return Refusal(
+        status=_STATUSES.get(error.code, HTTPStatus.UNAUTHORIZED),
+        code=error.code,
+        detail=_detail_of(error),
+        scopes=error.scopes,
+    )
+
+
+def _detail_of(error: Refused) -> str:
     if error.code is Code.NOT_AUTHENTICATED:
         transport = get_settings().transports[0]
         example = f"{transport} <token>" if transport.scheme else f"{transport}: <token>"
-        detail = f"No API token was sent. Send one in a header: {example}"
-    else:
-        detail = "The API token is not valid. Ask for a new one."
-    return Refusal(status=HTTPStatus.UNAUTHORIZED, code=error.code, detail=detail)
-
-
-def _scope_detail(scopes: tuple[str, ...]) -> str:
-    if not scopes:
+        return f"No API token was sent. Send one in a header: {example}"
+    if error.code is Code.USER_REQUIRED:
+        return "This needs the token of a user; the token belongs to a client without one."
+    if error.code is not Code.INSUFFICIENT_SCOPE:
+        return "The API token is not valid. Ask for a new one."
+    if not error.scopes:
         return "This is not open to API tokens."
-    return f"The token lacks a scope that this needs: {' '.join(scopes)}"
+    return f"The token lacks a scope that this needs: {' '.join(error.scopes)}"
 
 
 def plain_json(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:
@@ -129,12 +134,19 @@ def problem_details(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:
 
 
 def render(error: Refused | Unavailable, request: HttpRequest) -> HttpResponse:
-    """Return the whole answer to a refused request."""
+    """Return the whole answer to a refused request; its ``data`` is the body before encoding."""
     refusal = describe(error)
     body, content_type = _format(refusal, request)
-    response = HttpResponse(_encode(body), content_type=content_type, status=refusal.status)
+    response: Any = HttpResponse(_encode(body), content_type=content_type, status=refusal.status)
+    response.data = body
+    response.tokenauth_error = error
     _set_headers(response, refusal)
-    return response
+    return cast("HttpResponse", response)
+
+
+def is_answer_to(error: Refused | Unavailable, response: Any) -> bool:
+    """Return whether ``response`` is our answer to ``error`` already."""
+    return getattr(response, "tokenauth_error", None) is error
 
 
 def rewrite(response: Any, error: Refused | Unavailable, request: HttpRequest) -> None:
@@ -147,6 +159,7 @@ def rewrite(response: Any, error: Refused | Unavailable, request: HttpRequest) -
     body, content_type = _format(refusal, request)
     response.status_code = refusal.status
     response.data = body
+    response.tokenauth_error = error
     renderer = getattr(response, "accepted_renderer", None)
     for_people = renderer is not None and renderer.format != "json"
     if not for_people or response.is_rendered or isinstance(body, (str, bytes)):
@@ -178,12 +191,13 @@ def _set_headers(response: HttpResponseBase, refusal: Refusal) -> None:
     response["Cache-Control"] = "no-store"
     if refusal.retry_after is not None:
         response["Retry-After"] = str(refusal.retry_after)
-    if refusal.challenge is None:
-        return
-    # The view may take other credentials too, Basic for one: RFC 9110 lets both be offered.
+    # The view may take other credentials too, such as Basic: RFC 9110 lets both be offered.
     other = response.get("WWW-Authenticate", "")
-    keep = other and not other.startswith("Bearer")
-    response["WWW-Authenticate"] = f"{refusal.challenge}, {other}" if keep else refusal.challenge
+    if other.startswith(f"{get_settings().challenge_scheme} "):
+        other = ""
+    del response["WWW-Authenticate"]
+    if challenges := ", ".join(filter(None, (refusal.challenge, other))):
+        response["WWW-Authenticate"] = challenges
 
 
 def _format(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:

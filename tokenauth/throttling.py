@@ -18,7 +18,7 @@ from tokenauth.rates import Rate, parse_rate
 
 
 class TokenRateThrottle(BaseThrottle):
-    """Limits each token, or each address where there is none, to the view's ``throttle_rate``.
+    """Limits each token, or each address without a token, to the view's ``throttle_rate``.
 
     The rate is a text such as "10/s" or "100/10s"; a subclass may have one of its own, for two
     limits on one view. Counted for each view, and each such class, by itself.
@@ -34,21 +34,21 @@ class TokenRateThrottle(BaseThrottle):
         """
         text = self.throttle_rate or getattr(view, "throttle_rate", None)
         rate = parse_throttle_rate(text, type(view).__name__)
-        state = state_of(request._request)
+        state = state_of(request)
         principal = request.auth if isinstance(request.auth, Principal) else None
         value = principal.key if principal else address_key(state.client_info.ip)
         group = " ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in (type(view), type(self)))
         try:
             usage = limits.count("view", value, rate, group=group)
         except Unavailable as error:
-            state.failure = error
+            state.refusal = error
             raise _unavailable(error) from None
         if usage is None:
             return True
         state.usages.append(usage)
         if usage.excess:
             self.reset = usage.reset
-            state.stopped = state.stopped or throttle(Reason.VIEW_RATE, usage, principal)
+            state.refusal = state.refusal or throttle(Reason.VIEW_RATE, usage, principal)
         return not usage.excess
 
     def wait(self) -> float | None:

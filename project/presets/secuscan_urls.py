@@ -11,9 +11,9 @@ from django.urls import path
 from django.views.decorators.http import require_safe
 
 from tokenauth import __version__, responses
-from tokenauth.authentication import is_guarded
 from tokenauth.decorators import scopes_required, token_required
 from tokenauth.exceptions import Code, Unavailable
+from tokenauth.guards import is_guarded
 from tokenauth.middleware import TokenAuthMiddleware
 from tokenauth.models import Token
 from tokenauth.responses import Refusal

@@ -20,11 +20,11 @@ from django.utils.translation import gettext_lazy as _
 from tokenauth import policy, services
 from tokenauth.admin.lists import BoundedPaginator, ScopeFilter, StatusFilter
 from tokenauth.admin.operations import OFFERED, OPERATIONS, STATUS_LABELS, Operation
-from tokenauth.checks import guarded_views
 from tokenauth.client_info import Actor
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import NotPermitted
 from tokenauth.forms import ChangeForm, ConfirmForm, IssueForm
+from tokenauth.guards import guarded_views
 from tokenauth.models import AuditEvent, Token
 
 _LISTED = 100

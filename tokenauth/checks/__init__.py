@@ -22,9 +22,10 @@ from tokenauth.checks.keyfiles import check_key_files
 from tokenauth.checks.production import check_production
 from tokenauth.checks.query_params import check_query_logs, check_query_params
 from tokenauth.checks.sinks import check_redis, check_sink
-from tokenauth.checks.views import check_open_views, check_views, guarded_views
+from tokenauth.checks.views import check_open_views, check_views
 from tokenauth.conf import Settings, get_settings, load_named
 from tokenauth.exceptions import InvalidSettings
+from tokenauth.guards import guarded_views
 from tokenauth.models import AuditEvent, Token
 from tokenauth.rates import parse_rate
 from tokenauth.responses import format_problem
@@ -50,7 +51,6 @@ __all__ = [
     "check_shared_cache",
     "check_sink",
     "check_views",
-    "guarded_views",
 ]
 
 CSRF_MIDDLEWARE = "django.middleware.csrf.CsrfViewMiddleware"

@@ -10,10 +10,10 @@ from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django's name for it
 from django.urls import Resolver404, resolve
 
-from tokenauth.authentication import is_guarded
 from tokenauth.checks.installed import installed_middleware, is_closed, load_ours
 from tokenauth.checks.readable import with_settings
 from tokenauth.conf import get_settings
+from tokenauth.guards import is_guarded
 
 # What a decoded path doesn't hold, or what stands for something in patterns and addresses.
 _ODD = re.compile(r"[?#*<>%\\\s]")

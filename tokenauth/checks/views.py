@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import NoneType
 from typing import Any
 
-from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django's name for it
 from django.core.exceptions import ImproperlyConfigured
-from django.urls import Resolver404, URLPattern, URLResolver, get_resolver, resolve
+from django.urls import Resolver404, resolve
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.permissions import AllowAny
 from rest_framework.views import APIView
 
-from tokenauth.authentication import authentication_classes_of, is_guarded
 from tokenauth.checks.installed import is_closed
 from tokenauth.checks.readable import with_settings
 from tokenauth.conf import get_settings
+from tokenauth.guards import authentication_classes_of, guarded_views
 from tokenauth.permissions import HasScopes
 from tokenauth.scopes import unknown
 from tokenauth.throttling import TokenRateThrottle, parse_throttle_rate
@@ -173,18 +172,3 @@ def _leaves(permission: Any) -> Iterator[type]:
         yield permission
     for operand in operands:
         yield from _leaves(operand)
-
-
-def guarded_views() -> Iterator[tuple[str, Any]]:
-    """Yield (route, view function) for each view of the site that takes our tokens."""
-    if getattr(django_settings, "ROOT_URLCONF", None):
-        yield from _walk(get_resolver().url_patterns, "/")
-
-
-def _walk(patterns: Iterable[Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for pattern in patterns:
-        route = prefix + str(pattern.pattern)
-        if isinstance(pattern, URLResolver):
-            yield from _walk(pattern.url_patterns, route)
-        elif isinstance(pattern, URLPattern) and is_guarded(pattern.callback):
-            yield route, pattern.callback

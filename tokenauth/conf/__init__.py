@@ -119,6 +119,11 @@ class Settings:
     error_format: str = "tokenauth.responses.plain_json"
     """Dotted path of ``(refusal, request) -> (body, content_type)``."""
 
+    @property
+    def challenge_scheme(self) -> str:
+        """The first scheme of ``TRANSPORTS``, for WWW-Authenticate; "Bearer" without any."""
+        return next((one.scheme for one in self.transports if one.scheme), "Bearer")
+
 
 def header_meta_key(header: str) -> str:
     """Return the key under which WSGI and ASGI requests carry ``header`` in ``META``."""

@@ -1,0 +1,151 @@
+"""Which views take our tokens, which share them with other classes, and the scopes they require."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core.exceptions import ImproperlyConfigured
+from django.urls import URLPattern, URLResolver, get_resolver
+from rest_framework.authentication import (
+    BasicAuthentication,
+    RemoteUserAuthentication,
+    SessionAuthentication,
+)
+
+# These never read a bearer token or an API key.
+_OTHER_CREDENTIALS = (SessionAuthentication, BasicAuthentication, RemoteUserAuthentication)
+_BEFORE_THE_HANDLER = (
+    "dispatch",
+    "initialize_request",
+    "initial",
+    "perform_authentication",
+    "get_authenticators",
+)
+"""Methods of a DRF view that may keep its authentication classes from being asked."""
+_ACTIONS = {"list", "create", "retrieve", "update", "partial_update", "destroy"}
+READING = {"GET", "HEAD"}
+"""Methods for which ``read_scopes`` count; ``write_scopes`` count for every other one."""
+
+
+def is_shared(classes: Iterable[type]) -> bool:
+    """Return whether one of a view's authentication classes reads tokens that aren't ours."""
+    return any(not _is_ours(cls) and not issubclass(cls, _OTHER_CREDENTIALS) for cls in classes)
+
+
+def authentication_classes_of(view: Any) -> list[type]:
+    """Return the authentication classes of a DRF view function.
+
+    Empty for other views, and for a view that computes its classes for each request.
+    """
+    cls = getattr(view, "cls", None)
+    initkwargs = getattr(view, "initkwargs", {})
+    classes = initkwargs.get("authentication_classes", getattr(cls, "authentication_classes", ()))
+    return list(classes) if isinstance(classes, (list, tuple)) else []
+
+
+def is_guarded(view: Any) -> bool:
+    """Return whether a view function carries the marker of our class or our decorators."""
+    return _is_ours(view) or any(map(_is_ours, authentication_classes_of(view)))
+
+
+def may_skip_guard(view: Any) -> bool:
+    """Return whether a guarded DRF view might answer without asking our authentication class.
+
+    It might if another class comes first, or if it overrides one of the methods that lead to
+    authentication. Decorators around these methods don't count: they run in the view.
+    """
+    cls = getattr(view, "cls", None)
+    if cls is None or _is_ours(view):
+        return False  # Our decorators always ask.
+    methods = (getattr(cls, name) for name in _BEFORE_THE_HANDLER)
+    comes_first = _is_ours(authentication_classes_of(view)[0])
+    return not comes_first or not all(map(_is_of_drf, methods))
+
+
+def guarded_views() -> Iterator[tuple[str, Any]]:
+    """Yield (route, view function) for each view of the site that takes our tokens."""
+    for route, view in all_views():
+        if is_guarded(view):
+            yield route, view
+
+
+def all_views() -> Iterator[tuple[str, Any]]:
+    """Yield (route, view function) for each view of the site."""
+    if getattr(django_settings, "ROOT_URLCONF", None):
+        yield from _walk(get_resolver().url_patterns, "/")
+
+
+def _walk(patterns: Iterable[Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for pattern in patterns:
+        route = prefix + str(pattern.pattern)
+        if isinstance(pattern, URLResolver):
+            yield from _walk(pattern.url_patterns, route)
+        elif isinstance(pattern, URLPattern):
+            yield route, pattern.callback
+
+
+def _is_ours(marked: Any) -> bool:
+    return bool(getattr(marked, "tokenauth_guard", False))
+
+
+def required_scopes(view: Any, method: str) -> list[str]:
+    """Return the scopes that a DRF view requires when it is called with ``method``.
+
+    The most specific declaration counts: ``action_scopes`` for the handler, ``required_scopes``
+    of its ``@action`` (or of ``as_view``), ``read_scopes`` or ``write_scopes``, and
+    ``required_scopes`` of the class. Empty if nothing is declared, or if a key of
+    ``action_scopes`` names no handler: such a view refuses every token.
+    Raises ImproperlyConfigured for a lone string: it would be read letter by letter.
+    """
+    by_handler = getattr(view, "action_scopes", {})
+    if stray_keys(type(view), by_handler):
+        return []
+    by_method = "read_scopes" if method in READING else "write_scopes"
+    declared = (
+        by_handler.get(_handler_of(view, method)),
+        vars(view).get("required_scopes"),  # Keyword arguments of @action and as_view.
+        getattr(view, by_method, None),
+        getattr(view, "required_scopes", None),
+    )
+    scopes: Any = next((scopes for scopes in declared if scopes is not None), ())
+    if isinstance(scopes, str):
+        raise ImproperlyConfigured(
+            f"{type(view).__name__} declares the scopes {scopes!r}; write a list: [{scopes!r}]."
+        )
+    return list(scopes)
+
+
+def _handler_of(view: Any, method: str) -> str:
+    if _is_viewset(type(view)):
+        return getattr(view, "action", None) or ""
+    return "get" if method == "HEAD" else method.lower()
+
+
+def stray_keys(cls: type, by_handler: Mapping[str, Any]) -> list[str]:
+    """Return the keys of ``action_scopes`` that name no handler of the view class ``cls``.
+
+    Handlers are action names on viewsets, lower-case methods on other views.
+    """
+    return [key for key in by_handler if not _is_handler(cls, key)]
+
+
+def _is_handler(cls: Any, name: str) -> bool:
+    if not callable(getattr(cls, name, None)):
+        return False
+    if not _is_viewset(cls):
+        return name in cls.http_method_names and name != "head"
+    # What DRF's own classes have besides the actions (`perform_create`) handles no request.
+    return name in _ACTIONS or not any(
+        name in vars(base) for base in cls.__mro__ if _is_of_drf(base)
+    )
+
+
+def _is_viewset(cls: type) -> bool:
+    # Not by an import: DRF's settings name our authentication class, and its views read them.
+    return hasattr(cls, "get_extra_actions")
+
+
+def _is_of_drf(defined: Any) -> bool:
+    return bool(defined.__module__.startswith("rest_framework."))
