@@ -72,6 +72,7 @@ class Server:
         application: str = "project.asgi:application",
         python: str = sys.executable,
         settings: str = "project.settings",
+        command: Any = None,
         **environment: str,
     ) -> None:
         self.data = data
@@ -88,7 +89,7 @@ class Server:
         self.ids = {name: public_id for name, (_, public_id) in made.items()}
         self.log = (data / "log").open("w+")
         self.process = subprocess.Popen(
-            [python, "-m", "uvicorn", "--port", "0", application],
+            command or [python, "-m", "uvicorn", "--port", "0", application],
             cwd=ROOT,
             env=self.environment,
             stdout=self.log,

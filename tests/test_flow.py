@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from django.contrib.auth import get_user_model
 from django.core.cache import caches
-from django.db import transaction
+from django.core.management import call_command
+from django.db import connection, transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.test import Client, RequestFactory
 from django.urls import path
@@ -376,6 +377,28 @@ def test_a_credential_that_no_class_knows_leaves_a_row(where: str, status: int, 
     assert response.status_code == status
     assert "Unknown to the other package." in str(response.json())
     assert events() == [("auth.rejected", "unknown")]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("where", ["/shared/", "/shared/plain-handler/"])
+def test_failures_are_counted_outside_of_the_event_loop(
+    where: str, settings: Any, limits_on: None, configure: Callable[..., None]
+) -> None:
+    """A cache in the database refuses to be asked in the loop: the row and the count were lost."""
+    backend = "django.core.cache.backends.db.DatabaseCache"
+    settings.CACHES = {
+        **settings.CACHES,
+        "ratelimit": {"BACKEND": backend, "LOCATION": "counters"},
+    }
+    call_command("createcachetable")
+    configure(FAILURE_RATE="1/d")
+    unknown = {"Authorization": "Bearer unknown-to-all"}
+    try:
+        assert [ask(where, unknown, asgi=True).status_code for _ in range(2)] == [401, 429]
+        assert events() == [("auth.rejected", "unknown"), ("auth.throttled", "too_many_failures")]
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP TABLE counters")
 
 
 @pytest.mark.parametrize(

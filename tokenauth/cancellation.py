@@ -19,6 +19,16 @@ PATIENCE_SECONDS = 5.0
 _POLL_SECONDS = 0.02
 
 
+def permit(request: Any) -> None:
+    """Let a hang-up cancel the rest of ``request``: nothing of ours is left to decide."""
+    request._tokenauth_may_cancel = True
+
+
+def is_permitted(request: Any) -> bool:
+    """Return whether a hang-up may cancel ``request``."""
+    return getattr(request, "_tokenauth_may_cancel", False)
+
+
 async def run_to_end(
     work: Coroutine[Any, Any, Result], *, may_cancel: Callable[[], bool] = lambda: False
 ) -> Result:

@@ -11,7 +11,7 @@ from django.http import HttpRequest, HttpResponse
 
 from tokenauth import responses
 from tokenauth.admission import authenticate_request, find_refusal
-from tokenauth.cancellation import run_to_end
+from tokenauth.cancellation import permit, run_to_end
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -41,7 +41,10 @@ def _guard(view: View, scopes: tuple[str, ...]) -> View:
         @wraps(view)
         async def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
             refusal = await run_to_end(sync_to_async(_enter)(request, scopes))
-            return refusal or await view(request, *args, **kwargs)
+            if refusal is not None:
+                return refusal
+            permit(request)
+            return await view(request, *args, **kwargs)
 
     else:
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import Any
 
@@ -25,7 +25,7 @@ from tokenauth.admission import (
     state_of,
 )
 from tokenauth.audit.attempts import has_attempts, write_attempts
-from tokenauth.cancellation import run_to_end
+from tokenauth.cancellation import is_permitted, permit, run_to_end
 from tokenauth.client_info import serving
 from tokenauth.conf import get_settings
 from tokenauth.credentials import take_from_query, was_in_query
@@ -71,7 +71,8 @@ class TokenAuthMiddleware:
     async def _acall(self, request: HttpRequest) -> HttpResponseBase:
         with serving(request):
             # A guard in a thread may still refuse when the client has hung up: that is audited.
-            return await run_to_end(self._answer(request), may_cancel=lambda: _may_cancel(request))
+            may_cancel = partial(is_permitted, request)
+            return await run_to_end(self._answer(request), may_cancel=may_cancel)
 
     async def _answer(self, request: HttpRequest) -> Any:
         _prepare(request)
@@ -82,7 +83,7 @@ class TokenAuthMiddleware:
             response = response or await self.get_response(request)
         finally:
             if _has_work(request, response):
-                response = await sync_to_async(_settle)(request, response)
+                response = await run_to_end(sync_to_async(_settle)(request, response))
         return _finish(request, response)
 
     def is_closed(self, request: HttpRequest) -> bool:
@@ -95,9 +96,8 @@ class TokenAuthMiddleware:
         Answers nothing, so that decorators around the guard see each answer, unless the guard
         might never be asked.
         """
-        guarded = is_guarded(view)
-        request._tokenauth_may_cancel = not guarded or iscoroutinefunction(view)
-        if not guarded:
+        if not is_guarded(view):
+            permit(request)
             if _has_state(request):
                 # Again, because a cache for the whole site has marked the request meanwhile.
                 verdict = authenticate_request(request)
@@ -169,10 +169,6 @@ def _waive_csrf(request: Any, verdict: Verdict) -> None:
 
 def _has_session(request: HttpRequest) -> bool:
     return django_settings.SESSION_COOKIE_NAME in request.COOKIES
-
-
-def _may_cancel(request: HttpRequest) -> bool:
-    return getattr(request, "_tokenauth_may_cancel", False)
 
 
 def _has_state(request: HttpRequest) -> bool:
