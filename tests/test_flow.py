@@ -382,10 +382,11 @@ def test_a_credential_that_no_class_knows_leaves_a_row(where: str, status: int, 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("where", ["/shared/", "/shared/plain-handler/"])
 def test_failures_are_counted_outside_of_the_event_loop(
-    where: str, settings: Any, limits_on: None, configure: Callable[..., None]
+    where: str, settings: Any, still_clock: None, configure: Callable[..., None]
 ) -> None:
     """A cache in the database refuses to be asked in the loop: the row and the count were lost."""
     backend = "django.core.cache.backends.db.DatabaseCache"
+    settings.RATELIMIT_ENABLE = True
     settings.CACHES = {
         **settings.CACHES,
         "ratelimit": {"BACKEND": backend, "LOCATION": "counters"},
