@@ -32,6 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tokenauth import responses
 from tokenauth.admission import audit_refusal, authenticate_request, deny, state_of
+from tokenauth.cancellation import run_to_end
 from tokenauth.conf import get_settings, load_named
 from tokenauth.exceptions import Reason, Refused, Throttled, Unavailable
 from tokenauth.principal import Principal
@@ -319,10 +320,11 @@ def _current_access_token() -> AccessToken | None:
 async def _in_thread(function: Callable[[], Result]) -> Result:
     """Run what uses the database in a thread of its own, as Django does with each request.
 
-    In the thread that all of the process shares, a tool's long query would hold up admission.
+    In the thread that the whole process shares, a tool's long query would delay admission. It is
+    run to its end when the client hangs up: a row must not be lost.
     """
     async with ThreadSensitiveContext():
-        return await sync_to_async(_leaving_no_connection)(function)
+        return await run_to_end(sync_to_async(_leaving_no_connection)(function))
 
 
 def _leaving_no_connection(function: Callable[[], Result]) -> Result:
