@@ -135,14 +135,24 @@ def test_k1_keys_of_the_environment() -> None:
         ("Bearer wrong", "Invalid API key"),
         (f"Bearer {'0' * 32}", "Invalid API key"),
         (f"BEARER {KEYS[0][:-1]}", "Invalid API key"),
-        # Where the guide says "format": a credential of ours that is no good.
-        ("Bearer", "Invalid API key"),
+        # A scheme without a key, and a key that a tab separates from its scheme.
+        ("Bearer", "Invalid authorization format"),
+        ("bearer", "Invalid authorization format"),
+        ("Bearer ", "Invalid authorization format"),
+        ("Bearer  \t ", "Invalid authorization format"),
+        ("Basic", "Invalid authorization format"),
+        ("Basic ", "Invalid authorization format"),
+        (f"Bearer\t{KEYS[0]}", "Invalid authorization format"),
+        (f"Bearer\xa0{KEYS[0]}", "Invalid authorization format"),
+        (f"Bearer\t {KEYS[0]}", "Invalid authorization scheme"),
+        (f"Bearer, {KEYS[0]}", "Invalid authorization scheme"),
+        (" \t ", "Missing Authorization header"),
         (f"Bearer {KEYS[0]} {KEYS[1]}", "Invalid API key"),
         (f"Bearer {KEYS[0]}\udcff", "Invalid API key"),
     ],
 )
 def test_k2_texts_of_401(header: str | None, text: str) -> None:
-    """K2: the guide's texts, and one for all keys that are no good."""
+    """K2: the guide's texts; every rejected key gets the same one."""
     value: Any = header.encode("utf-8", "surrogateescape") if header else header
     options = {} if header is None else {"HTTP_AUTHORIZATION": value}
     for path, method in (("/execute", "post"), ("/tools", "get")):

@@ -1,7 +1,8 @@
-"""The server of the MCP security guide, by the guide's own variables of the environment.
+"""The server of the MCP security guide, configured by the guide's own environment variables.
 
-MCP_JWT_SECRET, MCP_CORS_ORIGINS, MCP_REQUIRE_HTTPS, MCP_TLS_CERT_PATH and MCP_TLS_KEY_PATH are
-read here. What MCP_API_KEYS holds is imported at start: no setting has a token in it.
+This module reads MCP_JWT_SECRET, MCP_CORS_ORIGINS, MCP_REQUIRE_HTTPS, MCP_TLS_CERT_PATH and
+MCP_TLS_KEY_PATH. The keys in MCP_API_KEYS are imported when the server starts, so that no setting
+contains a token.
 """
 
 import os
@@ -37,14 +38,14 @@ if os.environ.get("MCP_API_KEYS"):
     AT_START += [["tokenauth", "import", "--csv-env", "MCP_API_KEYS", "--client", "guide"]]
 
 INSTALLED_APPS = [*_INSTALLED_APPS, "corsheaders", "csp"]
-# CORS first: a browser's preflight carries no token.
+# CorsMiddleware comes first, because a browser's preflight request carries no token.
 MIDDLEWARE = [
     "corsheaders.middleware.CorsMiddleware",
     *_MIDDLEWARE,
     "csp.middleware.CSPMiddleware",
 ]
 ROOT_URLCONF = "project.presets.mcp_guide_urls"
-# The example site's MCP server would be a door beside this one's.
+# Don't serve the example site's MCP server here: it would be a second way to call tools.
 MCP_PATHS = []
 REST_FRAMEWORK = {
     **_REST_FRAMEWORK,
@@ -55,7 +56,7 @@ TOKENAUTH = {
     "SCOPES": {"tools:list": "List tools", "tools:execute": "Execute tools"},
     "TRANSPORTS": ["Authorization: Bearer"],
     "MAX_LIFETIME": "365d",
-    # The guide's bucket, by token and in the shared cache: 100, refilled with 10 a second.
+    # The guide's bucket holds 100 requests and gains 10 a second. Here the limit is per token.
     "TOKEN_RATE": "100/10s",
     "ERROR_FORMAT": "project.presets.mcp_guide_urls.format_error",
 }
@@ -71,7 +72,7 @@ if _secret := os.environ.get("MCP_JWT_SECRET"):
         "audience": _PUBLIC_URL,
     }
 
-# Who may read answers in a browser: nobody, unless named.
+# No web page may read answers unless its origin is listed.
 CORS_ALLOWED_ORIGINS = _origins()
 
 SECURE_SSL_REDIRECT = SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _require_https()

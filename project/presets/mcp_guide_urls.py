@@ -1,4 +1,4 @@
-"""The guide's ``/execute``, by key and by JWT: limited, authenticated, validated, audited."""
+"""The URLs and views of the guide's server."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ _TEXTS = {
 
 
 class ToolName(serializers.RegexField):
-    """A tool's name: a string, where DRF would take a number too."""
+    """A tool's name. DRF's own field would also accept a number."""
 
     def to_internal_value(self, data: Any) -> str:
-        """Return the name; anything but a string is refused."""
+        """Return the name. Raises ValidationError for anything but a string."""
         if not isinstance(data, str):
             self.fail("invalid")
         return str(super().to_internal_value(data))
 
 
 class Seconds(serializers.IntegerField):
-    """A number, also as a text of its digits: DRF would take "3_0" and "٣" too."""
+    """An integer, or its ASCII digits as a string. DRF's own field would also accept "3_0" and "٣"."""
 
     def to_internal_value(self, data: Any) -> int:
-        """Return the number; refuses any other text."""
+        """Return the number. Raises ValidationError for any other value."""
         if isinstance(data, str) and not re.fullmatch("[0-9]+", data):
             self.fail("invalid")
         return int(super().to_internal_value(data))
 
 
 class ToolExecution(serializers.Serializer[Any]):
-    """What ``/execute`` takes, and nothing else."""
+    """The body of ``/execute``. Unknown fields are refused."""
 
-    # Not ^…$, which lets a line end through.
+    # `$` would also accept a trailing line feed.
     tool = ToolName(
         r"\A[a-zA-Z0-9_-]+\Z", trim_whitespace=False, error_messages={"invalid": "Invalid value."}
     )
@@ -64,11 +64,11 @@ class ToolExecution(serializers.Serializer[Any]):
     timeout = Seconds(min_value=1, max_value=300, default=30)
 
     def to_internal_value(self, data: Any) -> Any:
-        """Return the checked values; raises ValidationError for unknown fields too."""
+        """Return the validated values. Raises ValidationError for unknown fields too."""
         errors = {}
         if isinstance(data, dict):
             errors = {
-                # JSON can name what UTF-8 can't: "\\ud800".
+                # A JSON key such as "\\ud800" can't be encoded in the answer as UTF-8.
                 name.encode(errors="backslashreplace").decode(): ["Unknown field."]
                 for name in data.keys() - self.fields.keys()
             }
@@ -82,12 +82,12 @@ class ToolExecution(serializers.Serializer[Any]):
 
 
 def run_tool(tool: str, parameters: dict[str, Any], timeout: int) -> str:
-    """Run a tool; yours go here."""
+    """Run a tool. Replace this function with your own tools."""
     return "Tool executed"
 
 
 class GuideView(APIView):
-    """JSON in, JSON out, for whoever has a valid key."""
+    """Base class: takes and returns JSON, and accepts any valid key."""
 
     authentication_classes = [TokenAuthentication]
     permission_classes: Any = [IsAuthenticated]
@@ -96,15 +96,15 @@ class GuideView(APIView):
 
 
 class Tools(GuideView):
-    """The tools there are."""
+    """The list of tools."""
 
     def get(self, request: Request) -> Response:
-        """List them."""
+        """Return the list."""
         return Response({"tools": TOOLS})
 
 
 class Execute(GuideView):
-    """Any valid key, as in the guide."""
+    """Run a tool for any valid key, as the guide does."""
 
     def post(self, request: Request) -> Response:
         """Run a tool."""
@@ -114,17 +114,17 @@ class Execute(GuideView):
 
 
 class ExecuteByJWT(Execute):
-    """As above, for tokens with one of these permissions."""
+    """Run a tool for tokens that have at least one of ``required_scopes``."""
 
     permission_classes = [HasAnyScope]
     required_scopes = ["tools:execute"]
 
 
 class Exchange(GuideView):
-    """A JWT for a key."""
+    """Exchange a key for a JWT."""
 
     def post(self, request: Request) -> Response:
-        """Sign one that lives for minutes."""
+        """Return a JWT that expires after five minutes."""
         if get_settings().jwt is None:
             raise Http404
         try:
@@ -140,26 +140,37 @@ class Exchange(GuideView):
 
 
 def format_error(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:
-    """Answer refusals as the guide does; one text for every credential that is no good."""
-    if refusal.code is Code.NOT_AUTHENTICATED:
-        text = _say_what_is_missing(read_header(request, "HTTP_AUTHORIZATION") or "")
-    elif refusal.code is Code.INVALID_TOKEN:
+    """Return a refusal in the guide's form.
+
+    Every rejected key gets the same text. A client that could tell an unknown key from a revoked
+    one could sort stolen keys.
+    """
+    if refusal.code in {Code.NOT_AUTHENTICATED, Code.INVALID_TOKEN}:
         by_jwt = request.path.startswith("/jwt/")
-        text = "Invalid or expired token" if by_jwt else "Invalid API key"
+        text = _find_fault(read_header(request, "HTTP_AUTHORIZATION") or "") or (
+            "Invalid or expired token" if by_jwt else "Invalid API key"
+        )
     else:
         text = _TEXTS.get(refusal.code, refusal.detail)
     return {"error": text}, "application/json"
 
 
-def _say_what_is_missing(header: str) -> str:
-    # There is no credential of ours in it, so this tells nothing of any.
-    if not header.strip():
+def _find_fault(header: str) -> str:
+    """Return why the Authorization header carries no key; "" if it carries one.
+
+    The guide splits the header at its first space. Servers remove the white space around it.
+    """
+    header = header.strip(" \t")
+    scheme, space, _ = header.partition(" ")
+    if not header:
         return "Missing Authorization header"
-    return f"Invalid authorization {'scheme' if ' ' in header.strip() else 'format'}"
+    if not space:
+        return "Invalid authorization format"
+    return "" if scheme.lower() == "bearer" else "Invalid authorization scheme"
 
 
 def handle_exception(error: Exception, context: Any) -> Response | None:
-    """Give DRF's own refusals the guide's form."""
+    """Return the answer to an error of DRF's own in the guide's form."""
     response = exception_handler(error, context)
     if response is None:
         return None
