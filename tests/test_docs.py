@@ -191,15 +191,15 @@ def test_every_python_block_runs(block: Block, run: Run, settings: Settings) -> 
                 run(other)
         parse_settings(names["TOKENAUTH"])
         settings.TOKENAUTH = names["TOKENAUTH"]
-        assert checks.check_settings() == []
+        assert checks.settings.check_settings() == []
     if "MIDDLEWARE" in names:
         settings.MIDDLEWARE = names["MIDDLEWARE"]
-        assert checks.check_middleware() == []
+        assert checks.middleware.check_middleware() == []
     if "CACHES" in names:
         settings.CACHES = names["CACHES"]
         settings.RATELIMIT_USE_CACHE = names["RATELIMIT_USE_CACHE"]
-        assert checks.check_cache() == []
-        found = [message.id for message in checks.check_shared_cache()]
+        assert checks.deployment.check_cache() == []
+        found = [message.id for message in checks.deployment.check_shared_cache()]
         assert found == ([] if "FallbackRedisCache" in block.text else ["tokenauth.E007"])
 
 
@@ -245,6 +245,8 @@ READ, WRITE = "samples:read", "samples:write"
         ("decorators.md", "report", "get", [READ], 200),
         ("decorators.md", "report", "get", [], 403),
         ("decorators.md", "report", "get", None, 401),
+        ("middleware.md", "report", "get", [READ], 200),
+        ("middleware.md", "report", "get", None, 401),
         ("throttling.md", "Search", "get", [READ], 200),
         ("throttling.md", "Search", "get", [], 403),
         ("throttling.md", "Search", "get", None, 401),
@@ -267,7 +269,7 @@ def test_the_throttle_lets_through_what_its_view_says(
 ) -> None:
     view = run(snippet("throttling.md", "class Search"))["Search"]
     settings.ROOT_URLCONF = Routes(path("it/", view.as_view()))
-    assert checks.check_views() == []
+    assert checks.views.check_views() == []
     one, other = bearer(issue(scopes=[READ])), bearer(issue(scopes=[READ]))
     codes = [client.get("/it/", **one).status_code for _ in range(6)]
     assert codes == [200] * 5 + [429]

@@ -438,7 +438,7 @@ def test_the_extra_is_missing(settings: Settings, monkeypatch: pytest.MonkeyPatc
         if name.split(".")[0] == "redis" or name == "tokenauth.audit.redis_stream":
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "redis", None)
-    with pytest.raises(CommandError, match=r'pip install "drf-tokenauth\[redis\]"'):
+    with pytest.raises(CommandError, match=r'pip install "\.\[redis\]" in the checkout'):
         call_command("tokenauth_audit", "drain")
 
 

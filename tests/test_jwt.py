@@ -970,8 +970,8 @@ def test_without_the_library_the_app_works() -> None:
         "'tokenauth.verifiers.database.DatabaseVerifier', 'tokenauth.verifiers.jwt.JWTVerifier']})\n"
         "django.setup()\n"
         "from tokenauth import admission, checks, middleware\n"
-        "[message] = checks.check_settings()\nprint(message.id, message.hint)\n"
-        "assert checks.check_jwt() == []\n"
+        "[message] = checks.settings.check_settings()\nprint(message.id, message.hint)\n"
+        "assert checks.jwt.check_jwt() == []\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -982,7 +982,9 @@ def test_without_the_library_the_app_works() -> None:
         timeout=180,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == 'tokenauth.E002 Run pip install "drf-tokenauth[jwt]".\n'
+    assert (
+        done.stdout == 'tokenauth.E002 Run pip install ".[jwt]" in the checkout of drf-tokenauth.\n'
+    )
 
 
 # System checks.
@@ -1018,7 +1020,7 @@ class OwnVerifier(JWTVerifier):
 def test_checks(configure: Callable[..., None], options: Any, expected: list[str]) -> None:
     configure(**options)
     assert ids() == expected
-    assert all(message.hint for message in checks.check_jwt())
+    assert all(message.hint for message in checks.jwt.check_jwt())
 
 
 RANDOM = "5c1f0a9be27d4386b1e09c7f52ad8643"
@@ -1066,7 +1068,7 @@ def test_weak_secrets(
     )
     assert ids() == []
     assert ids(include_deployment_checks=True) == expected
-    messages = checks.check_jwt_secrets()
+    messages = checks.jwt.check_jwt_secrets()
     assert all("'2'" in str(message) and secret not in str(message) for message in messages)
 
 
@@ -1083,7 +1085,7 @@ def test_without_a_secret_key_the_others_are_checked(
 ) -> None:
     settings.SECRET_KEY = ""
     configure(JWT=jwt_settings(keys={"1": "k" * 32}))
-    assert [message.id for message in checks.check_jwt_secrets()] == ["tokenauth.E018"]
+    assert [message.id for message in checks.jwt.check_jwt_secrets()] == ["tokenauth.E018"]
 
 
 def test_the_extra_is_missing(
@@ -1095,7 +1097,7 @@ def test_the_extra_is_missing(
     monkeypatch.setitem(sys.modules, "jwt", None)
     for options in ({"VERIFIERS": VERIFIERS}, {"VERIFIERS": VERIFIERS[1:]}):
         configure(**options)
-        [message] = checks.check_settings()
+        [message] = checks.settings.check_settings()
         assert message.id == "tokenauth.E002"
-        assert message.hint == 'Run pip install "drf-tokenauth[jwt]".'
+        assert message.hint == 'Run pip install ".[jwt]" in the checkout of drf-tokenauth.'
         assert ids() == []

@@ -1,4 +1,4 @@
-"""Secrets that somebody thought of, where a machine should have drawn them."""
+"""Heuristics for secrets that a person made up."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ _WORDS = (
     *("insecure", "default", "random", "letmein", "qwert", "asdfg", "zxcvb", "your", "todo"),
     *("please", "generate", "production", "signing", "server", "pepper"),
 )
-"""What stands for a secret, or in a bad one, without what is between words. A random text of
-43 characters has one of them once in ten thousand times."""
+"""Words of placeholders and of made-up secrets, without separators. A random text of 43 characters
+contains one of them in one case out of ten thousand."""
 _FEWEST_CHARACTERS = 10
-"""Different ones, in a secret. 32 random hexadecimal digits have nearly always more."""
+"""Distinct characters in a secret. 32 random hexadecimal digits nearly always have more."""
 
 
 def weakness(secret: str) -> str:
-    """Return why ``secret`` can be guessed, as the rest of a sentence; "" where nothing shows."""
-    # A file that it was read from ends a line, and keeps it as random as it was.
+    """Return a verb phrase that says why ``secret`` can be guessed, or ""."""
+    # A secret that was read from a file may end in a line feed.
     secret = secret.strip()
     if re.search(r"\s", secret):
         return "holds white space"
     if any(word in re.sub(r"[\W_]", "", secret.lower()) for word in _WORDS):
         return "is made of words"
     if len(set(secret)) < _FEWEST_CHARACTERS or any(
-        # Moved on by the length of what it repeats, it is the same.
+        # A text that repeats a part is equal to itself shifted by the length of that part.
         secret.startswith(secret[length:])
         for length in range(1, len(secret) // 2 + 1)
     ):

@@ -1,6 +1,8 @@
-"""Which of our middleware a site has."""
+"""What stands in ``MIDDLEWARE``, and which of it is ours."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from django.conf import settings as django_settings
 
@@ -8,22 +10,24 @@ from tokenauth.conf import load_named
 from tokenauth.middleware import TokenAuthMiddleware, TokenRequiredMiddleware
 
 
-def load_ours(dotted_path: str) -> type[TokenAuthMiddleware] | None:
-    """Return the middleware at ``dotted_path`` where it is ours, or made from ours; else None."""
+def load_middleware(dotted_path: str) -> Any:
+    """Return the class or function at ``dotted_path``, or None if it can't be imported."""
     try:
-        middleware = load_named(dotted_path)
+        return load_named(dotted_path)
     except ImportError:
-        return None  # Django says so when it starts.
-    is_ours = isinstance(middleware, type) and issubclass(middleware, TokenAuthMiddleware)
-    return middleware if is_ours else None
+        return None  # Django reports it when the server starts.
 
 
-def installed_middleware() -> list[type[TokenAuthMiddleware]]:
-    """Return our middleware in MIDDLEWARE, in its order."""
-    loaded = map(load_ours, django_settings.MIDDLEWARE)
-    return [middleware for middleware in loaded if middleware is not None]
+def is_ours(middleware: Any) -> bool:
+    """Tell whether it is one of our middleware classes or derived from one."""
+    return isinstance(middleware, type) and issubclass(middleware, TokenAuthMiddleware)
+
+
+def requires_tokens(middleware: Any) -> bool:
+    """Tell whether it is ``TokenRequiredMiddleware`` or derived from it."""
+    return isinstance(middleware, type) and issubclass(middleware, TokenRequiredMiddleware)
 
 
 def is_closed() -> bool:
     """Tell whether the whole site asks for tokens."""
-    return any(issubclass(cls, TokenRequiredMiddleware) for cls in installed_middleware())
+    return any(requires_tokens(load_middleware(path)) for path in django_settings.MIDDLEWARE)

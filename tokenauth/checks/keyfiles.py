@@ -1,53 +1,48 @@
-"""Checks of key files: API keys that ``manage.py tokenauth keyfile`` keeps on this machine."""
+"""Check of key files: API keys that ``manage.py tokenauth keyfile`` keeps on this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings as django_settings
-from django.core.checks import CheckMessage, Error
+from django.core.checks import CheckMessage, Tags
 from django.db import Error as DatabaseFailure
 
+from tokenauth.checks.messages import check, error
 from tokenauth.models import Token
-
-LABEL = "keyfile:"
-"""How the labels of keys in files begin; the file's absolute path follows."""
+from tokenauth.services.keyfiles import LABEL, is_in_work_tree
 
 
-def is_in_work_tree(path: Path) -> bool:
-    """Tell whether ``path`` is inside a git work tree, from where it may be published."""
-    return any((folder / ".git").exists() for folder in path.parents)
-
-
-def check_key_files(databases: Iterable[str] | None = None, **_kwargs: Any) -> list[CheckMessage]:
-    """Check that no key lies among the code (E019); for ``--deploy``, reads the database."""
+@check(Tags.database, deploy=True)
+def check_key_files(
+    databases: Iterable[str] | None = None, **_kwargs: Any
+) -> Iterator[CheckMessage]:
+    """Check that no key file is stored with the code (E019). Reads the database."""
     paths: set[str] = set()
     for alias in databases or ():
         live = Token.objects.using(alias).filter(revoked_at=None, name__startswith=LABEL)
         try:
             paths.update(name.removeprefix(LABEL) for name in live.values_list("name", flat=True))
         except DatabaseFailure:
-            continue  # Not migrated yet.
-    return [
-        Error(
-            f"The key file {path} lies among the code, from where it may be published.",
-            hint="Delete it, and run `tokenauth keyfile` with a path outside of BASE_DIR and of "
-            "git's work trees.",
-            id="tokenauth.E019",
-        )
-        for path in sorted(paths)
-        if _is_among_code(Path(path))
-    ]
+            continue  # The table isn't there yet.
+    for path in sorted(paths):
+        if _is_with_code(Path(path)):
+            text = f"The key file {path} is stored with the code and may be published with it."
+            hint = (
+                "Delete it, and run `tokenauth keyfile` with a path outside of BASE_DIR and of git "
+                "work trees."
+            )
+            yield error("E019", text, hint)
 
 
-def _is_among_code(path: Path) -> bool:
+def _is_with_code(path: Path) -> bool:
     try:
-        # Files on other machines, and those whose label is a hash, aren't there.
+        # A label with a hash, or the path of another machine's file, leads to no file here.
         if not path.exists():
             return False
     except OSError:
-        return False  # Where we may not look, nobody publishes from.
+        return False  # A folder that this process may not read is no part of the code.
     base = getattr(django_settings, "BASE_DIR", None)
     return is_in_work_tree(path) or (base is not None and path.is_relative_to(Path(base).resolve()))

@@ -1,180 +1,120 @@
-"""The rest of a production checklist: HTTPS, headers, CORS, limits, logs. For ``check --deploy``.
-
-Django's own checks say some of it too, among much else. Here it is one list, with one id for each
-line: ``manage.py check --deploy --tag tokenauth``.
-"""
+"""Checks for sites in production that Django doesn't have: audit, limits, proxies, CSP, CORS."""
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
 from typing import Any
 
-from django.apps import apps
 from django.conf import settings as django_settings
-from django.core.checks import CheckMessage, Warning  # noqa: A004 - Django's name for it
+from django.core.checks import CheckMessage
 
-from tokenauth.checks.deployment import Finding
-from tokenauth.checks.readable import with_settings
-from tokenauth.conf import Settings, get_settings
+from tokenauth.checks.messages import check, warning
+from tokenauth.conf import get_settings
 
-SECURITY = "django.middleware.security.SecurityMiddleware"
-FRAMES = "django.middleware.clickjacking.XFrameOptionsMiddleware"
 POLICIES = {
     "csp.middleware.CSPMiddleware": "CONTENT_SECURITY_POLICY",
     "django.middleware.csp.ContentSecurityPolicyMiddleware": "SECURE_CSP",
 }
-"""Middleware that sends a Content-Security-Policy, and the setting that holds it."""
-ANYBODY = ("https://anybody.invalid", "http://anybody.invalid")
+"""Middleware that sends a Content-Security-Policy, and the setting that defines it."""
+ANY_ORIGIN = ("https://anybody.invalid", "http://anybody.invalid")
 
 
-@with_settings
-def check_production(**_kwargs: Any) -> list[CheckMessage]:
-    """Check a site that is open to the world (W020 to W029); for ``check --deploy``."""
+@check(deploy=True)
+def check_audit(**_kwargs: Any) -> Iterator[CheckMessage]:
+    """Check that requests are audited and that warnings are logged (W008, W020, W021)."""
     settings = get_settings()
-    findings = [
-        *_log_findings(settings),
-        *_https_findings(settings),
-        *_answer_findings(),
-    ]
-    return [
-        Warning(message, hint=hint, id=f"tokenauth.{number}")
-        for found, number, message, hint in findings
-        if found
-    ]
+    if not settings.audit_required:
+        text = (
+            "AUDIT_REQUIRED is off. Requests are answered even if their audit row is not written."
+        )
+        yield warning("W008", text, "Turn it on, unless availability matters more than the audit.")
+    if not settings.audit_successes:
+        text = "AUDIT_SUCCESSES is off. The audit doesn't show which tokens were accepted."
+        yield warning("W020", text, "Turn it on, and prune the audit if it grows too large.")
+    if not _is_handled(logging.getLogger("tokenauth")):
+        text = "No handler receives the warnings of the logger 'tokenauth'."
+        hint = "Give it a handler in LOGGING, and set disable_existing_loggers to False."
+        yield warning("W021", text, hint)
 
 
-def _log_findings(settings: Settings) -> list[Finding]:
-    return [
-        (
-            not settings.audit_successes,
-            "W020",
-            "AUDIT_SUCCESSES is off: nobody can tell who was let in.",
-            "Leave it on, and prune the audit if it grows too large.",
-        ),
-        (
-            not _is_heard(logging.getLogger("tokenauth")),
-            "W021",
-            "The log 'tokenauth' goes nowhere: refusals and outages are not seen.",
-            "Give it a handler in LOGGING, and set disable_existing_loggers to False.",
-        ),
-        (
-            not settings.token_rate,
-            "W022",
-            "Tokens are not limited: one client can take all that the site has.",
-            "Set TOKENAUTH['TOKEN_RATE'], for example to \"600/m\"; tokens can have their own.",
-        ),
-    ]
+def _is_handled(logger: logging.Logger) -> bool:
+    # Python prints warnings to standard error if there is no handler.
+    has_handler = logger.hasHandlers() or logging.lastResort is not None
+    return logger.isEnabledFor(logging.WARNING) and has_handler
 
 
-def _is_heard(logger: logging.Logger) -> bool:
-    # Without any handler Python prints warnings to standard error.
-    is_handled = logger.hasHandlers() or logging.lastResort is not None
-    return logger.isEnabledFor(logging.WARNING) and is_handled
+@check(deploy=True)
+def check_limits(**_kwargs: Any) -> Iterator[CheckMessage]:
+    """Check that callers are limited (W013, W014, W022)."""
+    settings = get_settings()
+    if not (settings.failure_rate and getattr(django_settings, "RATELIMIT_ENABLE", True)):
+        text = "Rejected credentials are not limited. An address can try any number of them."
+        hint = "Set TOKENAUTH['FAILURE_RATE'], and remove RATELIMIT_ENABLE = False."
+        yield warning("W013", text, hint)
+    if getattr(django_settings, "RATELIMIT_FAIL_OPEN", False):
+        text = "RATELIMIT_FAIL_OPEN is on. A request whose counter is lost is not limited."
+        yield warning("W014", text, "Remove it from the settings.")
+    if not settings.token_rate:
+        text = "Tokens are not limited. One client can use up the capacity of the site."
+        hint = (
+            "Set TOKENAUTH['TOKEN_RATE'], for example to \"600/m\". A token can have its own rate."
+        )
+        yield warning("W022", text, hint)
 
 
-def _https_findings(settings: Settings) -> list[Finding]:
-    has_sessions = apps.is_installed("django.contrib.sessions")
-    # Kept in the session, it is no cookie.
-    csrf = django_settings.CSRF_USE_SESSIONS or django_settings.CSRF_COOKIE_SECURE
-    cookies = django_settings.SESSION_COOKIE_SECURE and csrf
-    return [
-        (
-            SECURITY not in django_settings.MIDDLEWARE or not django_settings.SECURE_SSL_REDIRECT,
-            "W023",
-            "Plain HTTP is answered: tokens may cross the network for all to read.",
-            "Set SECURE_SSL_REDIRECT = True, with SecurityMiddleware in MIDDLEWARE.",
-        ),
-        (
-            bool(settings.trusted_proxies) and not django_settings.SECURE_PROXY_SSL_HEADER,
-            "W024",
-            "There is a proxy, and Django can't tell whether clients came to it by HTTPS.",
-            "Have it overwrite X-Forwarded-Proto, and set SECURE_PROXY_SSL_HEADER.",
-        ),
-        (
-            SECURITY not in django_settings.MIDDLEWARE or not django_settings.SECURE_HSTS_SECONDS,
-            "W025",
-            "Browsers are not told to come by HTTPS only (HSTS).",
-            "Set SECURE_HSTS_SECONDS, to 3600 first and to 31536000 once all works.",
-        ),
-        (
-            has_sessions and not cookies,
-            "W026",
-            "Cookies go over plain HTTP too; with a session of the admin tokens can be issued.",
-            "Set SESSION_COOKIE_SECURE = True and CSRF_COOKIE_SECURE = True.",
-        ),
-    ]
-
-
-def _answer_findings() -> list[Finding]:
-    missing = ", ".join(_missing_headers())
-    return [
-        (
-            bool(missing),
-            "W027",
-            f"Answers lack security headers: {missing}.",
-            "Use SecurityMiddleware, XFrameOptionsMiddleware and django-csp with their settings.",
-        ),
-        (
-            _is_open_to_all_origins(),
-            "W028",
-            "Pages of any site may read answers of this one (CORS).",
-            "List those that may in CORS_ALLOWED_ORIGINS; or silence this if all are meant.",
-        ),
-        (
-            django_settings.DEBUG,
-            "W029",
-            "DEBUG is on: errors show code, settings and what requests hold.",
-            "Set DEBUG = False.",
-        ),
-    ]
-
-
-def _missing_headers() -> list[str]:
-    middleware = set(django_settings.MIDDLEWARE)
-    secure = SECURITY in middleware
-    sent = {
-        "X-Content-Type-Options": secure and django_settings.SECURE_CONTENT_TYPE_NOSNIFF,
-        "Referrer-Policy": secure and django_settings.SECURE_REFERRER_POLICY,
-        # Browsers know no other value.
-        "X-Frame-Options": FRAMES in middleware
-        and str(django_settings.X_FRAME_OPTIONS).upper() in {"DENY", "SAMEORIGIN"},
-        "Content-Security-Policy": any(
-            name in middleware and _has_directives(setting) for name, setting in POLICIES.items()
-        ),
-    }
-    return [header for header, is_sent in sent.items() if not is_sent]
+@check(deploy=True)
+def check_http(**_kwargs: Any) -> Iterator[CheckMessage]:
+    """Check proxies, Content-Security-Policy and CORS (W009, W024, W027, W028)."""
+    proxies = get_settings().trusted_proxies
+    header, host = django_settings.SECURE_PROXY_SSL_HEADER, django_settings.USE_X_FORWARDED_HOST
+    if (header or host) and not proxies:
+        text = "TRUSTED_PROXIES is 0 behind a proxy. Every client has the address of the proxy."
+        hint = "Set TOKENAUTH['TRUSTED_PROXIES'] to the number of proxies or to their networks."
+        yield warning("W009", text, hint)
+    if proxies and not header:
+        text = "TRUSTED_PROXIES is set, and Django can't tell whether clients used HTTPS."
+        hint = "Let the proxy overwrite X-Forwarded-Proto, and set SECURE_PROXY_SSL_HEADER."
+        yield warning("W024", text, hint)
+    middleware = django_settings.MIDDLEWARE
+    if not any(path in middleware and _has_directives(name) for path, name in POLICIES.items()):
+        hint = "Use django-csp or, from Django 6.0 on, ContentSecurityPolicyMiddleware."
+        yield warning("W027", "Answers have no Content-Security-Policy.", hint)
+    if _is_open_to_all_origins():
+        hint = "List the origins in CORS_ALLOWED_ORIGINS, or silence this if any origin is meant."
+        yield warning("W028", "Web pages of any origin can read answers (CORS).", hint)
 
 
 def _has_directives(setting: str) -> bool:
     policy = getattr(django_settings, setting, None) or {}
     if not isinstance(policy, dict):
-        return True  # Written out, or whatever the middleware makes of it.
+        return True  # The middleware also takes other forms, such as text.
     if policy and setting == "CONTENT_SECURITY_POLICY":
         directives = policy.get("DIRECTIVES", {})
-        # django-csp has this one, unless told otherwise; None switches all off.
+        # django-csp adds default-src to a dictionary; None turns the policy off.
         policy = {} if directives is None else {"default-src": True, **directives}
     return any(value is not None and value is not False for value in policy.values())
 
 
 def _is_open_to_all_origins() -> bool:
-    """Tell whether django-cors-headers is there and lets everybody in."""
+    """Tell whether django-cors-headers is installed and accepts any origin."""
     if not any(name.startswith("corsheaders.") for name in django_settings.MIDDLEWARE):
         return False
-    # The old names still work, where the new ones aren't set.
+    # The old name of a setting counts if the new one isn't set.
     if _cors("CORS_ALLOW_ALL_ORIGINS", "CORS_ORIGIN_ALLOW_ALL"):
         return True
     patterns = _cors("CORS_ALLOWED_ORIGIN_REGEXES", "CORS_ORIGIN_REGEX_WHITELIST")
-    # Of anything else django-cors-headers says itself that it is wrong.
-    return isinstance(patterns, (list, tuple)) and any(map(_matches_anybody, patterns))
+    # A check of django-cors-headers reports a value of another type.
+    return isinstance(patterns, (list, tuple)) and any(map(_matches_any_origin, patterns))
 
 
 def _cors(name: str, old_name: str) -> Any:
     return getattr(django_settings, name, getattr(django_settings, old_name, None))
 
 
-def _matches_anybody(pattern: Any) -> bool:
+def _matches_any_origin(pattern: Any) -> bool:
     try:
-        return any(re.match(pattern, origin) for origin in ANYBODY)
+        return any(re.match(pattern, origin) for origin in ANY_ORIGIN)
     except (re.error, TypeError):
-        return False  # django-cors-headers says so itself.
+        return False  # A check of django-cors-headers reports it.

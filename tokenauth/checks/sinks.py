@@ -1,117 +1,82 @@
-"""Checks of where audit rows go."""
+"""Checks of the audit sink."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django's name for it
+from django.core.checks import CheckMessage
 from django.core.exceptions import ImproperlyConfigured
 
 from tokenauth.audit.sinks import is_redis_configured
-from tokenauth.checks.readable import with_settings
+from tokenauth.checks.messages import check, error, warning
+
+_AT_RISK = {"everysec": "the rows of two seconds", "no": "the rows of half a minute"}
+"""What may be lost, by ``appendfsync``: measured by killing Redis on a busy disk."""
 
 
-@with_settings
-def check_sink(**_kwargs: Any) -> list[CheckMessage]:
-    """Check that the sink has the Redis that it needs (E013)."""
+@check()
+def check_sink(**_kwargs: Any) -> Iterator[CheckMessage]:
+    """Check that the sink has a Redis database of its own (E013)."""
+    if redis_stream := _load_redis_stream():
+        try:
+            redis_stream.try_place()
+        except ImproperlyConfigured as problem:
+            text = "AUDIT_SINK is RedisStreamSink, which has no Redis database of its own."
+            yield error("E013", text, str(problem))
+
+
+@check(deploy=True)
+def check_redis(**_kwargs: Any) -> Iterator[CheckMessage]:
+    """Ask the sink's Redis, with a timeout, whether it keeps rows (E014 to E016, W016, W017)."""
     if not (redis_stream := _load_redis_stream()):
-        return []
-    try:
-        redis_stream.try_place()
-    except ImproperlyConfigured as error:
-        return [
-            Error(
-                "AUDIT_SINK is RedisStreamSink, and it has no Redis of its own.",
-                hint=str(error),
-                id="tokenauth.E013",
-            )
-        ]
-    return []
-
-
-@with_settings
-def check_redis(**_kwargs: Any) -> list[CheckMessage]:
-    """Ask the sink's Redis whether it keeps rows (E014 to E016, W016, W017); bounded in time."""
-    if not (redis_stream := _load_redis_stream()):
-        return []
+        return
+    unknown = "The Redis that audit rows go to can't be asked whether it keeps them: "
     try:
         server, appendfsync = redis_stream.survey()
     except ImproperlyConfigured:
-        return []  # E013 says so.
-    except redis_stream.Unsafe as error:
-        return [_unanswered(error, hint=redis_stream.INFO_HINT)]
-    except redis_stream.FAILURES as error:
-        return [_unanswered(error, hint='Start it, or correct LOCATION in CACHES["audit"].')]
-    found = _findings(redis_stream, server, appendfsync)
-    return [message for applies, message in found if applies]
+        pass  # E013 reports it.
+    except redis_stream.Unsafe as problem:
+        yield warning("W016", f"{unknown}{problem}", redis_stream.INFO_HINT)
+    except redis_stream.FAILURES as problem:
+        hint = 'Start it, or correct LOCATION in CACHES["audit"].'
+        yield warning("W016", f"{unknown}{problem}", hint)
+    else:
+        yield from _check_server(redis_stream, server, appendfsync)
 
 
-_AT_RISK = {"everysec": "the rows of two seconds", "no": "the rows of half a minute"}
-"""By ``appendfsync``: what Redis promises, and what killing it on a busy disk showed."""
-
-
-def _findings(
+def _check_server(
     redis_stream: ModuleType, server: Any, appendfsync: str
-) -> list[tuple[bool, CheckMessage]]:
-    refused = "every request with a token is answered with 503."
-    return [
-        (
-            not server.appends,
-            Error(
-                f"The Redis that audit rows go to loses them with a restart: {refused}",
-                hint=redis_stream.APPEND_HINT,
-                id="tokenauth.E014",
-            ),
-        ),
-        (
-            server.is_replica,
-            Error(
-                f"The Redis that audit rows go to is a replica: {refused}",
-                hint=redis_stream.REPLICA_HINT,
-                id="tokenauth.E016",
-            ),
-        ),
-        (
-            bool(server.eviction),
-            Error(
-                f"The Redis that audit rows go to evicts keys ({server.eviction}): {refused}",
-                hint=redis_stream.EVICTION_HINT,
-                id="tokenauth.E015",
-            ),
-        ),
-        (
-            appendfsync not in {"", "always"},
-            _answers_early(appendfsync),
-        ),
-    ]
-
-
-def _answers_early(appendfsync: str) -> CheckMessage:
-    return Warning(
-        "The Redis that audit rows go to answers before they are on disk (appendfsync "
-        f"{appendfsync}): {_AT_RISK.get(appendfsync, 'some')} may be lost when it or its machine "
-        "dies.",
-        hint="CONFIG SET appendfsync always, CONFIG REWRITE; or silence this if you can live "
-        "with it.",
-        id="tokenauth.W017",
-    )
-
-
-def _unanswered(error: Exception, *, hint: str) -> CheckMessage:
-    return Warning(
-        f"The Redis that audit rows go to doesn't say whether it keeps them: {error}",
-        hint=hint,
-        id="tokenauth.W016",
-    )
+) -> Iterator[CheckMessage]:
+    redis = "The Redis that audit rows go to"
+    refused = "Every request with a token is answered with 503."
+    if not server.appends:
+        text = f"{redis} loses them at a restart. {refused}"
+        yield error("E014", text, redis_stream.APPEND_HINT)
+    if server.is_replica:
+        yield error("E016", f"{redis} is a replica. {refused}", redis_stream.REPLICA_HINT)
+    if server.eviction:
+        text = f"{redis} evicts keys ({server.eviction}). {refused}"
+        yield error("E015", text, redis_stream.EVICTION_HINT)
+    if appendfsync not in {"", "always"}:
+        text = (
+            f"{redis} answers before they are on disk (appendfsync {appendfsync}). If Redis or its "
+            f"machine crashes, {_AT_RISK.get(appendfsync, 'some rows')} may be lost."
+        )
+        hint = (
+            "Run CONFIG SET appendfsync always and CONFIG REWRITE, or silence this if you accept "
+            "the loss."
+        )
+        yield warning("W017", text, hint)
 
 
 def _load_redis_stream() -> ModuleType | None:
     try:
         if is_redis_configured():
-            # Not at the top: it needs an extra.
+            # Imported here because it needs an extra.
             return import_module("tokenauth.audit.redis_stream")
     except ImportError:
-        pass  # E002 says so.
+        pass  # E002 reports it.
     return None

@@ -20,10 +20,10 @@ from django.core.management.base import CommandError
 from django.db import router, transaction
 
 from tokenauth import services
-from tokenauth.checks.keyfiles import LABEL
 from tokenauth.client_info import Actor
 from tokenauth.management.sources import read_token
 from tokenauth.models import LABEL_LENGTH, Token, TokenStatus
+from tokenauth.services.keyfiles import LABEL
 from tokenauth.tokens import Plaintext, generate_public_id, is_public_id
 
 if TYPE_CHECKING:

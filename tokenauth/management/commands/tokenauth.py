@@ -15,7 +15,6 @@ from django.db import router, transaction
 from django.utils import timezone
 
 from tokenauth import services
-from tokenauth.checks.keyfiles import is_in_work_tree
 from tokenauth.client_info import Actor
 from tokenauth.conf import parse_duration
 from tokenauth.exceptions import NotPermitted
@@ -32,6 +31,7 @@ from tokenauth.management.sources import (
 from tokenauth.models import Token, TokenStatus
 from tokenauth.rates import parse_rate
 from tokenauth.services import Issued
+from tokenauth.services.keyfiles import is_in_work_tree
 from tokenauth.tokens import is_public_id
 
 if TYPE_CHECKING:

@@ -236,7 +236,11 @@ def _load_draining() -> ModuleType:
         if is_redis_configured():
             return import_module("tokenauth.audit.draining")
     except ImportError as error:
-        fix = '; run pip install "drf-tokenauth[redis]"' if error.name == "redis" else ""
+        fix = (
+            '; run pip install ".[redis]" in the checkout of drf-tokenauth'
+            if error.name == "redis"
+            else ""
+        )
         raise CommandError(f"{error}{fix}.") from None
     raise CommandError(
         "There is nothing to drain: TOKENAUTH['AUDIT_SINK'] isn't "

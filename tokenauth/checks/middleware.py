@@ -1,0 +1,148 @@
+"""Checks of ``MIDDLEWARE`` and of the database router."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import CodeType, FunctionType
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core.checks import CheckMessage
+from django.db import router
+
+from tokenauth.checks.installed import is_ours, load_middleware, requires_tokens
+from tokenauth.checks.messages import check, error, warning
+from tokenauth.conf import get_settings
+from tokenauth.guards import guarded_views
+from tokenauth.models import AuditEvent, Token
+
+CSRF = "django.middleware.csrf.CsrfViewMiddleware"
+REVISIONS = "reversion.middleware.RevisionMiddleware"
+TENANT_PACKAGES = {"django_tenants", "django_pgschemas", "tenant_schemas"}
+PLACE = (
+    'List "tokenauth.middleware.TokenAuthMiddleware" first in MIDDLEWARE. A middleware that '
+    "selects the schema or database comes before it."
+)
+
+
+@check()
+def check_databases(**_kwargs: Any) -> Iterator[CheckMessage]:
+    """Check that the router keeps audit rows of changes beside the tokens (E011).
+
+    The router of django-tenants allows a model in some schemas only, and checks run in the public
+    one. So the answer for the audit counts only if the router allows tokens.
+    """
+    alias = router.db_for_write(Token)
+    if router.allow_migrate_model(alias, Token) and not router.allow_migrate_model(
+        alias, AuditEvent
+    ):
+        text = (
+            f"Tokens are in the database {alias!r}, and the router keeps the audit out of it. The "
+            "audit rows of changes to tokens must commit together with the changes."
+        )
+        yield error("E011", text, "Let the router allow AuditEvent in that database too.")
+
+
+@check()
+def check_middleware(**_kwargs: Any) -> Iterator[CheckMessage]:
+    """Check that our middleware is in the right place (E004, E005, E024 to E026, W001, W032)."""
+    paths = list(django_settings.MIDDLEWARE)
+    loaded = {path: load_middleware(path) for path in paths}
+    place = next((place for place, path in enumerate(paths) if is_ours(loaded[path])), None)
+    if place is None:
+        yield from _check_missing()
+        return
+    ours = paths[place]
+    selecting = [path for path in paths if _selects_schema(loaded[path])]
+    yield from _check_before([path for path in paths[:place] if path not in selecting], ours)
+    for path in selecting:
+        if path not in paths[:place]:
+            text = (
+                f"{ours} comes before {path}, which selects the database schema. It would look up "
+                "tokens, and write audit rows, in the schema of an earlier request."
+            )
+            yield error("E025", text, f'List "{path}" before "{ours}" in MIDDLEWARE.')
+    for path in paths:
+        if requires_tokens(loaded[path]):
+            break  # It authenticates before the middleware after it begins.
+        if _opens_transaction(loaded[path]):
+            text = (
+                f"{path} opens a transaction around the view. Requests with a token fail in it, "
+                "because it could roll back their audit rows."
+            )
+            hint = (
+                "Derive a class from it with atomic = False and list that class instead, or use "
+                "reversion.views.RevisionMixin or create_revision() on the views."
+            )
+            yield error("E026", text, hint)
+
+
+def _check_missing() -> Iterator[CheckMessage]:
+    """Yield the gravest consequence of a missing middleware, if there is one."""
+    is_guarded = next(guarded_views(), None) is not None
+    databases = django_settings.DATABASES.values()
+    if is_guarded and any(database.get("ATOMIC_REQUESTS") for database in databases):
+        text = (
+            "ATOMIC_REQUESTS is on and the middleware is missing. Every request with a token "
+            "fails, because its audit row would be rolled back together with the view."
+        )
+        yield error("E004", text, PLACE)
+    elif get_settings().query_params:
+        text = (
+            "QUERY_PARAMS is set and the middleware is missing. Tokens are neither read from "
+            "addresses nor removed from them before addresses are logged."
+        )
+        yield error("E024", text, PLACE)
+    elif is_guarded:
+        text = (
+            "The middleware is missing. Missing credentials and missing scopes leave no audit "
+            "row, 403 answers have no challenge, and plain views ask for a CSRF cookie."
+        )
+        yield warning("W001", text, PLACE)
+
+
+def _check_before(before: list[str], ours: str) -> Iterator[CheckMessage]:
+    if CSRF in before:
+        text = f"{ours} comes after CsrfViewMiddleware, which refuses POST requests with a token."
+        yield error("E005", text, f'List "{ours}" before "{CSRF}" in MIDDLEWARE.')
+    elif before and get_settings().query_params:
+        text = (
+            f"QUERY_PARAMS is set and {before[0]} comes before {ours}. What it answers, redirects "
+            "or logs contains the token in the address."
+        )
+        yield warning("W032", text, PLACE)
+
+
+def _opens_transaction(middleware: Any) -> bool:
+    """Tell whether it is django-reversion's middleware with ``atomic`` on, or derived from it."""
+    bases = {f"{cls.__module__}.{cls.__qualname__}" for cls in getattr(middleware, "__mro__", ())}
+    return REVISIONS in bases and bool(middleware.atomic)
+
+
+def _selects_schema(middleware: Any) -> bool:
+    """Tell whether a middleware selects the schema.
+
+    It does if it comes from a package for tenants, or if its code calls ``set_tenant()`` or
+    ``set_schema()`` of a database connection.
+    """
+    sources = getattr(middleware, "__mro__", (middleware,))
+    functions = [
+        item
+        for source in sources
+        for item in (vars(source).values() if isinstance(source, type) else [source])
+        if isinstance(item, FunctionType)
+    ]
+    packages = {str(getattr(item, "__module__", "")).partition(".")[0] for item in sources}
+    return bool(packages & TENANT_PACKAGES) or any(
+        names & {"set_tenant", "set_schema"} and names & {"connection", "connections"}
+        for function in functions
+        for names in _names(function.__code__)
+    )
+
+
+def _names(code: CodeType) -> Iterator[set[str]]:
+    """Yield the names that a function uses, and those of each function that is defined in it."""
+    yield set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)

@@ -1,0 +1,88 @@
+"""Checks of the values in ``TOKENAUTH``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from django.core.checks import CheckMessage, register
+
+from tokenauth.checks.jwt import JWT_VERIFIER
+from tokenauth.checks.messages import check, error
+from tokenauth.conf import Settings, get_settings, load_named
+from tokenauth.exceptions import InvalidSettings
+from tokenauth.rates import parse_rate
+from tokenauth.responses import format_problem
+from tokenauth.scopes import unknown
+from tokenauth.verifiers import interface_problem
+
+_EXTRAS = {"redis": "redis", "jwt": "jwt", "cryptography": "jwt"}
+"""The extra that installs a package, by the name of the package's module."""
+
+
+@register("tokenauth")
+def check_readable(**_kwargs: Any) -> list[CheckMessage]:
+    """Check that ``TOKENAUTH`` can be read (E001)."""
+    try:
+        get_settings()
+    except InvalidSettings as invalid:
+        hint = "Correct it. docs/settings.md lists all keys and their values."
+        return [error("E001", str(invalid), hint)]
+    return []
+
+
+@check()
+def check_settings(**_kwargs: Any) -> Iterator[CheckMessage]:
+    """Check the values in ``TOKENAUTH`` and the objects that it names (E002, E003, E008, E020, E021)."""
+    settings = get_settings()
+    yield from _check_paths(settings)
+    yield from _check_interfaces(settings)
+    for scope in unknown(settings.scopes, {}):
+        text = f"TOKENAUTH['SCOPES'] has {scope!r}, which no token can be granted."
+        hint = "Scopes are printable ASCII without spaces, quotes and backslashes (RFC 6749)."
+        yield error("E003", text, hint)
+    rates = {"FAILURE_RATE": settings.failure_rate, "TOKEN_RATE": settings.token_rate}
+    for key, rate in rates.items():
+        try:
+            parse_rate(rate or "1/s")
+        except ValueError as problem:
+            yield error("E008", f"TOKENAUTH[{key!r}]: {problem}", 'Write it like "600/m".')
+    for scope in unknown(settings.self_service_scopes, settings.scopes):
+        text = f"TOKENAUTH['SELF_SERVICE_SCOPES'] has {scope!r}, which SCOPES doesn't have."
+        yield error("E003", text, "Add it to SCOPES with a description, or remove it.")
+
+
+def _check_paths(settings: Settings) -> Iterator[CheckMessage]:
+    needed = [JWT_VERIFIER] if settings.jwt else []
+    paths = [*settings.verifiers, settings.audit_sink, settings.error_format, *needed]
+    for path in dict.fromkeys(paths):
+        try:
+            load_named(path)
+        except ImportError as problem:
+            extra = _EXTRAS.get((problem.name or "").partition(".")[0])
+            hint = (
+                f'Run pip install ".[{extra}]" in the checkout of drf-tokenauth.'
+                if extra
+                else "Correct the dotted path in VERIFIERS, AUDIT_SINK or ERROR_FORMAT, or the "
+                "module that it names. Import that module in manage.py shell to see the error."
+            )
+            yield error("E002", f"TOKENAUTH: {problem}", hint)
+
+
+def _check_interfaces(settings: Settings) -> Iterator[CheckMessage]:
+    verifier_hint = "A verifier is a class whose instances take (text, *, client_info, now)."
+    format_hint = "It is a function (refusal, request) -> (body, content_type)."
+    named: list[tuple[str, str, Callable[[Any], str], str, str]] = [
+        *(
+            ("VERIFIERS", path, interface_problem, verifier_hint, "E020")
+            for path in settings.verifiers
+        ),
+        ("ERROR_FORMAT", settings.error_format, format_problem, format_hint, "E021"),
+    ]
+    for key, path, find_problem, hint, number in named:
+        try:
+            problem = find_problem(load_named(path))
+        except ImportError:
+            continue  # E002 reports it.
+        if problem:
+            yield error(number, f"TOKENAUTH[{key!r}] has {path!r}: {problem}", hint)
