@@ -18,8 +18,10 @@ from pytest_django import Settings
 from rest_framework.authentication import SessionAuthentication
 from rest_framework.authentication import TokenAuthentication as DRFTokenAuthentication
 from rest_framework.decorators import action
+from rest_framework.generics import ListCreateAPIView
 from rest_framework.permissions import IsAdminUser
 from rest_framework.response import Response
+from rest_framework.routers import SimpleRouter
 from rest_framework.views import APIView
 from rest_framework.viewsets import ViewSet
 
@@ -39,7 +41,7 @@ from tokenauth.audit.redis_stream import RedisStreamSink
 from tokenauth.authentication import TokenAuthentication
 from tokenauth.decorators import scopes_required
 from tokenauth.middleware import TokenAuthMiddleware
-from tokenauth.permissions import HasScopes
+from tokenauth.permissions import HasAnyScope, HasScopes
 from tokenauth.throttling import TokenRateThrottle
 
 HERE = "tests.test_checks"
@@ -148,6 +150,101 @@ class ThrottlesComputed(ThrottledOddly):
 class ThrottledWithout(Base):
     throttle_classes = [TokenRateThrottle]
     throttle_rate = None
+
+
+class ByMethod(Base):
+    required_scopes: Any = None
+    read_scopes = ["samples:read"]
+    write_scopes = ["samples:write"]
+
+
+class MisspeltByMethod(ByMethod):
+    write_scopes = ["sample:write"]
+
+
+class StringByMethod(ByMethod):
+    read_scopes: Any = "samples:read"
+
+
+class StrayMethod(Base):
+    action_scopes = {"POST": ["samples:write"]}
+
+
+class StrayAction(Base, ListCreateAPIView[Any]):
+    action_scopes = {"create": ["samples:write"]}
+
+
+class NotOurs(Base):
+    authentication_classes = [SessionAuthentication]
+
+
+class NotOursUnderAnd(NotOurs):
+    permission_classes = [IsAdminUser & HasAnyScope]
+
+
+class NotOursUnderOr(NotOurs):
+    permission_classes = [HasScopes | IsAdminUser]
+
+
+class NotOursUnderNot(NotOurs):
+    permission_classes = [~HasScopes]
+
+
+class NotOursComputed(NotOurs):
+    def get_authenticators(self) -> list[Any]:
+        return [TokenAuthentication()]
+
+
+class NotOursByProperty(NotOurs):
+    authentication_classes: Any = property(lambda self: [TokenAuthentication])
+
+
+class Editing(Base, ViewSet):
+    def create(self, request: Any) -> Response:
+        return Response()
+
+    list = update = partial_update = create
+
+    @action(detail=True, methods=["post"], required_scopes=["samples:publish"])
+    def publish(self, request: Any) -> Response:
+        return Response()
+
+
+class MisspeltAction(Editing):
+    action_scopes = {"creat": ["samples:write"]}
+
+
+class GapInUpdates(Editing):
+    action_scopes = {"update": ["samples:write"], "create": ["samples:write"]}
+
+
+class NoGap(Editing):
+    action_scopes = {key: ["samples:write"] for key in ("create", "update", "partial_update")}
+
+
+class NoGapByMethod(Editing):
+    required_scopes: Any = None
+    read_scopes = ["samples:read"]
+    write_scopes = ["samples:write"]
+    action_scopes = {"update": ["samples:admin"]}
+
+
+class NoGapWithStrongFallback(Editing):
+    required_scopes = ["samples:read", "samples:write"]
+    action_scopes = {"update": ["samples:write"]}
+
+
+class NoGapOnReading(Editing):
+    action_scopes = {"list": ["samples:write"]}
+
+
+class GapOfMethods(Base):
+    action_scopes = {"put": ["samples:write"]}
+
+    def put(self, request: Any) -> Response:
+        return Response()
+
+    patch = put
 
 
 class Actions(ViewSet):
@@ -278,6 +375,18 @@ def test_the_example_site_is_clean() -> None:
         (AuthenticationComputed, []),
         (RateComputed, []),
         (ThrottlesComputed, []),
+        (ByMethod, []),
+        (MisspeltByMethod, ["tokenauth.E006"]),
+        (StringByMethod, ["tokenauth.E006"]),
+        (StrayMethod, ["tokenauth.E028"]),
+        (StrayAction, ["tokenauth.E028"]),
+        (NotOurs, ["tokenauth.E029"]),
+        (NotOursUnderAnd, ["tokenauth.E029"]),
+        (NotOursUnderOr, []),
+        (NotOursUnderNot, []),
+        (NotOursComputed, []),
+        (NotOursByProperty, []),
+        (GapOfMethods, ["tokenauth.W034"]),
         (Actions.as_view({"get": "good"}, **Actions.good.kwargs), []),
         (Actions.as_view({"get": "misspelt"}, **Actions.misspelt.kwargs), ["tokenauth.E006"]),
         (Unguarded, []),
@@ -286,6 +395,35 @@ def test_the_example_site_is_clean() -> None:
 def test_views(settings: Settings, view: Any, expected: list[str]) -> None:
     settings.ROOT_URLCONF = Routes(view)
     assert found() == expected
+
+
+@pytest.mark.parametrize(
+    ("viewset", "expected"),
+    [
+        (Editing, []),
+        (MisspeltAction, ["'creat'"]),
+        (GapInUpdates, ["'partial_update'"]),
+        (NoGap, []),
+        (NoGapByMethod, []),
+        (NoGapWithStrongFallback, []),
+        (NoGapOnReading, []),
+    ],
+)
+def test_scopes_of_actions(settings: Settings, viewset: Any, expected: list[str]) -> None:
+    """An action's rule holds wherever a router puts it; what it leaves out is named once."""
+    scopes = dict.fromkeys(
+        ["samples:read", "samples:write", "samples:publish", "samples:admin"], ""
+    )
+    settings.TOKENAUTH = {"SCOPES": scopes}
+    router = SimpleRouter()
+    router.register("rows", viewset, basename="row")
+    routes = Routes()
+    routes.urlpatterns = router.urls
+    settings.ROOT_URLCONF = routes
+    messages = checks.scopes.check_scopes()
+    assert len(messages) == len(expected)
+    for message, handler in zip(messages, expected, strict=True):
+        assert handler in message.msg
 
 
 @pytest.mark.parametrize(
@@ -426,7 +564,7 @@ def test_a_problem_of_a_view_is_reported_once_and_by_name(settings: Settings) ->
     routes = Routes(Misspelt, Misspelt, misspelt, misspelt, ThrottledWithout, SessionFirst)
     routes.urlpatterns += Routes(NothingDeclared, SessionFirst, ThrottledWithout).urlpatterns
     settings.ROOT_URLCONF = routes
-    messages = checks.views.check_views()
+    messages = [*checks.views.check_views(), *checks.scopes.check_scopes()]
     assert sorted((message.id, message.msg.split()[0]) for message in messages) == [
         ("tokenauth.E006", f"{HERE}.Misspelt"),
         ("tokenauth.E006", f"{HERE}.misspelt"),

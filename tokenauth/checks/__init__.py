@@ -8,6 +8,7 @@ from tokenauth.checks import (  # noqa: F401
     middleware,
     production,
     query_params,
+    scopes,
     settings,
     sinks,
     views,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from typing import Any
 
@@ -39,3 +39,12 @@ def error(number: str, text: str, hint: str) -> CheckMessage:
 def warning(number: str, text: str, hint: str) -> CheckMessage:
     """Return the warning ``tokenauth.<number>``."""
     return Warning(text, hint=hint, id=f"tokenauth.{number}")
+
+
+def once(messages: Iterable[CheckMessage]) -> Iterator[CheckMessage]:
+    """Yield the messages, each of them once: a view can have several routes."""
+    seen: set[tuple[Any, str]] = set()
+    for message in messages:
+        if (message.id, message.msg) not in seen:
+            seen.add((message.id, message.msg))
+            yield message

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from types import NoneType
 from typing import Any
@@ -17,24 +17,18 @@ from rest_framework.views import APIView
 
 from tokenauth.authentication import TokenAuthentication
 from tokenauth.checks.installed import is_closed
-from tokenauth.checks.messages import check, error, warning
+from tokenauth.checks.messages import check, error, once, warning
 from tokenauth.conf import get_settings
 from tokenauth.guards import authentication_classes_of, guarded_views
-from tokenauth.permissions import HasScopes
-from tokenauth.scopes import unknown
 from tokenauth.throttling import TokenRateThrottle, parse_throttle_rate
 
 
 @check()
 def check_views(**_kwargs: Any) -> Iterator[CheckMessage]:
-    """Check each view that takes our tokens, and report a problem once (E006, E009, E027, W002, W003)."""
-    reported: set[tuple[Any, str]] = set()
-    for _, view in guarded_views():
-        for find in (_check_challenge, _check_keyword, _check_scopes, _check_throttle):
-            for message in find(view):
-                if (message.id, message.msg) not in reported:
-                    reported.add((message.id, message.msg))
-                    yield message
+    """Check each view that takes our tokens, and report a problem once (E009, E027, W002)."""
+    finds = (_check_challenge, _check_keyword, _check_throttle)
+    views = [view for _, view in guarded_views()]
+    yield from once(message for view in views for find in finds for message in find(view))
 
 
 @check(deploy=True)
@@ -80,7 +74,7 @@ def name_of(view: Any) -> str:
 def _is_open(view: Any) -> bool:
     if not hasattr(view, "cls"):
         return False  # Our decorators always require a token.
-    classes = _permission_classes(view)
+    classes = permission_classes_of(view)
     return classes is not None and all(item is AllowAny for item in classes)
 
 
@@ -109,28 +103,9 @@ def _check_keyword(view: Any) -> Iterator[CheckMessage]:
             yield error("E027", text, hint)
 
 
-def _check_scopes(view: Any) -> Iterator[CheckMessage]:
-    declared = [_option(view, "required_scopes", ()), getattr(view, "tokenauth_scopes", ())]
-    by_action = _option(view, "action_scopes", {})
-    declared += by_action.values() if isinstance(by_action, Mapping) else [by_action]
-    # A property object counts as a declaration, because its value depends on the request.
-    if _uses_scopes(view) and not any(declared):
-        text = f"{name_of(view)} uses HasScopes and declares no scopes. It refuses every token."
-        hint = "Give it required_scopes, or use IsAuthenticated to accept any valid token."
-        yield warning("W003", text, hint)
-    for scopes in declared:
-        if isinstance(scopes, str):
-            text = f"{name_of(view)} declares {scopes!r}, a string."
-            yield error("E006", text, f"Write a list: [{scopes!r}].")
-        elif isinstance(scopes, Collection) and (wrong := unknown(scopes, get_settings().scopes)):
-            names = ", ".join(map(repr, wrong))
-            text = f"{name_of(view)} asks for {names}, which no token can have."
-            yield error("E006", text, "Correct the name, or add it to TOKENAUTH['SCOPES'].")
-
-
 def _check_throttle(view: Any) -> Iterator[CheckMessage]:
-    classes = _option(view, "throttle_classes", ())
-    rate = _option(view, "throttle_rate", "")
+    classes = option_of(view, "throttle_classes", ())
+    rate = option_of(view, "throttle_rate", "")
     if not isinstance(classes, (list, tuple)) or not isinstance(rate, (str, NoneType)):
         return  # The view computes them for each request.
     if any(issubclass(item, TokenRateThrottle) for item in classes):
@@ -140,7 +115,7 @@ def _check_throttle(view: Any) -> Iterator[CheckMessage]:
             yield error("E009", str(problem), "Give the view a throttle_rate.")
 
 
-def _option(view: Any, name: str, default: Any) -> Any:
+def option_of(view: Any, name: str, default: Any) -> Any:
     """Return a class attribute of a DRF view, or the value that ``@action`` gives one handler.
 
     The value is a property object if the view computes the attribute.
@@ -149,28 +124,10 @@ def _option(view: Any, name: str, default: Any) -> Any:
     return getattr(view, "initkwargs", {}).get(name, getattr(cls, name, default))
 
 
-def _permission_classes(view: Any) -> Sequence[Any] | None:
+def permission_classes_of(view: Any) -> Sequence[Any] | None:
     """Return a DRF view's permission classes, or None if the view computes them."""
-    classes = _option(view, "permission_classes", ())
+    classes = option_of(view, "permission_classes", ())
     own = getattr(getattr(view, "cls", APIView), "get_permissions", None)
     if own is not APIView.get_permissions or not isinstance(classes, (list, tuple)):
         return None
     return classes
-
-
-def _uses_scopes(view: Any) -> bool:
-    classes = _permission_classes(view) or ()
-    return any(issubclass(leaf, HasScopes) for item in classes for leaf in _leaves(item))
-
-
-def _leaves(permission: Any) -> Iterator[type]:
-    """Yield the classes in ``A | (B & ~C)``."""
-    operands = [
-        getattr(permission, name)
-        for name in ("op1_class", "op2_class")
-        if hasattr(permission, name)
-    ]
-    if isinstance(permission, type):
-        yield permission
-    for operand in operands:
-        yield from _leaves(operand)

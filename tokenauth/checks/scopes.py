@@ -1,0 +1,129 @@
+"""Checks of the scopes that views declare."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from django.core.checks import CheckMessage
+from rest_framework.permissions import AND, SAFE_METHODS
+from rest_framework.views import APIView
+
+from tokenauth.checks.messages import check, error, once, warning
+from tokenauth.checks.views import name_of, option_of, permission_classes_of
+from tokenauth.conf import get_settings
+from tokenauth.guards import all_views, is_guarded, stray_keys
+from tokenauth.permissions import HasScopes
+from tokenauth.scopes import unknown
+
+
+@check()
+def check_scopes(**_kwargs: Any) -> Iterator[CheckMessage]:
+    """Check the scopes that views declare (E006, E028, E029, W003, W034)."""
+    views = [view for _, view in all_views()]
+    finds = (_check_declared, _check_keys, _check_authentication)
+    yield from once(message for view in views for find in finds for message in find(view))
+    unsafe: dict[type, dict[str, bool]] = defaultdict(dict)
+    for view in views:
+        if is_guarded(view) and hasattr(view, "cls"):
+            own = "required_scopes" in view.initkwargs
+            unsafe[view.cls].update(dict.fromkeys(_unsafe_handlers(view), own))
+    for cls, has_own in unsafe.items():
+        yield from _find_gaps(cls, has_own)
+
+
+def _check_declared(view: Any) -> Iterator[CheckMessage]:
+    if not is_guarded(view):
+        return
+    names = ("required_scopes", "read_scopes", "write_scopes")
+    declared = [option_of(view, name, ()) for name in names]
+    declared += [getattr(view, "tokenauth_scopes", ())]
+    by_handler = option_of(view, "action_scopes", {})
+    declared += by_handler.values() if isinstance(by_handler, Mapping) else [by_handler]
+    # A property object counts as a declaration, because its value depends on the request.
+    if not any(declared) and any(map(_mentions_scopes, permission_classes_of(view) or ())):
+        text = f"{name_of(view)} uses HasScopes and declares no scopes. It refuses every token."
+        hint = "Declare scopes, or use IsAuthenticated to accept any valid token."
+        yield warning("W003", text, hint)
+    for scopes in declared:
+        if isinstance(scopes, str):
+            text = f"{name_of(view)} declares {scopes!r}, a string."
+            yield error("E006", text, f"Write a list: [{scopes!r}].")
+        elif isinstance(scopes, Collection) and (wrong := unknown(scopes, get_settings().scopes)):
+            listed = ", ".join(map(repr, wrong))
+            text = f"{name_of(view)} asks for {listed}, which no token can have."
+            yield error("E006", text, "Correct the name, or add it to TOKENAUTH['SCOPES'].")
+
+
+def _check_keys(view: Any) -> Iterator[CheckMessage]:
+    by_handler = option_of(view, "action_scopes", {})
+    if is_guarded(view) and isinstance(by_handler, Mapping) and hasattr(view, "cls"):
+        for key in stray_keys(view.cls, by_handler):
+            text = f"{name_of(view)} has the key {key!r} in action_scopes, and no such handler."
+            hint = (
+                "It refuses every request. Keys are names of actions on viewsets, and methods in "
+                "lower case on other views."
+            )
+            yield error("E028", text, hint)
+
+
+def _check_authentication(view: Any) -> Iterator[CheckMessage]:
+    cls = getattr(view, "cls", None)
+    if cls is None or is_guarded(view):
+        return
+    is_computed = cls.get_authenticators is not APIView.get_authenticators or not isinstance(
+        option_of(view, "authentication_classes", ()), (list, tuple)
+    )
+    if not is_computed and any(map(_demands_scopes, permission_classes_of(view) or ())):
+        text = f"{name_of(view)} uses HasScopes without TokenAuthentication. It refuses everybody."
+        yield error("E029", text, "Add TokenAuthentication to its authentication_classes.")
+
+
+def _find_gaps(cls: type, has_own: Mapping[str, bool]) -> Iterator[CheckMessage]:
+    """Yield unsafe handlers that ``action_scopes`` leaves to a weaker ``required_scopes``.
+
+    ``has_own`` tells for each unsafe handler whether its ``@action`` declares scopes.
+    """
+    by_handler = getattr(cls, "action_scopes", {})
+    fallback = getattr(cls, "required_scopes", None)
+    is_split = getattr(cls, "write_scopes", None) is not None
+    if is_split or not isinstance(by_handler, Mapping) or not isinstance(fallback, Collection):
+        return
+    unsafe = [key for key in by_handler if key in has_own]
+    stronger = [key for key in unsafe if not set(by_handler[key]) <= set(fallback)]
+    for name in has_own if fallback and stronger else ():
+        if name not in by_handler and not has_own[name]:
+            text = (
+                f"{cls.__module__}.{cls.__qualname__} has {stronger[0]!r} in action_scopes, and not "
+                f"{name!r}, which asks for {', '.join(map(repr, fallback))} only."
+            )
+            hint = f"Add {name!r} to action_scopes, or declare write_scopes."
+            yield warning("W034", text, hint)
+
+
+def _unsafe_handlers(view: Any) -> list[str]:
+    """Return the names of a DRF view's handlers for unsafe methods, as in ``action_scopes``."""
+    names = [name for name in view.cls.http_method_names if hasattr(view.cls, name)]
+    actions = getattr(view, "actions", None) or {name: name for name in names}
+    return [name for method, name in actions.items() if method.upper() not in SAFE_METHODS]
+
+
+def _mentions_scopes(permission: Any) -> bool:
+    """Tell whether HasScopes is anywhere in ``A | (B & ~C)``."""
+    return _is_scopes(permission) or any(map(_mentions_scopes, _operands(permission)))
+
+
+def _demands_scopes(permission: Any) -> bool:
+    """Tell whether a permission is False if HasScopes is: HasScopes alone, or under ``&``."""
+    is_and = getattr(permission, "operator_class", None) is AND
+    return _is_scopes(permission) or (is_and and any(map(_demands_scopes, _operands(permission))))
+
+
+def _is_scopes(permission: Any) -> bool:
+    return isinstance(permission, type) and issubclass(permission, HasScopes)
+
+
+def _operands(permission: Any) -> list[Any]:
+    names = ("op1_class", "op2_class")
+    return [getattr(permission, name) for name in names if hasattr(permission, name)]
