@@ -9,10 +9,10 @@ from project import checks
 
 
 class ProjectConfig(AppConfig):
-    """Registers the site's own check."""
+    """Registers the site's check."""
 
     name = "project"
 
     def ready(self) -> None:
-        """Register."""
+        """Register the check under the tag of tokenauth's checks."""
         register(checks.check_open, "tokenauth")

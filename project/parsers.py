@@ -1,4 +1,4 @@
-"""Reading the bodies of requests."""
+"""Parsers of request bodies."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from rest_framework.parsers import JSONParser
 
 
 class BodyParser(JSONParser):
-    """JSON of a depth that Python can read; DRF answers deeper ones with 500."""
+    """Parses JSON, and rejects JSON that is nested too deeply, which DRF answers with 500."""
 
     def parse(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the body holds; raises ParseError, which is a 400."""
+        """Return the parsed body. Raises ParseError, which DRF answers with 400."""
         try:
             return super().parse(*args, **kwargs)
         except RecursionError:

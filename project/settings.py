@@ -1,7 +1,7 @@
-"""Settings of the example site; whatever differs between machines comes from the environment.
+"""Settings of the example site.
 
-DATABASE_URL, REDIS_URL, SECRET_KEY, DEBUG, ALLOWED_HOSTS (comma-separated), PUBLIC_URL, DATA_DIR,
-TOKENAUTH_KEY_FILE.
+Values that differ between machines come from environment variables: DATABASE_URL, REDIS_URL,
+SECRET_KEY, DEBUG, ALLOWED_HOSTS (comma-separated), PUBLIC_URL, DATA_DIR, TOKENAUTH_KEY_FILE.
 """
 
 import os
@@ -14,7 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 DATA_DIR = Path(os.environ.get("DATA_DIR") or BASE_DIR / "var")
-"""Where SQLite's file and the generated secret key live."""
+"""The folder of the SQLite file and of the generated secret key."""
 
 
 def _flag(name: str) -> bool:
@@ -25,7 +25,7 @@ def _flag(name: str) -> bool:
 
 
 def _secret_key() -> str:
-    """Return SECRET_KEY, or a random key made once and kept in DATA_DIR, readable by us alone."""
+    """Return SECRET_KEY, or a random key that is stored in DATA_DIR on first use, with mode 0600."""
     if key := os.environ.get("SECRET_KEY"):
         return key
     path = DATA_DIR / "secret_key"
@@ -48,7 +48,8 @@ def _database() -> dict[str, object]:
         **dj_database_url.parse(url, conn_max_age=60, conn_health_checks=True)
     }
     if database["ENGINE"] == "django.db.backends.sqlite3":
-        # WAL lets readers go on beside a writer; IMMEDIATE makes writers queue rather than fail.
+        # WAL lets readers and a writer work at the same time. IMMEDIATE makes writers wait for
+        # each other instead of failing.
         database["OPTIONS"] = {
             "transaction_mode": "IMMEDIATE",
             "timeout": 20,
@@ -111,16 +112,16 @@ TOKENAUTH = {
     "MAX_LIFETIME": "365d",
 }
 
-# What project/mcp_server.py is called, where it answers under ASGI (without paths: nowhere), and to
-# pages of which sites.
+# The name of the MCP server (project/mcp_server.py), the paths where it answers under ASGI, and
+# the web origins that may call it. Without paths it doesn't answer.
 MCP_NAME = "drf-tokenauth example"
 MCP_PATHS = ["/mcp"]
 MCP_ALLOWED_ORIGINS = [PUBLIC_URL]
 
 API_IS_OPEN = False
-"""Whether authentication is switched off; a preset may be told to."""
+"""Whether authentication is switched off. Some presets have an environment variable for it."""
 AT_START: list[list[str]] = []
-"""Commands that a server runs before its first request."""
+"""Management commands that a server runs before its first request."""
 if key_file := os.environ.get("TOKENAUTH_KEY_FILE"):
     AT_START = [["tokenauth", "keyfile", f"--path={key_file}"]]
 
@@ -129,7 +130,7 @@ WSGI_APPLICATION = "project.wsgi.application"
 DATABASES = {"default": _database()}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# Requests are counted in a cache of their own, where nothing else pushes counters out.
+# Requests are counted in a separate cache, so that no other entries push counters out.
 RATELIMIT_USE_CACHE = "ratelimit"
 CACHES: dict[str, dict[str, object]]
 if redis_url := os.environ.get("REDIS_URL"):
@@ -183,7 +184,7 @@ USE_I18N = True
 USE_TZ = True
 
 STATIC_URL = "static/"
-# WhiteNoise serves each app's files where they lie, so that nothing has to be collected first.
+# WhiteNoise serves files from the folders of the apps, so that collectstatic is not needed.
 WHITENOISE_USE_FINDERS = True
 
 REST_FRAMEWORK = {
@@ -204,7 +205,7 @@ LOGGING = {
     "handlers": {"console": {"class": "logging.StreamHandler"}},
     "loggers": {
         "tokenauth": {"handlers": ["console"], "level": "INFO"},
-        # Every row of the audit is logged too; on the console, refusals are enough.
+        # Every audit row is also logged. The console shows refusals only.
         "tokenauth.audit": {"level": "WARNING"},
         "project": {"handlers": ["console"], "level": "INFO"},
     },

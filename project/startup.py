@@ -1,4 +1,4 @@
-"""What a server does before its first request."""
+"""Start-up of a server, before its first request."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from tokenauth.conf import get_settings
 
 logger = logging.getLogger(__name__)
 
-OPEN = "The API is open: authentication is switched off, and whoever reaches it may do everything."
+OPEN = "The API is open: authentication is switched off, and every caller may do everything."
 
 
 def start() -> None:
-    """Run the commands in ``AT_START``, and say so loudly if the API is open.
+    """Run the commands in ``AT_START``, and log a warning if the API is open.
 
-    Raises InvalidSettings where ``TOKENAUTH`` can't be used: no request could be answered.
-    A command that fails is logged, and the server starts: workers come back at any time, in an
-    outage too, or when a key was revoked, and those who have other tokens must not suffer for it.
+    Raises InvalidSettings if ``TOKENAUTH`` can't be read, because no request could be answered.
+    A failing command is logged, and the server starts nevertheless: a worker may restart during an
+    outage or after a key was revoked, and callers with other tokens must still be served.
     """
     get_settings()
     if settings.API_IS_OPEN:
         logger.warning(OPEN)
-    # Servers may call this within an event loop, where Django refuses to use the database, or
-    # before they fork, when no connection may be left open. A thread is neither's.
+    # Django refuses to use the database in an event loop, and a connection that is open when a
+    # server forks would be shared by its workers. A thread has neither problem.
     with ThreadPoolExecutor(max_workers=1) as thread:
         thread.submit(_run_commands).result()
 
