@@ -234,6 +234,10 @@ class NoGapWithStrongFallback(Editing):
     action_scopes = {"update": ["samples:write"]}
 
 
+class NoGapWithNone(Editing):
+    action_scopes = {"update": None, "create": ()}
+
+
 class NoGapOnReading(Editing):
     action_scopes = {"list": ["samples:write"]}
 
@@ -407,6 +411,7 @@ def test_views(settings: Settings, view: Any, expected: list[str]) -> None:
         (NoGapByMethod, []),
         (NoGapWithStrongFallback, []),
         (NoGapOnReading, []),
+        (NoGapWithNone, []),
     ],
 )
 def test_scopes_of_actions(settings: Settings, viewset: Any, expected: list[str]) -> None:

@@ -81,7 +81,7 @@ def _chains(view: Any) -> Iterator[list[Layer]]:
     if cls is None:
         yield outer
         return
-    outer += [_read(function) for function in _unwrap(cls.dispatch)]
+    outer += [_read(function) for function in _unwrap(getattr(cls, "dispatch", None))]
     # DRF calls its authentication classes inside dispatch.
     classes = authentication_classes_of(view)
     outer.append(Layer(guards=any(hasattr(item, "tokenauth_guard") for item in classes)))

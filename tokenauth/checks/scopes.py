@@ -27,7 +27,7 @@ def check_scopes(**_kwargs: Any) -> Iterator[CheckMessage]:
     unsafe: dict[type, dict[str, bool]] = defaultdict(dict)
     for view in views:
         if is_guarded(view) and hasattr(view, "cls"):
-            own = "required_scopes" in view.initkwargs
+            own = "required_scopes" in getattr(view, "initkwargs", {})
             unsafe[view.cls].update(dict.fromkeys(_unsafe_handlers(view), own))
     for cls, has_own in unsafe.items():
         yield from _find_gaps(cls, has_own)
@@ -91,7 +91,7 @@ def _find_gaps(cls: type, has_own: Mapping[str, bool]) -> Iterator[CheckMessage]
     if is_split or not isinstance(by_handler, Mapping) or not isinstance(fallback, Collection):
         return
     unsafe = [key for key in by_handler if key in has_own]
-    stronger = [key for key in unsafe if not set(by_handler[key]) <= set(fallback)]
+    stronger = [key for key in unsafe if not set(by_handler[key] or ()) <= set(fallback)]
     for name in has_own if fallback and stronger else ():
         if name not in by_handler and not has_own[name]:
             text = (
