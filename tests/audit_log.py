@@ -18,14 +18,17 @@ from django.utils import timezone
 
 from tokenauth.audit import cursors
 from tokenauth.audit.rows import make_row
-from tokenauth.audit.sealing import last_seal, seal
-from tokenauth.audit.seals import Head, unpack
-from tokenauth.audit.verification import Finding, Verification
+from tokenauth.audit.sealing.sealer import last_seal, seal
+from tokenauth.audit.sealing.seals import Head, unpack
+from tokenauth.audit.sealing.verification import Finding, Verification
 from tokenauth.client_info import Actor, ClientInfo
 from tokenauth.models import AuditEvent, AuditSeal, Event
 
 KEYS = {"2026": "k" * 32}
 ACTOR = Actor.from_command()
+CENTURY = timedelta(days=36_500)
+"""How long rows may wait for their seal where a test is about something else."""
+NEVER_SEALED = "nothing was ever sealed: run seal"
 EVENTS = [Event.AUTH_ACCEPTED, Event.AUTH_REJECTED, Event.TOKEN_CHANGED]
 
 Configure = Callable[..., None]
@@ -45,7 +48,7 @@ def prepare(configure: Configure, monkeypatch: pytest.MonkeyPatch, largest: int 
     """Have a key, rows that are sealed at once, and small seals."""
     configure(AUDIT_SEAL_KEYS=KEYS)
     monkeypatch.setattr(cursors, "LAG", timedelta())
-    monkeypatch.setattr("tokenauth.audit.sealing.LARGEST", largest)
+    monkeypatch.setattr("tokenauth.audit.sealing.sealer.LARGEST", largest)
 
 
 def new_row(number: int = 0) -> AuditEvent:
@@ -187,12 +190,12 @@ def seal_now() -> list[AuditSeal]:
 
 
 def verify(*heads: Head) -> list[Finding]:
-    return list(Verification(using="default", heads=heads).findings())
+    return list(Verification(using="default", heads=heads, max_unsealed=CENTURY).findings())
 
 
 def look() -> Verification:
     """Return a verification that is over and found nothing."""
-    verification = Verification(using="default")
+    verification = Verification(using="default", max_unsealed=CENTURY)
     found = list(verification.findings())
     assert found == [], [str(finding) for finding in found]
     return verification

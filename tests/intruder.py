@@ -17,9 +17,9 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from tests.audit_log import entries_of, new_row, raw, row_ids, sealed_ids
-from tokenauth.audit import seals
-from tokenauth.audit.seals import mac_of, pack, row_entry, unpack
-from tokenauth.audit.stored import COLUMNS, read_stored
+from tokenauth.audit.sealing import seals
+from tokenauth.audit.sealing.seals import mac_of, pack, row_entry, unpack
+from tokenauth.audit.stored import STORED_COLUMNS, read_stored
 from tokenauth.models import AuditEvent, AuditSeal, SealKind
 
 NOW = seals.now()
@@ -47,7 +47,7 @@ def _lengthen(value: Any) -> str:
 
 def edit_row(draw: Draw) -> Touched:
     row = AuditEvent.objects.get(pk=draw(st.sampled_from(present_ids())))
-    name = draw(st.sampled_from([name for name in COLUMNS if name != "id"]))
+    name = draw(st.sampled_from([name for name in STORED_COLUMNS if name != "id"]))
     change: Callable[[Any], Any] = OTHERS.get(name, _lengthen)
     raw(AuditEvent).filter(pk=row.pk).update(**{name: change(getattr(row, name))})
     return [row.pk], []
@@ -149,7 +149,7 @@ def seal_again(draw: Draw) -> Touched:
         entries = list(unpack(bytes(made.entries)))
         if changed or set(rows) & {entry.id for entry in entries}:
             values = AuditEvent.objects.filter(pk__in=[entry.id for entry in entries])
-            found = read_stored(values.order_by("id"))
+            found = list(read_stored(values))
             made.entries = pack([row_entry(row, b"guess") for row in found])
             made.digest = seals.digest_of(bytes(made.entries))
             made.count = len(found)

@@ -21,10 +21,12 @@ from django.core.management.base import CommandError
 from django.db import InterfaceError, OperationalError, connection, models, router
 from django.utils import timezone
 
+from tests.audit_log import late_commit, needs_server
 from tests.conftest import Run, Write
 from tests.processes import Processes
-from tokenauth.audit import cursors, sealing
-from tokenauth.audit.sealing import seal
+from tokenauth.audit import cursors
+from tokenauth.audit.sealing import sealer
+from tokenauth.audit.sealing.sealer import seal
 from tokenauth.client_info import Actor
 from tokenauth.management.commands import tokenauth_audit
 from tokenauth.models import AuditEvent, AuditSeal, Token
@@ -69,7 +71,7 @@ def event_counts() -> dict[str, int]:
 def test_seal(run: Run, write: Write) -> None:
     write(3)
     assert run("seal") == ""
-    assert run.err == "Sealed 3 rows in 1 seals.\n"
+    assert run.err == "Sealed 3 rows in 1 seal.\n"
     assert run("seal", "--print-head") == f"{AuditSeal.objects.get()}\n"
     assert run.err == "Sealed 0 rows in 0 seals.\n"
     assert AuditEvent.objects.latest("id").actor.startswith("command:")
@@ -78,7 +80,7 @@ def test_seal(run: Run, write: Write) -> None:
 def test_sealing_many_rows_counts_them_all(
     run: Run, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sealing, "LARGEST", 4)
+    monkeypatch.setattr(sealer, "LARGEST", 4)
     write(10)
     head = run("seal", "--print-head")
     assert run.err.startswith("Sealed 10 rows in 3 seals.")
@@ -95,7 +97,9 @@ def test_verify_of_an_untouched_audit(run: Run, write: Write) -> None:
     head = run("seal", "--print-head").strip()
     write(2)
     assert run("verify", "--head", head) == ""
-    assert run.err == "3 rows in 1 seals are as they were sealed; 3 rows are not sealed yet.\n"
+    assert (
+        run.err == "Unchanged since they were sealed: 3 rows in 1 seal. Not sealed yet: 3 rows.\n"
+    )
 
 
 def test_all_heads_count(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +111,7 @@ def test_all_heads_count(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([*heads, "", heads[1]])))
     run("verify", "--head", "-")
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{heads[1]}\n3:{'a' * 64}\n"))
-    with pytest.raises(CommandError, match="1 findings"):
+    with pytest.raises(CommandError, match="1 finding:"):
         run("verify", "--head", "-")
     monkeypatch.setattr("sys.stdin", io.StringIO("nonsense\n"))
     with pytest.raises(CommandError, match="a head looks like"):
@@ -156,11 +160,11 @@ def test_verify_names_what_was_changed(run: Run, write: Write) -> None:
     pk = tamper(reason="forged")
     with pytest.raises(
         CommandError,
-        match=r"^1 findings: not everything is, or can be shown to be, as it was sealed\.$",
+        match=r"^1 finding: the audit was changed, or can't be shown to be unchanged\.$",
     ):
         run("verify")
     assert run.out == f"row {pk} was changed after seal 1\n"
-    assert run.err.startswith("2 rows in 1 seals are as they were sealed;")
+    assert run.err.startswith("Unchanged since they were sealed: 2 rows in 1 seal. ")
 
 
 def test_verify_says_how_many_rows_it_lacks_the_key_for(
@@ -169,20 +173,86 @@ def test_verify_says_how_many_rows_it_lacks_the_key_for(
     write(3)
     run("seal")
     configure(AUDIT_SEAL_KEYS={"2027": "n" * 32})
-    with pytest.raises(CommandError, match="1 findings"):
+    with pytest.raises(CommandError, match="1 finding:"):
         run("verify")
     assert run.err == (
-        "0 rows in 0 seals are as they were sealed; 3 rows can't be checked without their key; "
-        "1 rows are not sealed yet.\n"
+        "Unchanged since they were sealed: 0 rows in 0 seals. Not checked, because their key is "
+        "missing: 3 rows. Not sealed yet: 1 row.\n"
     )
 
 
 def test_verify_tells_of_a_cut_off_tail(run: Run, write: Write) -> None:
     write(3)
     run("seal")
-    with pytest.raises(CommandError, match="1 findings"):
+    with pytest.raises(CommandError, match="1 finding:"):
         run("verify", "--head", f"2:{'0' * 64}")
     assert "its tail was cut off" in run.out
+
+
+# What was never sealed, or not for too long.
+
+
+def test_a_log_that_was_never_sealed_fails(run: Run, write: Write) -> None:
+    run("verify")  # There is nothing to seal yet.
+    write(1)
+    with pytest.raises(CommandError, match="1 finding:"):
+        run("verify", "--max-unsealed", "365d")
+    assert run.out == "nothing was ever sealed: run seal\n"
+
+
+@pytest.mark.parametrize(
+    ("age", "options", "fails"),
+    [
+        (timedelta(hours=23), [], False),
+        (timedelta(hours=25), [], True),
+        (timedelta(hours=25), ["--max-unsealed", "26h"], False),
+        (timedelta(minutes=2), ["--max-unsealed", "1m"], True),
+    ],
+)
+@pytest.mark.parametrize("use_tz", [True, False])
+def test_a_log_whose_sealing_stopped_fails(
+    age: timedelta, options: list[str], fails: bool, use_tz: bool, run: Run, write: Write,
+    settings: Any,
+) -> None:  # fmt: skip
+    settings.USE_TZ, settings.TIME_ZONE = use_tz, "Asia/Tokyo"
+    write(2)
+    run("seal")
+    write(1)
+    write(1, at=timezone.now() - age)
+    overdue = AuditEvent.objects.latest("id").pk
+    write(1)
+    with pytest.raises(CommandError, match="1 finding:") if fails else nullcontext():
+        run("verify", *options)
+    assert run.out.startswith(f"row {overdue} is older than ") == fails
+    run("seal")
+    run("verify", *options)
+
+
+def test_a_quiet_log_stays_good(run: Run, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last rows are sealing's own, which wait for others to be sealed with."""
+    week_ago = timezone.now() - timedelta(days=7)
+    with monkeypatch.context() as patch:
+        patch.setattr("django.utils.timezone.now", lambda: week_ago)
+        write(3)
+        run("seal")
+        assert event_counts() == {"auth.accepted": 3, "audit.sealed": 1}
+    run("verify")
+    run("seal")
+    run("verify", "--max-unsealed", "1s")
+
+
+@needs_server
+def test_rows_behind_an_open_transaction_may_wait_that_long_too(run: Run, write: Write) -> None:
+    write(1)
+    run("seal")
+    with late_commit():
+        write(1, at=timezone.now() - timedelta(hours=25))
+        run("seal")
+        waits = connection.vendor == "postgresql"
+        with pytest.raises(CommandError, match="1 finding") if waits else nullcontext():
+            run("verify")
+        assert ("open transactions hold it back" in run.out) == waits
+        run("verify", "--max-unsealed", "2d")
 
 
 def test_prune(run: Run, write: Write) -> None:
@@ -260,7 +330,7 @@ def test_no_head_is_no_proof(run: Run, write: Write, monkeypatch: pytest.MonkeyP
     run("seal")
     for text in ("", "\n \n"):
         monkeypatch.setattr("sys.stdin", io.StringIO(text))
-        with pytest.raises(CommandError, match=r"--head -: there is no head on standard input\."):
+        with pytest.raises(CommandError, match=r"--head -: standard input holds no head\."):
             run("verify", "--head", "-")
 
 
@@ -268,7 +338,7 @@ def test_a_head_that_cannot_be_read_is_named_by_its_line(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(f"1:{'a' * 64}\n\nnonsense\n"))
-    with pytest.raises(CommandError, match=r"^On standard input, line 3: a head looks like"):
+    with pytest.raises(CommandError, match=r"^Standard input, line 3: a head looks like"):
         run("verify", "--head", "-")
 
 
@@ -288,8 +358,8 @@ def test_what_the_database_says_comes_with_what_to_do(
         run("seal")
     assert str(error.value) == (
         "The database says: connection refused\n\tIs it accepting connections?\n"
-        "Is it there, is it migrated (manage.py migrate --database default), and may this role do "
-        "that? (seal on 'default')"
+        "Check that it exists, that it is migrated (manage.py migrate --database default), and "
+        "that this role may do that. (seal on 'default')"
     )
 
 
@@ -301,8 +371,9 @@ def test_the_other_database_is_told_of(
     args: list[str], run: Run, write: Write, settings: Any
 ) -> None:
     """Where requests' rows go elsewhere, half of the audit would be forgotten in silence."""
-    said = "Rows of changes to tokens are in 'tokens': run this with --database tokens too.\n"
+    said = "Rows about changes to tokens are in 'tokens': also run this with --database tokens.\n"
     write(1)
+    run("seal")
     run(*args)
     assert said not in run.err
     settings.DATABASE_ROUTERS = ["tests.test_audit_command.Apart"]
@@ -344,21 +415,22 @@ def test_standard_output_that_is_closed(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["export", "--since", "yesterday"], "'yesterday' is no time; write 2026-01-31"),
-        (["export", "--since", "2026-13-01"], "is no time"),
-        (["export", "--since", "2026-02-30"], "is no time"),
-        (["export", "--since", ""], "is no time"),
-        (["export", "--since", "2026-01-31T25:00"], "is no time"),
-        (["export", "--since", "0001-01-01T00:00:00+14:00"], "is no time"),
-        (["export", "--since", "9999-12-31T23:59:59-12:00"], "is no time"),
-        (["prune", "--before", "999999w"], "is no time"),
-        (["prune", "--before", "-1d"], "is no time|expected one argument"),
+        (["export", "--since", "yesterday"], "'yesterday' is not a time; write 2026-01-31"),
+        (["export", "--since", "2026-13-01"], "is not a time"),
+        (["export", "--since", "2026-02-30"], "is not a time"),
+        (["export", "--since", ""], "is not a time"),
+        (["export", "--since", "2026-01-31T25:00"], "is not a time"),
+        (["export", "--since", "0001-01-01T00:00:00+14:00"], "is not a time"),
+        (["export", "--since", "9999-12-31T23:59:59-12:00"], "is not a time"),
+        (["prune", "--before", "999999w"], "is not a time"),
+        (["prune", "--before", "-1d"], "is not a time|expected one argument"),
         (["prune"], "--before"),
         (["export", "--format", "xml"], "invalid choice: 'xml'"),
         (["verify", "--head", "12"], "a head looks like 12:<64 hex digits>"),
         (["verify", "--head", f"0:{'a' * 64}"], "a head looks like"),
         (["verify", "--head", f"1:{'A' * 64}"], "a head looks like"),
         (["verify", "--head", f"1:{'a' * 63}"], "a head looks like"),
+        (["verify", "--max-unsealed", "soon"], "'soon' is not a duration"),
         (["harden"], "--role"),
         (["melt"], "invalid choice: 'melt'"),
         ([], "VERB"),
@@ -424,14 +496,14 @@ def test_the_router_says_where_the_audit_is(
 def test_exit_codes(processes: Processes, write: Write) -> None:
     write(3, at=timezone.now() - OLD)
     code, head, err = processes.run("tokenauth_audit", "seal", "--print-head")
-    assert (code, err) == (0, "Sealed 3 rows in 1 seals.\n")
+    assert (code, err) == (0, "Sealed 3 rows in 1 seal.\n")
     code, out, _ = processes.run("tokenauth_audit", "verify", "--head", head.strip())
     assert (code, out) == (0, "")
     pk = tamper(path="/other/")
     code, out, err = processes.run("tokenauth_audit", "verify")
     assert (code, out) == (1, f"row {pk} was changed after seal 1\n")
     assert err.endswith(
-        "CommandError: 1 findings: not everything is, or can be shown to be, as it was sealed.\n"
+        "CommandError: 1 finding: the audit was changed, or can't be shown to be unchanged.\n"
     )
     code, out, err = processes.run("tokenauth_audit", "seal", "--database", "nowhere")
     assert (code, out) == (1, "")
@@ -473,8 +545,8 @@ def test_ctrl_c_leaves_a_state_to_go_on_from(processes: Processes, write: Write)
 
 SLOWLY = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "import time; from tokenauth.audit import sealing; sealing.LARGEST = 1; sign = sealing.mac_of; "
-    "sealing.mac_of = lambda *seal: (time.sleep(0.01), sign(*seal))[1]"
+    "import time; from tokenauth.audit.sealing import sealer; sealer.LARGEST = 1; sign = sealer.mac_of; "
+    "sealer.mac_of = lambda *seal: (time.sleep(0.01), sign(*seal))[1]"
 )
 """Seals single rows, a hundred a second at most: there is time to press a key.
 

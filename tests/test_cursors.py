@@ -38,7 +38,7 @@ from tests.audit_log import (
 )
 from tokenauth.audit import cursors
 from tokenauth.audit.cursors import Cursor, Mark
-from tokenauth.audit.sealing import last_seal
+from tokenauth.audit.sealing.sealer import last_seal
 from tokenauth.exceptions import SealError
 from tokenauth.models import AuditEvent, AuditSeal
 

@@ -116,7 +116,7 @@ def test_a_row_is_what_the_database_sink_writes(redis: Redis) -> None:
 @needs_redis
 @pytest.mark.django_db
 def test_more_than_a_batch_in_its_order(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draining, "BATCH", 50)
+    monkeypatch.setattr(draining, "ENTRIES_PER_READ", 50)
     monkeypatch.setattr(draining, "STATEMENT_ROWS", 20)
     written = [a_row() for _ in range(260)]
     add(redis, *written)
@@ -281,7 +281,7 @@ def test_poison_is_put_aside_unchanged_and_blocks_nothing(
     caplog: pytest.LogCaptureFixture,
     batch: int,
 ) -> None:
-    monkeypatch.setattr(draining, "BATCH", batch)
+    monkeypatch.setattr(draining, "ENTRIES_PER_READ", batch)
     poison = POISON + ([] if connection.vendor == "sqlite" else LAX_ON_SQLITE)
     good = [a_row() for _ in poison]
     before = []
@@ -640,7 +640,7 @@ def test_a_redis_that_stays_full_is_drained_of_rows(
     redis: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, batch: int
 ) -> None:
     """What finds no room stays, and stands in nobody's way."""
-    monkeypatch.setattr(draining, "BATCH", batch)
+    monkeypatch.setattr(draining, "ENTRIES_PER_READ", batch)
     drain()
     good = [a_row() for _ in range(9)]
     for start in range(0, 9, 3):

@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 from django.utils import timezone
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.conftest import Write
 from tests.test_verification import BAD_VALUES, spoil
 from tokenauth.audit import export as module
-from tokenauth.audit.export import COLUMNS, export
+from tokenauth.audit import stored
+from tokenauth.audit.export import EXPORTED_COLUMNS, export
 from tokenauth.audit.rows import make_row
 from tokenauth.client_info import ClientInfo
 from tokenauth.models import AuditEvent, Event
@@ -41,21 +44,21 @@ def csv_rows(**options: Any) -> list[dict[str, str]]:
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH", 3)
+    monkeypatch.setattr(stored, "ROWS_PER_READ", 3)
 
 
 def test_columns() -> None:
-    assert COLUMNS[:4] == ("id", "event_id", "at", "event")
-    assert "xid" not in COLUMNS
-    assert len(COLUMNS) == 21
+    assert EXPORTED_COLUMNS[:4] == ("id", "event_id", "at", "event")
+    assert "xid" not in EXPORTED_COLUMNS
+    assert len(EXPORTED_COLUMNS) == 21
 
 
 def test_json_lines_are_the_rows(write: Write) -> None:
     write(1, user_agent="naïve 😀", details={"b": [1, None], "a": "ü"}, ip="2001:db8::7", count=3)
     write(1, ip=None)
     rows = json_rows()
-    stored = AuditEvent.objects.order_by("id").values(*COLUMNS)
-    assert [list(row) for row in rows] == [list(COLUMNS)] * 2
+    stored = AuditEvent.objects.order_by("id").values(*EXPORTED_COLUMNS)
+    assert [list(row) for row in rows] == [list(EXPORTED_COLUMNS)] * 2
     assert rows == [
         {**row, "event_id": str(row["event_id"]), "at": row["at"].isoformat()} for row in stored
     ]
@@ -67,8 +70,10 @@ def test_csv_is_the_rows(write: Write) -> None:
     write(1, user_agent='a,b;"c" 😀', details={"b": [1], "a": "ü"}, count=3)
     write(1, ip=None)
     rows = csv_rows()
-    for read, row in zip(rows, AuditEvent.objects.order_by("id").values(*COLUMNS), strict=True):
-        assert list(read) == list(COLUMNS)
+    for read, row in zip(
+        rows, AuditEvent.objects.order_by("id").values(*EXPORTED_COLUMNS), strict=True
+    ):
+        assert list(read) == list(EXPORTED_COLUMNS)
         assert json.loads(read["details"]) == row["details"]
         plain = {**row, "at": row["at"].isoformat(), "details": read["details"]}
         assert read == {name: "" if v is None else str(v) for name, v in plain.items()}
@@ -77,7 +82,7 @@ def test_csv_is_the_rows(write: Write) -> None:
 
 def test_an_empty_audit() -> None:
     assert list(export(using="default", as_csv=False)) == []
-    assert list(export(using="default", as_csv=True)) == [(",".join(COLUMNS) + "\n", 0)]
+    assert list(export(using="default", as_csv=True)) == [(",".join(EXPORTED_COLUMNS) + "\n", 0)]
     assert text_of(since=timezone.now()) == ""
 
 
@@ -88,17 +93,24 @@ def test_an_empty_audit() -> None:
         ("+1", "'+1"),
         ("-1", "'-1"),
         ("@SUM(A1)", "'@SUM(A1)"),
-        ("\t=1", "'\t=1"),
-        ("\r=1", "'\r=1"),
-        ("\n=1", "'\n=1"),
+        ("\t=1", "'\t'=1"),
+        ("\r=1", "'\r'=1"),
+        ("\n=1", "'\n'=1"),
+        ("\ta", "'\ta"),
+        (' "=1', "' \"=1"),
         ("\uff1d1", "'\uff1d1"),
         ("\uff0b1", "'\uff0b1"),
         ("\uff0d1", "'\uff0d1"),
         ("\uff20A", "'\uff20A"),
         ("a=1", "a=1"),
         ("'=1", "'=1"),
-        ("a\r=1", "a\r=1"),
-        ("a\n=1", "a\n=1"),
+        ("a\r=1", "a\r'=1"),
+        ("a\n=1", "a\n'=1"),
+        ("a;=cmd()", "a;'=cmd()"),
+        ("a|-1;@b\t+1", "a|'-1;'@b\t'+1"),
+        ('a; "=1', "a; \"'=1"),
+        ("a;\uff1d1", "a;'\uff1d1"),
+        ("a; b=1 -1 (+http://x/)", "a; b=1 -1 (+http://x/)"),
         ("", ""),
     ],
 )
@@ -107,9 +119,27 @@ def test_formulas_are_text(text: str, shown: str, write: Write) -> None:
     written = text_of(as_csv=True)
     [row] = csv.DictReader(StringIO(written, newline=""))
     assert (row["user_agent"], row["client_id"]) == (shown, shown)
-    assert shown in written
+    assert shown.replace('"', '""') in written
     [row] = json_rows()
     assert row["user_agent"] == text
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_NONE])
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+@settings(suppress_health_check=list(HealthCheck), max_examples=300)
+@given(
+    texts=st.lists(
+        st.text(alphabet=" \"'a,;|\t\r\n=+-@\uff1d1", max_size=9), min_size=1, max_size=3
+    )
+)
+def test_no_separator_yields_a_formula(separator: str, quoting: int, texts: list[str]) -> None:
+    details = json.dumps({text: text for text in texts})
+    row = dict(zip(EXPORTED_COLUMNS, [*texts, *[""] * 21], strict=False)) | {"details": details}
+    # A cell is what a spreadsheet sees, which opens the file with a separator that isn't ours.
+    lines = StringIO(module._csv([row]), newline="").read().splitlines(keepends=True)
+    reader: Any = csv.reader(lines, delimiter=separator, quoting=quoting)  # type: ignore[arg-type]
+    cells = [cell.lstrip(' "') for cells in reader for cell in cells]
+    assert [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\uff1d"))] == []
 
 
 @pytest.mark.parametrize("as_csv", [False, True])
@@ -166,7 +196,7 @@ def test_a_row_that_is_committed_meanwhile_harms_nothing(write: Write, small_bat
 def test_memory_does_not_grow_with_the_rows(
     as_csv: bool, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BATCH", 200)
+    monkeypatch.setattr(stored, "ROWS_PER_READ", 200)
 
     def peak() -> int:
         tracemalloc.start()
@@ -257,4 +287,4 @@ def test_a_reader_that_has_enough_is_no_error(kind: str, processes: Any, write: 
     if kind == "jsonl":
         assert json.loads(out)["event"] == "auth.accepted"
     else:
-        assert out == ",".join(COLUMNS) + "\n"
+        assert out == ",".join(EXPORTED_COLUMNS) + "\n"

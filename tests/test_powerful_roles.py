@@ -10,7 +10,7 @@ from django.core.management.base import CommandError
 from django.db import DatabaseError, connection
 
 from tests.postgresql import EVENTS, Roles, acting_as, quoted, sql
-from tokenauth.audit.roles import apply, harden
+from tokenauth.audit.sealing.roles import apply, harden
 from tokenauth.exceptions import SealError
 from tokenauth.models import AuditSeal
 

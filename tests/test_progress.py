@@ -22,7 +22,7 @@ from django.utils import timezone
 from tests.conftest import Write
 from tests.processes import Processes
 from tokenauth.audit import cursors
-from tokenauth.audit.sealing import seal
+from tokenauth.audit.sealing.sealer import seal
 from tokenauth.client_info import Actor
 from tokenauth.management import progress
 from tokenauth.models import AuditEvent

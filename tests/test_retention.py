@@ -36,9 +36,9 @@ from tests.audit_log import (
     write,
 )
 from tests.views import events_of_another_connection
-from tokenauth.audit import retention
-from tokenauth.audit.seals import digest_of, microseconds
-from tokenauth.audit.verification import Finding, Verification
+from tokenauth.audit.sealing import retention
+from tokenauth.audit.sealing.seals import digest_of, microseconds
+from tokenauth.audit.sealing.verification import Finding, Verification
 from tokenauth.exceptions import SealError
 from tokenauth.models import AuditEvent, AuditSeal
 
@@ -302,7 +302,7 @@ def test_an_interrupted_prune_is_clean_and_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(retention, "_delete", delete)
-        patch.setattr(retention, "BATCH", 3)
+        patch.setattr(retention, "ROWS_PER_DELETE", 3)
         with pytest.raises(KeyboardInterrupt):
             prune()
     look()
@@ -321,7 +321,7 @@ def test_an_interrupted_prune_is_clean_and_goes_on(
 
 def test_without_keys_any_row_goes(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     configure(AUDIT_SEAL_KEYS={})
-    monkeypatch.setattr(retention, "BATCH", 2)
+    monkeypatch.setattr(retention, "ROWS_PER_DELETE", 2)
     ids = write_at(30, 5, 20, 20, 20, 20, 10)
     told: list[int] = []
     assert prune(progress=told.append) == 5
@@ -433,7 +433,7 @@ def check_prune_while_verifying(after: int, moment: str, monkeypatch: pytest.Mon
             prune()
         return real(*args)
 
-    monkeypatch.setattr("tokenauth.audit.verification.BATCH", 3)
+    monkeypatch.setattr("tokenauth.audit.sealing.verification.ROWS_PER_CHECK", 3)
     monkeypatch.setattr(Verification, name, prune_first)
     found: list[Finding] = verify()
     assert found == []

@@ -16,11 +16,11 @@ from tests.audit_log import settle
 from tests.conftest import Issue, Write, ask, header
 from tests.postgresql import EVENTS, Roles, acting_as, permit, quoted, sql
 from tokenauth import services
-from tokenauth.audit.retention import prune
-from tokenauth.audit.roles import apply, harden
+from tokenauth.audit.sealing.retention import prune
+from tokenauth.audit.sealing.roles import apply, harden
 from tokenauth.audit.rows import make_row
-from tokenauth.audit.sealing import seal
-from tokenauth.audit.verification import Verification
+from tokenauth.audit.sealing.sealer import seal
+from tokenauth.audit.sealing.verification import Verification
 from tokenauth.client_info import Actor, ClientInfo
 from tokenauth.models import AuditEvent, AuditSeal, Event
 
@@ -78,7 +78,10 @@ def test_the_printed_sql_can_be_run_again_and_again(
         "tokenauth_audit", "harden", "--role", app, "--maintenance-role", upkeep, "--apply"
     )
     printed, said = capsys.readouterr()
-    assert (printed, said) == ("", f"{app} can add and read audit rows, and nothing else.\n")
+    assert (printed, said) == (
+        "",
+        f"The role {app} can add and read audit rows, and nothing else.\n",
+    )
     assert privileges(app) == {"SELECT", "INSERT"}
 
 

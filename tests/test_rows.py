@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from tokenauth.audit.rows import COLUMNS, Row, make_row
+from tokenauth.audit.rows import Row, make_row
 from tokenauth.client_info import ClientInfo
 from tokenauth.exceptions import Identity
 from tokenauth.models import AuditEvent, Event
@@ -93,8 +93,7 @@ def test_every_column_has_its_value() -> None:
 
 def test_columns_are_those_of_the_table() -> None:
     stored = {field.attname for field in AuditEvent._meta.concrete_fields}
-    assert {*COLUMNS, "id", "xid"} == stored
-    assert list(COLUMNS) == list(Row._fields)
+    assert {*Row._fields, "id", "xid"} == stored
 
 
 def test_a_row_happens_now_and_has_an_id_of_its_own() -> None:
@@ -139,7 +138,7 @@ def test_as_text() -> None:
 def test_a_stored_row_is_the_row() -> None:
     row = full_row()
     row.as_event().save()
-    stored = AuditEvent.objects.values(*COLUMNS).get()
+    stored = AuditEvent.objects.values(*Row._fields).get()
     assert stored == row.columns()
 
 

@@ -42,9 +42,9 @@ from tests.audit_log import (
     verify,
     write,
 )
-from tokenauth.audit import sealing
+from tokenauth.audit.sealing import sealer
 from tokenauth.audit.cursors import read_cursor
-from tokenauth.audit.retention import prune
+from tokenauth.audit.sealing.retention import prune
 from tokenauth.models import AuditEvent, AuditSeal, Event
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -150,7 +150,7 @@ def test_backfilling_starts_from_a_seal_that_is_as_it_was_made(
 def test_a_late_row_behind_a_window_that_was_left_open() -> None:
     with hours_ago(3):
         write(7)
-        going: Any = sealing.seal(using="default", by=ACTOR)
+        going: Any = sealer.seal(using="default", by=ACTOR)
         next(going)
         going.close()
     seal_all()
@@ -286,7 +286,7 @@ def bulk(dice: random.Random) -> list[AuditEvent]:
 
 @needs_postgresql
 def test_eight_writers_a_sealer_a_verifier_and_a_pruner(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokenauth.audit.sealing.LARGEST", 50)
+    monkeypatch.setattr("tokenauth.audit.sealing.sealer.LARGEST", 50)
     writers = Writers(8)
     seen: set[str] = set()
     pruned = rounds = 0
@@ -297,7 +297,7 @@ def test_eight_writers_a_sealer_a_verifier_and_a_pruner(monkeypatch: pytest.Monk
             assert time.monotonic() < until + 120
             rounds += 1
             verifying = pool.submit(verify_elsewhere)
-            for made in sealing.seal(using="default", by=ACTOR):
+            for made in sealer.seal(using="default", by=ACTOR):
                 ids = entries_of(made)
                 seen |= {str(e) for e in values_of(ids)}
             if rounds % 4 == 0:
@@ -317,7 +317,7 @@ def test_eight_writers_a_sealer_a_verifier_and_a_pruner(monkeypatch: pytest.Monk
     assert verification.pending == len(unsealed_ids())
     unsealed = AuditEvent.objects.filter(pk__in=unsealed_ids())
     assert {row.event for row in unsealed} <= {Event.AUDIT_SEALED.value}
-    cursor = read_cursor(sealing.last_seal("default"))
+    cursor = read_cursor(sealer.last_seal("default"))
     used = {*row_ids(), *sealed_ids()}
     gaps = [number for number in range(cursor.marks[0].id) if number not in used]
     forged = [new_row() for _ in gaps]
@@ -357,7 +357,7 @@ def test_what_waits_for_an_open_transaction_is_told(capsys: pytest.CaptureFixtur
         call_command("tokenauth_audit", "seal")
         over.set()
         holding.result(30)
-    assert capsys.readouterr().err.startswith("Sealed 0 rows in 0 seals.\n3 rows wait: ")
+    assert capsys.readouterr().err.startswith("Sealed 0 rows in 0 seals.\nNot sealed yet: 3 rows, ")
     settle()
     call_command("tokenauth_audit", "seal")
     assert "wait" not in capsys.readouterr().err

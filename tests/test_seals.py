@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenauth.audit import rows, seals
-from tokenauth.audit.seals import Entry, Head, IdSet
-from tokenauth.audit.stored import COLUMNS
+from tokenauth.audit.rows import Row
+from tokenauth.audit.sealing import seals
+from tokenauth.audit.sealing.seals import Entry, Head, IdSet
+from tokenauth.audit.stored import STORED_COLUMNS
 from tokenauth.exceptions import SealError
 from tokenauth.models import AuditEvent, AuditSeal
 
@@ -33,7 +34,7 @@ VALUES: dict[str, Any] = {
 
 def entry(**changes: Any) -> Entry:
     values = {**VALUES, **changes}
-    return seals.row_entry([values[name] for name in COLUMNS], SECRET)
+    return seals.row_entry([values[name] for name in STORED_COLUMNS], SECRET)
 
 
 def make_seal(**changes: Any) -> AuditSeal:
@@ -52,11 +53,11 @@ def make_seal(**changes: Any) -> AuditSeal:
 
 def test_all_columns_of_the_table_are_covered() -> None:
     names = {field.name for field in AuditEvent._meta.concrete_fields}
-    assert set(COLUMNS) == names == set(VALUES)
-    assert len(COLUMNS) == len(names)
+    assert set(STORED_COLUMNS) == names == set(VALUES)
+    assert len(STORED_COLUMNS) == len(names)
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", STORED_COLUMNS)
 def test_every_column_changes_the_mac(name: str) -> None:
     other = -5 if name == "id" else f"{VALUES[name]} "
     assert entry(**{name: other}).mac != entry().mac
@@ -72,7 +73,7 @@ def test_an_entry_has_the_id_the_time_and_128_bits() -> None:
     assert entry()[:2] == (7, seals.microseconds(NOON)) == (7, MICROSECOND)
     assert len(entry().mac) == 16
     assert entry() == entry()
-    values = [VALUES[name] for name in COLUMNS]
+    values = [VALUES[name] for name in STORED_COLUMNS]
     assert seals.row_entry(values, b"other").mac != entry().mac
 
 
@@ -203,8 +204,8 @@ def test_what_is_no_head(text: str) -> None:
 
 
 def test_columns_of_a_row_are_all_there() -> None:
-    assert (COLUMNS[0], COLUMNS[-1]) == ("id", "xid")
-    assert COLUMNS[1:-1] == rows.COLUMNS
+    assert (STORED_COLUMNS[0], STORED_COLUMNS[-1]) == ("id", "xid")
+    assert STORED_COLUMNS[1:-1] == Row._fields
 
 
 # Sets of ids.

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from tests.conftest import Issue
 from tokenauth import statements
 from tokenauth.audit import rows as audit_rows
-from tokenauth.audit.rows import COLUMNS, columns_of, make_row
+from tokenauth.audit.rows import Row, columns_of, make_row
 from tokenauth.client_info import ClientInfo
 from tokenauth.exceptions import Reason, Refused
 from tokenauth.models import AuditEvent, Event, Token, TokenStatus
@@ -164,11 +164,11 @@ def test_a_row_comes_out_as_the_orm_writes_it(
     row = make_row(event, info, reason="", count=count, details=details)
     with transaction.atomic():
         row.as_event().save()
-        by_orm = AuditEvent.objects.values_list(*COLUMNS).get()
+        by_orm = AuditEvent.objects.values_list(*Row._fields).get()
         transaction.set_rollback(True)
     with transaction.atomic():
         insert_events(connection, columns_of([row]))
-        assert AuditEvent.objects.values_list(*COLUMNS).get() == by_orm == tuple(row)
+        assert AuditEvent.objects.values_list(*Row._fields).get() == by_orm == tuple(row)
         transaction.set_rollback(True)
 
 
@@ -181,7 +181,7 @@ def test_two_rows_in_one_insert() -> None:
     with CaptureQueriesContext(connection) as queries:
         insert_events(connection, columns_of(rows))
     assert len(queries) == 1
-    assert list(AuditEvent.objects.order_by("id").values_list(*COLUMNS)) == [*map(tuple, rows)]
+    assert list(AuditEvent.objects.order_by("id").values_list(*Row._fields)) == [*map(tuple, rows)]
 
 
 def test_nothing_is_found_where_nothing_is(issue: Issue) -> None:

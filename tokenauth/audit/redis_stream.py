@@ -32,7 +32,7 @@ CALL_TIMEOUT_SECONDS = 0.25
 """For connecting, and for each answer. A request waits for the first that doesn't come."""
 ASK_AGAIN_SECONDS = 10.0
 """For how long a process believes what Redis said of its persistence."""
-STREAM = "tokenauth:audit"
+STREAM_NAME = "tokenauth:audit"
 FIELD = "row"
 """The one field of an entry: ``Row.to_json()``."""
 
@@ -108,7 +108,7 @@ def read_place() -> Place:
             "rediss:// and unix:// will do too."
         ) from None
     prefix = entry.get("KEY_PREFIX", "")
-    return Place(stream=f"{prefix}:{STREAM}" if prefix else STREAM, options=options)
+    return Place(stream=f"{prefix}:{STREAM_NAME}" if prefix else STREAM_NAME, options=options)
 
 
 def try_place() -> Place:

@@ -1,25 +1,30 @@
-"""Audit rows as the database has them, whatever Python makes of them.
+"""Reading audit rows as the database stores them, in parts that fit into memory.
 
-Two texts may stand for the same details or the same time, and some that an intruder puts there for
-none at all. What a database gives as text says what is stored, and can always be read.
+Django can turn two different stored texts into the same details or time, and an intruder can store
+values that Django can't read at all. A cast to text shows exactly what is stored, and never fails.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import F, Func, QuerySet, TextField
+from django.db.models import BigIntegerField, F, Func, QuerySet, TextField
 from django.db.models.sql.compiler import SQLCompiler
 
-from tokenauth.audit import rows
+from tokenauth.audit.rows import Row
 from tokenauth.models import AuditEvent
 
-COLUMNS = ("id", *rows.COLUMNS, "xid")
-"""The columns of a row, in this order."""
+STORED_COLUMNS = ("id", *Row._fields, "xid")
+"""The columns of a stored row, in the order in which ``read_stored`` returns them."""
+ROWS_PER_READ = 2_000
+"""How many whole rows one query returns."""
+BYTES_PER_READ = 2_000_000
+"""How many bytes the rows of one query have together. A single row may have more."""
 UNREADABLE = (ValueError, TypeError, AttributeError, OverflowError, RecursionError, DatabaseError)
-"""What a driver, Django or Python raises on values that nobody but an intruder can have put in."""
+"""What a driver, Django or Python raises on values that only an intruder can have stored."""
 
 
 class _Stored(Func):
@@ -36,14 +41,14 @@ class _Stored(Func):
     def as_sqlite(
         self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any
     ) -> tuple[str, Any]:
-        # As bytes: they needn't be UTF-8.
+        # As bytes, because SQLite doesn't make sure that text is UTF-8.
         return self.as_sql(
             compiler, connection, template="CAST(%(expressions)s AS BLOB)", **context
         )
 
 
 class _StoredTime(_Stored):
-    """A time as text; on PostgreSQL in microseconds since 1970, in no zone and no style."""
+    """A time as text. On PostgreSQL microseconds since 1970, which don't depend on settings."""
 
     def as_postgresql(
         self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any
@@ -53,7 +58,7 @@ class _StoredTime(_Stored):
 
 
 class _Types(Func):
-    """The types of values: on SQLite any column takes any."""
+    """The types of a row's values on SQLite, where every column accepts every type."""
 
     template = "''"
     output_field = TextField()
@@ -74,19 +79,78 @@ class _Types(Func):
         return sql, values if "typeof" in sql else ()
 
 
+class _Size(Func):
+    """The bytes of the details. On SQLite of all columns, because it enforces no lengths."""
+
+    template = "OCTET_LENGTH(details)"
+    output_field = BigIntegerField()
+
+    def as_postgresql(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any
+    ) -> tuple[str, Any]:
+        return self.as_sql(
+            compiler, connection, template="octet_length((details)::text)", **context
+        )
+
+    def as_sqlite(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any
+    ) -> tuple[str, Any]:
+        return self.as_sql(
+            compiler,
+            connection,
+            template="ifnull(length(CAST(%(expressions)s AS BLOB)), 0)",
+            arg_joiner=" AS BLOB)), 0) + ifnull(length(CAST(",
+            **context,
+        )
+
+
 _EXPRESSIONS = [
-    *((_StoredTime if name == "at" else _Stored)(F(name)) for name in COLUMNS[1:]),
-    _Types(*COLUMNS),
+    *((_StoredTime if name == "at" else _Stored)(F(name)) for name in STORED_COLUMNS[1:]),
+    _Types(*STORED_COLUMNS),
 ]
 
 
-def read_stored(events: QuerySet[AuditEvent], limit: int | None = None) -> list[tuple[Any, ...]]:
-    """Return the first ``limit`` of ``events``, as the texts of ``COLUMNS`` but for the id.
+def split(events: QuerySet[AuditEvent], limit: int | None = None) -> Iterator[QuerySet[AuditEvent]]:
+    """Give ``events``, or the first ``limit`` of them, by id in parts that can be read at once.
 
-    None stays None. At the end of each is what its values' types are where columns don't tell.
+    A part has at most ``ROWS_PER_READ`` rows and ``BYTES_PER_READ`` bytes, or is a single row.
+    Drivers hold the whole result of a query in memory, so the sizes are asked for first.
     """
-    found = events.values_list("id", *_EXPRESSIONS)[:limit]
-    return [tuple(map(_decode, values)) for values in found]
+    rest = events.order_by("id")
+    while limit is None or limit > 0:
+        count = ROWS_PER_READ if limit is None else min(ROWS_PER_READ, limit)
+        found = list(rest.values_list("id", _Size(*STORED_COLUMNS))[:count])
+        if not found:
+            return
+        for first, last in _ranges(found):
+            yield rest.filter(id__gte=first, id__lte=last)
+        rest = rest.filter(id__gt=found[-1][0])
+        limit = None if limit is None else limit - len(found)
+
+
+def _ranges(sizes: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    first = last = sizes[0][0]
+    total = 0
+    for row_id, size in sizes:
+        # A table without its primary key may have an id twice; both rows are in one part.
+        if row_id != last and total + size > BYTES_PER_READ:
+            yield first, last
+            first, total = row_id, 0
+        last, total = row_id, total + size
+    yield first, last
+
+
+def read_stored(
+    events: QuerySet[AuditEvent], limit: int | None = None
+) -> Iterator[tuple[Any, ...]]:
+    """Give the first ``limit`` of ``events``, by id, each as the texts of ``STORED_COLUMNS``.
+
+    The id is a number and NULL is None. The last item of each has the types of the values on
+    SQLite, and is empty on other databases, where the column decides.
+    """
+    for part in split(events, limit):
+        for values in part.values_list("id", *_EXPRESSIONS):
+            yield tuple(map(_decode, values))
 
 
 def _decode(value: Any) -> Any:

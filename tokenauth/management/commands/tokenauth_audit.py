@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from itertools import chain
 from types import ModuleType
@@ -23,31 +23,32 @@ from django.utils.dateparse import parse_date, parse_datetime
 
 from tokenauth.audit.cursors import count_waiting
 from tokenauth.audit.export import export
-from tokenauth.audit.retention import prune
-from tokenauth.audit.roles import apply, harden
-from tokenauth.audit.sealing import last_seal, seal
-from tokenauth.audit.seals import Head, parse_head
+from tokenauth.audit.sealing.retention import prune
+from tokenauth.audit.sealing.roles import apply, harden
+from tokenauth.audit.sealing.sealer import last_seal, seal
+from tokenauth.audit.sealing.seals import Head, parse_head
 from tokenauth.audit.sinks import is_redis_configured
 from tokenauth.audit.stored import UNREADABLE
-from tokenauth.audit.verification import Verification
+from tokenauth.audit.sealing.verification import MAX_UNSEALED, Verification
 from tokenauth.client_info import Actor
 from tokenauth.conf import parse_duration
 from tokenauth.exceptions import SealError
 from tokenauth.management.options import add_base_options
 from tokenauth.management.progress import printing, show_progress
+from tokenauth.management.wording import count_of
 from tokenauth.models import AuditEvent, AuditSeal, SealKind, Token
 
 PRINTING = {"verify", "export", "harden"}
-"""Verbs that print what was asked for."""
+"""Verbs whose result is printed to standard output."""
 INTERRUPTED = 130
-"""What shells say of a program that Ctrl-C ended."""
+"""The exit status of a program that Ctrl-C ended, as in shells."""
 
 
 class Command(BaseCommand):
-    """Standard output carries what was asked for; what is said beside that, standard error.
+    """Prints results to standard output and all other messages to standard error.
 
-    Each verb can be interrupted, which exits with 130, and run again. ``verify`` exits with 1
-    when something was changed.
+    Each verb can be interrupted, which exits with 130, and run again. ``verify`` exits with 1 if
+    it finds anything.
     """
 
     help = "Seal, verify, prune, export, protect and drain the audit."
@@ -57,20 +58,33 @@ class Command(BaseCommand):
         verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
         common = CommandParser(add_help=False)
         common.add_argument(
-            "--database", metavar="ALIAS", help="where the audit is; the router's choice"
+            "--database",
+            metavar="ALIAS",
+            help="the database of the audit; by default the router's choice",
         )
-        sealing = verbs.add_parser("seal", parents=[common], help="close committed rows into seals")
+        sealing = verbs.add_parser("seal", parents=[common], help="seal committed rows")
         sealing.add_argument(
-            "--print-head", action="store_true", help="print the last seal, to be kept elsewhere"
+            "--print-head",
+            action="store_true",
+            help="print the last seal, so that you can keep it elsewhere",
         )
-        verifying = verbs.add_parser("verify", parents=[common], help="find what was changed")
+        verifying = verbs.add_parser(
+            "verify", parents=[common], help="compare the audit with its seals"
+        )
         verifying.add_argument(
             "--head",
             action="append",
             default=[],
             type=_head,
             metavar="HEAD",
-            help="a head that was kept elsewhere; - for standard input, a head a line; repeatable",
+            help="a head that was kept elsewhere; - reads one a line from standard input; repeatable",
+        )
+        verifying.add_argument(
+            "--max-unsealed",
+            type=_duration,
+            default=MAX_UNSEALED,
+            metavar="AGE",
+            help="how old a row may become before it is sealed; by default 24h",
         )
         pruning = verbs.add_parser("prune", parents=[common], help="delete old rows for good")
         pruning.add_argument(
@@ -81,13 +95,15 @@ class Command(BaseCommand):
         exporting.add_argument(
             "--since", type=_moment, metavar="WHEN", help="2026-01-31, or 24h ago"
         )
-        draining = verbs.add_parser("drain", help="take rows from the Redis stream to the database")
+        draining = verbs.add_parser("drain", help="move rows from the Redis stream to the database")
         draining.add_argument("--once", action="store_true", help="stop when the stream is empty")
-        _add_harden(verbs.add_parser("harden", parents=[common], help="protect it on PostgreSQL"))
+        _add_harden(
+            verbs.add_parser("harden", parents=[common], help="protect the audit on PostgreSQL")
+        )
         add_base_options(verbs.choices.values())
 
     def handle(self, *_args: Any, verb: str, database: str | None = None, **options: Any) -> None:
-        """Do what the verb says; raises CommandError with a message for people."""
+        """Run the verb; raises CommandError with a message for people."""
         handlers: dict[str, Callable[..., None]] = {
             "seal": self._seal,
             "verify": self._verify,
@@ -105,26 +121,27 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from None
         except KeyboardInterrupt:
             raise CommandError(
-                "Interrupted. What is done stays; run it again.", returncode=INTERRUPTED
+                "Interrupted. What is done stays. Run it again.", returncode=INTERRUPTED
             ) from None
         except DatabaseFailure as error:
             if _is_interrupted(error):
                 # Ctrl-C in the middle of a statement can leave the driver confused.
                 raise CommandError("Interrupted. Run it again.", returncode=INTERRUPTED) from None
             raise CommandError(
-                f"The database says: {str(error).strip()}\nIs it there, is it migrated (manage.py "
-                f"migrate --database {using}), and may this role do that? ({verb} on {using!r})"
+                f"The database says: {str(error).strip()}\nCheck that it exists, that it is migrated "
+                f"(manage.py migrate --database {using}), and that this role may do that. "
+                f"({verb} on {using!r})"
             ) from None
         except BrokenPipeError:
-            # Whoever read has enough, as `head` has. Python would complain once more at its end.
+            # The reader stopped early, as `head` does. Without this Python fails again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if verb == "verify":
                 raise CommandError("There are findings.") from None
         except OSError as error:
-            raise CommandError(f"{error}. What is done stays; run it again.") from None
+            raise CommandError(f"{error}. What is done stays. Run it again.") from None
 
     def _choose_database(self, verb: str, database: str | None) -> str:
-        """Return the alias of where the audit is; says so where another one has a part of it."""
+        """Return the alias of the audit's database; tell about rows in another one."""
         if database is not None:
             if database not in connections:
                 known = " or ".join(connections)
@@ -133,13 +150,13 @@ class Command(BaseCommand):
         using, tokens = router.db_for_write(AuditEvent), router.db_for_write(Token)
         if tokens != using and verb != "drain":
             self._say(
-                f"Rows of changes to tokens are in {tokens!r}: run this with --database {tokens} "
-                "too."
+                f"Rows about changes to tokens are in {tokens!r}: also run this with --database "
+                f"{tokens}."
             )
         return using
 
     def _say(self, text: str) -> None:
-        # Not as Django writes to standard error, in red: this is no error.
+        # Without Django's red, because this is not an error.
         self.stderr.write(text, style_func=str)
 
     def _seal(self, *, using: str, print_head: bool, **_options: Any) -> None:
@@ -149,32 +166,34 @@ class Command(BaseCommand):
                 seals += 1
                 rows += made.count
                 progress(made.count)
-        self._say(f"Sealed {rows} rows in {seals} seals.")
+        self._say(f"Sealed {count_of(rows, 'row')} in {count_of(seals, 'seal')}.")
         if waiting := count_waiting(using):
-            self._say(f"{waiting} rows wait: what is being written may still come before them.")
+            self._say(
+                f"Not sealed yet: {count_of(waiting, 'row')}, because open transactions may still "
+                "add rows before them."
+            )
         if print_head and (last := last_seal(using)):
             self.stdout.write(str(last))
 
-    def _verify(self, *, using: str, head: list[Head | None], **_options: Any) -> None:
+    def _verify(
+        self, *, using: str, head: list[Head | None], max_unsealed: timedelta, **_options: Any
+    ) -> None:
         heads = chain.from_iterable(_read_heads() if one is None else [one] for one in head)
         found = 0
         with show_progress("verify", _count_sealed(using)) as progress:
-            verification = Verification(using=using, heads=heads, progress=progress)
+            verification = Verification(
+                using=using, heads=heads, max_unsealed=max_unsealed, progress=progress
+            )
             for finding in verification.findings():
                 found += 1
                 with printing():
                     self.stdout.write(str(finding))
             self.stdout.flush()
-        late = f", {verification.late} of them committed late" if verification.late else ""
-        unchecked = verification.unchecked
-        unknown = f"{unchecked} rows can't be checked without their key; " if unchecked else ""
-        self._say(
-            f"{verification.rows} rows in {verification.seals} seals are as they were "
-            f"sealed{late}; {unknown}{verification.pending} rows are not sealed yet."
-        )
+        self._say(_summarise(verification))
         if found:
             raise CommandError(
-                f"{found} findings: not everything is, or can be shown to be, as it was sealed."
+                f"{count_of(found, 'finding')}: the audit was changed, or can't be shown to be "
+                "unchanged."
             )
 
     def _prune(self, *, using: str, before: datetime, **_options: Any) -> None:
@@ -182,12 +201,12 @@ class Command(BaseCommand):
             raise CommandError(f"--before is in the future: {before.isoformat()}.")
         with show_progress("prune") as progress:
             count = prune(before=before, using=using, by=Actor.from_command(), progress=progress)
-        self._say(f"Removed {count} rows from before {before.isoformat()}.")
+        self._say(f"Removed {count_of(count, 'row')} from before {before.isoformat()}.")
 
     def _export(self, *, using: str, since: datetime | None, **options: Any) -> None:
         as_csv = options["format"] == "csv"
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(encoding="utf-8")  # Whatever this terminal's locale is.
+            sys.stdout.reconfigure(encoding="utf-8")  # Whatever the locale is.
         with show_progress("export") as progress:
             for text, count in export(using=using, as_csv=as_csv, since=since):
                 with printing():
@@ -214,21 +233,21 @@ class Command(BaseCommand):
                 apply(statements, using)
             except DatabaseError as error:
                 raise CommandError(f"Nothing was changed. PostgreSQL says: {error}") from None
-            self._say(f"{role} can add and read audit rows, and nothing else.")
+            self._say(f"The role {role} can add and read audit rows, and nothing else.")
         else:
             self.stdout.write("\n".join(["BEGIN;", *statements, "COMMIT;"]))
 
 
 def _add_harden(parser: CommandParser) -> None:
     parser.add_argument(
-        "--role", required=True, metavar="NAME", help="what the web workers connect as"
+        "--role", required=True, metavar="NAME", help="the role that the web workers connect as"
     )
     parser.add_argument(
         "--maintenance-role",
         metavar="NAME",
-        help="for drain, seal and prune; the role's name and _audit",
+        help="the role for drain, seal and prune; by default --role and _audit",
     )
-    parser.add_argument("--apply", action="store_true", help="run the SQL, don't print it")
+    parser.add_argument("--apply", action="store_true", help="run the SQL instead of printing it")
 
 
 def _load_draining() -> ModuleType:
@@ -243,20 +262,20 @@ def _load_draining() -> ModuleType:
         )
         raise CommandError(f"{error}{fix}.") from None
     raise CommandError(
-        "There is nothing to drain: TOKENAUTH['AUDIT_SINK'] isn't "
+        "There is nothing to drain: TOKENAUTH['AUDIT_SINK'] is not "
         '"tokenauth.audit.redis_stream.RedisStreamSink".'
     )
 
 
 def _is_interrupted(error: BaseException | None) -> bool:
-    """Tell whether Ctrl-C is what an error began with; drivers pack it up."""
+    """Tell whether Ctrl-C caused an error; drivers wrap it in errors of their own."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error is not None
 
 
 def _count_sealed(using: str) -> int | None:
-    """Return how many rows there are to verify; None where somebody spoilt the counts."""
+    """Return how many rows are sealed, or None if the stored counts can't be added."""
     seals = AuditSeal.objects.using(using).exclude(kind=SealKind.PRUNED.value)
     try:
         total: int | None = seals.aggregate(rows=Sum("count"))["rows"]
@@ -266,7 +285,7 @@ def _count_sealed(using: str) -> int | None:
 
 
 def _head(text: str) -> Head | None:
-    """Read a head; None for ``-``, which stands for those on standard input."""
+    """Return the head, or None for ``-``, which stands for standard input."""
     try:
         return None if text == "-" else parse_head(text)
     except ValueError as error:
@@ -279,14 +298,34 @@ def _read_heads() -> list[Head]:
         try:
             heads += [parse_head(line)] if line.strip() else []
         except ValueError as error:
-            raise CommandError(f"On standard input, line {number}: {error}.") from None
+            raise CommandError(f"Standard input, line {number}: {error}.") from None
     if not heads:
-        raise CommandError("--head -: there is no head on standard input.")
+        raise CommandError("--head -: standard input holds no head.")
     return heads
 
 
+def _summarise(verification: Verification) -> str:
+    text = (
+        f"Unchanged since they were sealed: {count_of(verification.rows, 'row')} in "
+        f"{count_of(verification.seals, 'seal')}."
+    )
+    numbers = {
+        "Of these committed late": verification.late,
+        "Not checked, because their key is missing": verification.unchecked,
+        "Not sealed yet": verification.pending,
+    }
+    return " ".join([text, *(f"{name}: {count_of(n, 'row')}." for name, n in numbers.items() if n)])
+
+
+def _duration(text: str) -> timedelta:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _moment(text: str) -> datetime:
-    """Read a date, a time, or how long ago."""
+    """Read a date, a time or an age."""
     try:
         moment = parse_datetime(text)
         if moment is None and (day := parse_date(text)):
@@ -295,12 +334,12 @@ def _moment(text: str) -> datetime:
             return timezone.now() - parse_duration(text)
         aware = timezone.make_aware(moment) if timezone.is_naive(moment) else moment
         aware = aware.astimezone(UTC)
-        # As the database's times are: aware or, with USE_TZ off, not.
+        # Aware or naive, as USE_TZ says.
         if timezone.is_aware(timezone.now()):
             return aware
         return timezone.make_naive(aware, timezone.get_default_timezone())
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no time; write 2026-01-31, 2026-01-31T12:00:00+01:00, or 30d for 30 "
+            f"{text!r} is not a time; write 2026-01-31, 2026-01-31T12:00:00+01:00, or 30d for 30 "
             "days ago"
         ) from None

@@ -1,16 +1,17 @@
-"""Closing ranges of committed rows into seals."""
+"""Sealing ranges of committed rows."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from django.db import IntegrityError, models, transaction
+from django.db import IntegrityError, transaction
+from django.db.models import QuerySet
 
 from tokenauth import audit
 from tokenauth.audit.cursors import Cursor, may_be_late, open_window, read_cursor
-from tokenauth.audit.seals import (
+from tokenauth.audit.sealing.seals import (
+    IDS_PER_READ,
     LARGEST,
     Entry,
     IdSet,
@@ -23,63 +24,63 @@ from tokenauth.audit.seals import (
     row_entry,
     unpack,
 )
-from tokenauth.audit.stored import COLUMNS, read_stored
+from tokenauth.audit.stored import STORED_COLUMNS, read_stored
 from tokenauth.client_info import Actor
 from tokenauth.exceptions import SealError
 from tokenauth.models import AuditEvent, AuditSeal, Event, SealKind
 
 logger = logging.getLogger("tokenauth")
 
-BACKFILL = 3_600_000_000
-"""For how many microseconds rows may still come among sealed ones, where transactions have no
-numbers; what comes later was put there."""
-_LOWEST = -(2**63)
-STREAM = 10_000
-"""Ids that are looked at at once."""
+BACKFILL_MICROSECONDS = 3_600_000_000
+"""How long ago a range may have been sealed that late commits still join, where transactions have
+no numbers. A row that appears in an older range was inserted by an intruder."""
+_LOWEST_ID = -(2**63)
 
-_EVENT = COLUMNS.index("event")
+_EVENT = STORED_COLUMNS.index("event")
 
 
 def last_seal(using: str) -> AuditSeal | None:
-    """Return the newest seal without its entries; None where there is none."""
+    """Return the newest seal without its entries, or None if there is no seal."""
     return AuditSeal.objects.using(using).defer("entries").order_by("-number").first()
 
 
 def seal(*, using: str, by: Actor) -> Iterator[AuditSeal]:
-    """Seal the rows that are final, up to 10,000 at a time; give each seal as it is committed.
+    """Seal the rows that are final, up to 10,000 in one seal; give each seal once it is committed.
 
-    Whoever stops early loses nothing: the next call goes on from there. Raises SealError when
-    there are no keys, and when somebody else is sealing.
+    A caller that stops early loses nothing: the next call continues from the last seal. Raises
+    SealError if ``AUDIT_SEAL_KEYS`` is empty, or if another process is sealing.
     """
     yield from _Sealer(using, by).run()
 
 
 def refuse_changed(seal: AuditSeal | None) -> None:
-    """Raise SealError unless ``seal`` is as it was made, and its key is there; None passes."""
+    """Raise SealError unless ``seal`` is None, or is unchanged and its key is known."""
     if seal is not None and not is_genuine(seal, get_keys()):
         raise SealError(
             f"Seal {seal.number} was changed, or AUDIT_SEAL_KEYS lacks its key {seal.key_id!r}. "
-            "Put the key back; or find out with `tokenauth_audit verify` what was changed, and "
-            "restore it from a backup."
+            "Put the key back. If it isn't missing, run `tokenauth_audit verify` to see what was "
+            "changed, and restore that from a backup."
         )
 
 
 def read_entries(seal: AuditSeal) -> Iterator[Entry]:
-    """Return the entries of ``seal``; raises SealError unless it is as it was made.
+    """Return the entries of ``seal``; a seal whose rows were pruned may have none.
 
-    A pruned one may have none any more.
+    Raises SealError if the seal was changed.
     """
     refuse_changed(seal)
     data = bytes(seal.entries)
     if data and digest_of(data) != seal.digest:
-        raise SealError(f"Seal {seal.number} was changed; `tokenauth_audit verify` tells more.")
+        raise SealError(
+            f"Seal {seal.number} was changed. Run `tokenauth_audit verify` to see what is wrong."
+        )
     return unpack(data)
 
 
 def add_seal(seal: AuditSeal, last: AuditSeal | None, secret: bytes, using: str) -> None:
-    """Give ``seal`` its number, sign it and store it after ``last``, in the caller's transaction.
+    """Number, sign and store ``seal`` after ``last``, in the caller's transaction.
 
-    Raises SealError when another one took that number meanwhile.
+    Raises SealError if another process has stored a seal with this number meanwhile.
     """
     seal.number = last.number + 1 if last else 1
     seal.previous = last.mac if last else ""
@@ -88,7 +89,7 @@ def add_seal(seal: AuditSeal, last: AuditSeal | None, secret: bytes, using: str)
         seal.save(using=using)
     except IntegrityError as error:
         raise SealError(
-            "Another process is sealing or pruning. Nothing is lost; run this again later."
+            "Another process is sealing or pruning. Nothing is lost. Run this again later."
         ) from error
 
 
@@ -101,19 +102,19 @@ class _Sealer:
         refuse_changed(self.last)
 
     def run(self) -> Iterator[AuditSeal]:
-        while late := _late_rows(self.last, self.using):
+        while late := self.read(_late_rows(self.last, self.using))[0]:
             yield self.write(late, read_cursor(self.last), SealKind.BACKFILL)
         cursor, is_last = read_cursor(self.last), False
         while window := open_window(cursor, self.using, is_first=self.last is None):
-            found = read_stored(window.rows(self.using), LARGEST + 1)
+            found, only_own = self.read(window.rows(self.using))
             is_full = len(found) > LARGEST
             if not cursor.window and window.window != "old":
-                # Sealing writes a row: sealed alone, it would call for the next seal for ever.
-                if not is_full and _only_of_sealing(found):
+                # Sealing writes a row. If that row alone were sealed, each run would cause the next.
+                if not is_full and only_own:
                     return
-                # What is written meanwhile is for the next run, or there would be no end.
+                # Without an end, rows that are written meanwhile would keep this run going.
                 is_last = True
-            window = window.sealed_to(found[LARGEST - 1][0]) if is_full else window.closed()
+            window = window.sealed_to(found[LARGEST - 1].id) if is_full else window.closed()
             cursor = window
             if found:
                 yield self.write(found[:LARGEST], window, SealKind.ROWS)
@@ -121,8 +122,15 @@ class _Sealer:
             if is_last and not cursor.window:
                 return
 
-    def write(self, found: Sequence[tuple[Any, ...]], cursor: Cursor, kind: SealKind) -> AuditSeal:
-        entries = [row_entry(values, self.secret) for values in found]
+    def read(self, events: QuerySet[AuditEvent]) -> tuple[list[Entry], bool]:
+        """Return the entries of a seal's rows and one more, and whether sealing wrote all rows."""
+        entries, only_own = [], True
+        for values in read_stored(events, LARGEST + 1):
+            entries.append(row_entry(values, self.secret))
+            only_own = only_own and values[_EVENT] == Event.AUDIT_SEALED.value
+        return entries, only_own
+
+    def write(self, entries: Sequence[Entry], cursor: Cursor, kind: SealKind) -> AuditSeal:
         data = pack(entries)
         made = AuditSeal(
             kind=kind.value,
@@ -136,7 +144,7 @@ class _Sealer:
             digest=digest_of(data),
             entries=data,
         )
-        # Durable: the window needs a transaction that began after its rows were there.
+        # The window needs a transaction that began after its rows were committed.
         with transaction.atomic(using=self.using, durable=True):
             made.cursor = str(cursor.seen(made.last_id))
             add_seal(made, self.last, self.secret, self.using)
@@ -150,32 +158,30 @@ class _Sealer:
         return made
 
 
-def _only_of_sealing(found: Sequence[tuple[Any, ...]]) -> bool:
-    return all(values[_EVENT] == Event.AUDIT_SEALED.value for values in found)
+def _late_rows(last: AuditSeal | None, using: str) -> QuerySet[AuditEvent]:
+    """Return rows that were committed late, behind the cursor; at most as many as fit a seal.
 
-
-def _late_rows(last: AuditSeal | None, using: str) -> list[tuple[Any, ...]]:
-    """Return rows that were committed behind the cursor lately, the oldest first.
-
-    None, with a warning, where a seal that tells what was sealed lately isn't as it was made.
+    Returns no rows and logs a warning if a seal that lists recently sealed rows was changed.
     """
+    events = AuditEvent.objects.using(using)
     if last is None or not may_be_late(using):
-        return []
+        return events.none()
     seals = AuditSeal.objects.using(using).filter(number__lte=last.number).order_by("number")
     try:
-        start, known = _recently_sealed(seals, now() - BACKFILL)
+        start, known = _recently_sealed(seals, now() - BACKFILL_MICROSECONDS)
     except SealError as error:
-        # Whoever spoils one seal must not stop all that come.
+        # A single changed seal must not stop all sealing.
         logger.warning("Rows that were committed late aren't sealed: %s", error)
-        return []
+        return events.none()
     ids = _unsealed(start, read_cursor(last).closed_id, known, using)
-    return read_stored(AuditEvent.objects.using(using).filter(id__in=ids).order_by("id"))
+    return events.filter(id__in=ids)
 
 
-def _recently_sealed(seals: models.QuerySet[AuditSeal], since: int) -> tuple[int, IdSet]:
-    """Return up to which id rows were sealed before ``since``, and the ids that were since then.
+def _recently_sealed(seals: QuerySet[AuditSeal], since: int) -> tuple[int, IdSet]:
+    """Return the last id that was sealed before ``since``, and the ids that were sealed later.
 
-    Raises SealError where a seal was changed: it could make an inserted row look like a late one.
+    Raises SealError if a seal was changed, because it could make an inserted row look like a late
+    one.
     """
     before = seals.filter(sealed_at__lt=since).defer("entries").last()
     refuse_changed(before)
@@ -183,17 +189,19 @@ def _recently_sealed(seals: models.QuerySet[AuditSeal], since: int) -> tuple[int
     known = IdSet()
     while (made := seals.filter(number__gt=number).first()) is not None:
         if made.number != number + 1:
-            raise SealError(f"Seal {number + 1} is gone; `tokenauth_audit verify` tells more.")
+            raise SealError(
+                f"Seal {number + 1} is gone. Run `tokenauth_audit verify` to see what is missing."
+            )
         known.update(entry.id for entry in read_entries(made))
         number = made.number
-    return max(cursor.closed_id, cursor.after, cursor.highest) if before else _LOWEST, known
+    return max(cursor.closed_id, cursor.after, cursor.highest) if before else _LOWEST_ID, known
 
 
 def _unsealed(last: int, until: int, known: IdSet, using: str) -> list[int]:
-    """Return the ids after ``last`` to ``until`` that are not ``known``, as many as fit a seal."""
+    """Return the ids after ``last`` up to ``until`` that are not ``known``; at most a seal's."""
     late: list[int] = []
     rows = AuditEvent.objects.using(using).order_by("id").values_list("id", flat=True)
-    while found := list(rows.filter(id__gt=last, id__lte=until)[:STREAM]):
+    while found := list(rows.filter(id__gt=last, id__lte=until)[:IDS_PER_READ]):
         late += [row_id for row_id in found if row_id not in known]
         if len(late) >= LARGEST:
             break

@@ -1,4 +1,4 @@
-"""Removing old rows so that what is left can still be verified."""
+"""Removing old rows so that the remaining audit can still be verified."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from django.utils import timezone
 
 from tokenauth import audit
 from tokenauth.audit.cursors import localise, read_cursor
-from tokenauth.audit.sealing import add_seal, last_seal, read_entries, refuse_changed
-from tokenauth.audit.seals import digest_of, get_keys, microseconds, now
+from tokenauth.audit.sealing.sealer import add_seal, last_seal, read_entries, refuse_changed
+from tokenauth.audit.sealing.seals import digest_of, get_keys, microseconds, now
 from tokenauth.client_info import Actor
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import SealError
 from tokenauth.models import AuditEvent, AuditSeal, Event, SealKind
 
-BATCH = 500
+ROWS_PER_DELETE = 500
 
 
 def prune(
@@ -29,17 +29,18 @@ def prune(
 ) -> int:
     """Delete rows older than ``before``; return how many.
 
-    With ``AUDIT_SEAL_KEYS`` only sealed rows go, and the seals tell that they may be gone. The
-    event ``audit.pruned`` is committed before the first row goes. Whoever stops early can call
-    it again. ``progress`` is told how many rows went since it was last told. Raises SealError
-    when a seal was changed, when somebody is sealing, and when there are seals but no keys.
+    With ``AUDIT_SEAL_KEYS`` only sealed rows are deleted, and a new seal permits their absence. The
+    event ``audit.pruned`` is committed before the first row is deleted. After an interruption the
+    next call continues. ``progress`` is called with the number of rows since its last call. Raises
+    SealError if a seal was changed, if another process is sealing, or if seals exist but
+    ``AUDIT_SEAL_KEYS`` is empty.
     """
     if get_settings().audit_seal_keys:
         return _prune_sealed(before, using, by, progress)
     if last_seal(using) is not None:
         raise SealError(
-            "There are seals, but TOKENAUTH['AUDIT_SEAL_KEYS'] is empty: without the key they "
-            "can't tell pruned rows from stolen ones. Put the keys back."
+            "There are seals, but TOKENAUTH['AUDIT_SEAL_KEYS'] is empty. Without the key no seal "
+            "can permit that rows are missing. Put the keys back."
         )
     rows = AuditEvent.objects.using(using).filter(at__lt=before)
     last = rows.aggregate(last=models.Max("id"), count=models.Count("id"))
@@ -48,7 +49,7 @@ def prune(
     _announce(before, last["count"], using, by)
     rows = rows.filter(id__lte=last["last"]).order_by("id")
     removed = 0
-    while ids := list(rows.values_list("id", flat=True)[:BATCH]):
+    while ids := list(rows.values_list("id", flat=True)[:ROWS_PER_DELETE]):
         removed += _delete(ids, using)
         progress(len(ids))
     return removed
@@ -69,9 +70,9 @@ def _prune_sealed(
     count = localise(read_cursor(last), using).covered(using).filter(at__lt=before).count()
     if not count:
         return 0
-    limit = _as_stored(before, using)
+    limit = time_as_stored(before, using)
     for seal in _old_seals(limit, last.number, using):
-        # Before anything is signed or announced that then doesn't happen.
+        # Raises before anything is signed or audited that then doesn't happen.
         read_entries(seal)
     with transaction.atomic(using=using):
         _permit(last, limit, count, using)
@@ -81,7 +82,7 @@ def _prune_sealed(
 
 
 def _old_seals(limit: int, last: int, using: str) -> Iterator[AuditSeal]:
-    """Give the seals up to number ``last`` that list rows from before ``limit``, one at a time."""
+    """Give the seals up to ``last`` that list rows from before ``limit``, one at a time."""
     seals = AuditSeal.objects.using(using).exclude(kind=SealKind.PRUNED.value)
     old = seals.filter(number__lte=last, oldest_at__lt=limit).exclude(entries=b"")
     number = 0
@@ -90,8 +91,11 @@ def _old_seals(limit: int, last: int, using: str) -> Iterator[AuditSeal]:
         number = seal.number
 
 
-def _as_stored(moment: datetime, using: str) -> int:
-    """Return ``moment`` as the entries of rows have theirs."""
+def time_as_stored(moment: datetime, using: str) -> int:
+    """Return ``moment`` in microseconds since 1970 as the entries of seals have them.
+
+    On PostgreSQL that is in UTC, elsewhere in the connection's time zone.
+    """
     connection = connections[using]
     if connection.vendor == "postgresql":
         if timezone.is_naive(moment):
@@ -103,7 +107,7 @@ def _as_stored(moment: datetime, using: str) -> int:
 
 
 def _permit(last: AuditSeal, limit: int, count: int, using: str) -> None:
-    """Sign that rows from before ``limit`` may be gone."""
+    """Add a seal that permits the absence of rows from before ``limit``."""
     key_id, secret = next(iter(get_keys().items()))
     pruned = AuditSeal(
         kind=SealKind.PRUNED.value,
@@ -125,16 +129,16 @@ def _prune_seal(seal: AuditSeal, limit: int, using: str, progress: Callable[[int
     ids = [entry.id for entry in read_entries(seal) if entry.at < limit]
     removed = 0
     with transaction.atomic(using=using):
-        for start in range(0, len(ids), BATCH):
-            removed += _delete(ids[start : start + BATCH], using)
+        for start in range(0, len(ids), ROWS_PER_DELETE):
+            removed += _delete(ids[start : start + ROWS_PER_DELETE], using)
         if seal.newest_at < limit:
-            # Nothing is left to compare; the seal itself goes on proving the chain.
+            # No row is left to compare. The seal itself stays, as a part of the chain.
             models.QuerySet(AuditSeal, using=using).filter(pk=seal.pk).update(entries=b"")
     progress(removed)
     return removed
 
 
 def _delete(ids: list[int], using: str) -> int:
-    # The model's own queryset refuses; this is the one place that may.
-    count, _ = models.QuerySet(AuditEvent, using=using).filter(id__in=ids).delete()
-    return count
+    # The model's own queryset refuses. Not with `delete()` either, which loads every row into
+    # memory if the project has a receiver for deletions.
+    return models.QuerySet(AuditEvent, using=using).filter(id__in=ids)._raw_delete(using)

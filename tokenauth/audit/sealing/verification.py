@@ -1,12 +1,17 @@
-"""Finding what was changed in a sealed audit."""
+"""Comparing the stored audit with its seals."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+
+from django.utils import timezone
 
 from tokenauth.audit.cursors import localise, read_cursor
-from tokenauth.audit.seals import (
+from tokenauth.audit.sealing.retention import time_as_stored
+from tokenauth.audit.sealing.seals import (
+    IDS_PER_READ,
     Entry,
     Head,
     IdSet,
@@ -17,26 +22,27 @@ from tokenauth.audit.seals import (
     row_entry,
     unpack,
 )
-from tokenauth.audit.stored import COLUMNS, UNREADABLE, read_stored
+from tokenauth.audit.stored import STORED_COLUMNS, UNREADABLE, read_stored
 from tokenauth.client_info import sanitise
-from tokenauth.models import AuditEvent, AuditSeal, SealKind
+from tokenauth.conf import format_duration
+from tokenauth.models import AuditEvent, AuditSeal, Event, SealKind
 
-BATCH = 500
-"""Rows that are asked for by their ids at once."""
-STREAM = 10_000
-"""Rows of the whole table that are read at once."""
-_EVENT = COLUMNS.index("event")
+MAX_UNSEALED = timedelta(days=1)
+"""How old a row may become before it is sealed, unless the caller says otherwise."""
+ROWS_PER_CHECK = 500
+"""How many rows of a seal are asked for by their ids at once."""
+_EVENT = STORED_COLUMNS.index("event")
 _EVENT_LENGTH = 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something that isn't as it was sealed."""
+    """A difference between the audit and its seals, or something that was never sealed."""
 
     seal: int | None
-    """The number of the seal it is about; None where no seal knows the row."""
+    """The number of the seal, or None if the row is in no seal."""
     row: int | None
-    """The id of the row it is about; None where it is about the seal."""
+    """The id of the row, or None if the finding is about a whole seal or the whole audit."""
     problem: str
     """What is wrong, for people."""
 
@@ -45,9 +51,10 @@ class Finding:
 
 
 class Verification:
-    """One walk over all seals and all rows; memory stays bounded by the largest seal.
+    """One walk over all seals and all rows. Its memory is bounded by the largest seal.
 
-    ``progress`` is told how many rows were looked at since it was last told.
+    ``heads`` are heads that were kept elsewhere. ``max_unsealed`` is how old a row may become
+    before it is sealed. ``progress`` is called with the number of rows since its last call.
     """
 
     def __init__(
@@ -55,13 +62,15 @@ class Verification:
         *,
         using: str,
         heads: Iterable[Head] = (),
+        max_unsealed: timedelta = MAX_UNSEALED,
         progress: Callable[[int], object] = lambda _count: None,
     ) -> None:
         self.using, self.heads, self.progress = using, frozenset(heads), progress
+        self.max_unsealed = max_unsealed
         self.seals = self.rows = self.late = 0
-        """How many seals and rows are as they were sealed, and how many of the rows came late."""
+        """How many seals and rows are unchanged, and how many of these rows were committed late."""
         self.unchecked = self.pending = 0
-        """How many rows are there but the key of their seal is not; how many are not sealed yet."""
+        """How many rows have a seal whose key is missing, and how many aren't sealed yet."""
         self._keys = get_keys()
         self._sealed = IdSet()
         self._last: AuditSeal | None = None
@@ -69,9 +78,9 @@ class Verification:
         self._pruned: dict[int, int] = {}
 
     def findings(self) -> Iterator[Finding]:
-        """Give what isn't as it was sealed; nothing for an untouched audit.
+        """Give every finding; an unchanged audit that is sealed in time has none.
 
-        Raises SealError when there are no keys.
+        Raises SealError if ``AUDIT_SEAL_KEYS`` is empty.
         """
         missing = set(self.heads)
         for number, seal in self._all_seals():
@@ -90,23 +99,22 @@ class Verification:
         yield from self._check_unsealed()
 
     def _all_seals(self) -> Iterator[tuple[int, AuditSeal | None]]:
-        numbers = AuditSeal.objects.using(self.using).order_by("number").values_list("number")
-        last = -(2**63)
-        while found := [number for (number,) in numbers.filter(number__gte=last)[:10]]:
-            seals = self._read_seals(found)
-            yield from ((number, seals[number]) for number in found if number in seals)
-            last = found[-1] + 1
+        seals = AuditSeal.objects.using(self.using).order_by("number")
+        numbers = seals.values_list("number", flat=True)
+        number = numbers.first()
+        while number is not None:
+            yield number, self._read_seal(number)
+            number = numbers.filter(number__gt=number).first()
 
-    def _read_seals(self, numbers: Sequence[int]) -> dict[int, AuditSeal | None]:
-        """Return the seals with these numbers; None for one that can't be read."""
-        seals = AuditSeal.objects.using(self.using).filter(number__in=numbers)
+    def _read_seal(self, number: int) -> AuditSeal | None:
+        """Return a seal, or None if it can't be read."""
         try:
-            return {seal.number: _checked(seal) for seal in seals.order_by()}
+            seal = AuditSeal.objects.using(self.using).filter(number=number).first()
         except UNREADABLE:
-            if len(numbers) == 1:
-                return dict.fromkeys(numbers) if seals.exists() else {}
-            parts = (self._read_seals([number]) for number in numbers)
-            return {number: seal for part in parts for number, seal in part.items()}
+            # Raises again if the database is at fault, not the seal.
+            AuditSeal.objects.using(self.using).filter(number=number).exists()
+            return None
+        return seal if seal is not None and is_readable(seal) else None
 
     def _check_chain(self, seal: AuditSeal) -> Iterator[Finding]:
         last, number = self._last, seal.number
@@ -132,17 +140,17 @@ class Verification:
     def _check_rows(self, seal: AuditSeal) -> Iterator[Finding]:
         data = bytes(seal.entries)
         if not data and seal.kind != SealKind.PRUNED.value:
-            # Emptied by somebody who prunes just now, perhaps.
+            # Another process may have pruned these rows just now.
             self._read_pruned()
             if self._is_pruned(seal.number, seal.newest_at):
                 self.progress(seal.count)
                 return
         if digest_of(data) != seal.digest:
-            yield _about(seal, f"seal {seal.number} was changed: its list of rows is another one")
+            yield _about(seal, f"seal {seal.number} was changed: its list of rows is wrong")
         secret = self._keys.get(seal.key_id)
         entries = list(unpack(data))
-        for start in range(0, len(entries), BATCH):
-            batch = entries[start : start + BATCH]
+        for start in range(0, len(entries), ROWS_PER_CHECK):
+            batch = entries[start : start + ROWS_PER_CHECK]
             yield from self._check_batch(seal, batch, secret)
             self.progress(len(batch))
 
@@ -151,14 +159,14 @@ class Verification:
     ) -> Iterator[Finding]:
         found = self._read_rows([entry.id for entry in batch], (secret or "").encode())
         if any(entry.id not in found for entry in batch):
-            # Somebody may be pruning just now.
+            # Another process may have pruned these rows just now.
             self._read_pruned()
         for entry in batch:
             if entry.id not in found:
                 if not self._is_pruned(seal.number, entry.at):
                     yield _about(seal, f"row {entry.id} of seal {seal.number} is gone", entry.id)
                 continue
-            # Only rows that are there: a forged list could name any, and fill the memory.
+            # Only rows that exist: a forged list of other ids could fill the memory.
             if self._sealed.add(entry.id):
                 yield _about(seal, f"row {entry.id} is in more than one seal", entry.id)
             if secret is None:
@@ -171,8 +179,8 @@ class Verification:
                 self.late += seal.kind == SealKind.BACKFILL.value
 
     def _read_rows(self, ids: Sequence[int], secret: bytes) -> dict[int, Entry | None]:
-        """Return what a seal would say of these rows now; None for one that can't be read."""
-        rows = AuditEvent.objects.using(self.using).filter(id__in=ids).order_by()
+        """Return the entries that these rows have now; None for a row that can't be read."""
+        rows = AuditEvent.objects.using(self.using).filter(id__in=ids)
         try:
             return {values[0]: row_entry(values, secret) for values in read_stored(rows)}
         except UNREADABLE:
@@ -183,39 +191,60 @@ class Verification:
 
     def _check_unsealed(self) -> Iterator[Finding]:
         cursor = localise(read_cursor(self._genuine), self.using)
-        last = None
+        waiting: list[int] = []
+        last, overdue = None, ""
         for row_id, xid in self._all_rows():
             if row_id == last:
-                # Without a primary key, or from a table that inherits: one would hide the other.
+                # Possible without a primary key, and with a table that inherits from this one.
                 yield Finding(seal=None, row=row_id, problem=f"row {row_id} is there twice")
             elif row_id in self._sealed:
                 pass
             elif cursor.covers(row_id, xid):
-                yield Finding(
-                    seal=None,
-                    row=row_id,
-                    problem=f"row {row_id} ({self._event_of(row_id)}) was inserted among sealed rows",
-                )
+                problem = f"row {row_id} ({self._event_of(row_id)}) was inserted among sealed rows"
+                yield Finding(seal=None, row=row_id, problem=problem)
             else:
                 self.pending += 1
+                waiting.append(row_id)
+            if len(waiting) >= ROWS_PER_CHECK:
+                overdue, waiting = overdue or self._find_overdue(waiting), []
             last = row_id
+        overdue = overdue or self._find_overdue(waiting)
+        if self.pending and not AuditSeal.objects.using(self.using).exists():
+            yield Finding(seal=None, row=None, problem="nothing was ever sealed: run seal")
+        elif overdue:
+            yield Finding(seal=None, row=None, problem=overdue)
+
+    def _find_overdue(self, ids: Sequence[int]) -> str:
+        """Return the problem if one of these unsealed rows is too old, or "".
+
+        Rows of sealing itself don't count: ``seal`` leaves them for the next rows to be sealed.
+        """
+        limit = time_as_stored(timezone.now() - self.max_unsealed, self.using)
+        for values in read_stored(AuditEvent.objects.using(self.using).filter(id__in=ids)):
+            if values[_EVENT] != Event.AUDIT_SEALED.value and row_entry(values, b"").at < limit:
+                return (
+                    f"row {values[0]} is older than {format_duration(self.max_unsealed)} and not "
+                    "sealed yet: run seal, which tells if open transactions hold it back"
+                )
+        return ""
 
     def _event_of(self, row_id: int) -> str:
-        """Return what the row says it is, as it can be shown; it may say anything."""
-        stored = read_stored(AuditEvent.objects.using(self.using).filter(id=row_id))
-        return sanitise(stored[0][_EVENT], _EVENT_LENGTH) if stored else "gone meanwhile"
+        """Return the row's event in a printable form, whatever an intruder stored there."""
+        for values in read_stored(AuditEvent.objects.using(self.using).filter(id=row_id)):
+            return sanitise(values[_EVENT], _EVENT_LENGTH)
+        return "deleted meanwhile"
 
     def _all_rows(self) -> Iterator[tuple[int, int]]:
         rows = AuditEvent.objects.using(self.using).order_by("id")
         last = None
         while True:
             rest = rows if last is None else rows.filter(id__gt=last)
-            found = list(rest.values_list("id", "xid")[:STREAM])
+            found = list(rest.values_list("id", "xid")[:IDS_PER_READ])
             if not found:
                 return
             last = found[-1][0]
             yield from (row for row in found if row[0] != last)
-            # The end of what is read at once must not come between two of them.
+            # The last id is read on its own, so that two rows with it don't end up in two queries.
             yield from rows.filter(id=last).values_list("id", "xid")[:2]
 
     def _cut_off(self, head: Head) -> Finding:
@@ -228,23 +257,17 @@ class Verification:
         return Finding(seal=head.number, row=None, problem=problem)
 
     def _read_pruned(self) -> None:
-        """Learn up to which time the rows of which seals may be gone."""
+        """Read which seals permit the absence of rows, and up to which time."""
         seals = AuditSeal.objects.using(self.using).filter(kind=SealKind.PRUNED.value)
         for number in seals.exclude(number__in=self._pruned).values_list("number", flat=True):
-            seal = self._read_seals([number]).get(number)
+            seal = self._read_seal(number)
             if seal is not None and is_genuine(seal, self._keys):
                 self._pruned[number] = seal.newest_at
 
     def _is_pruned(self, number: int, at: int) -> bool:
-        """Tell whether a row of seal ``number`` with this time may be gone."""
+        """Tell whether a row of seal ``number`` with this time may be missing."""
         later = [before for pruned, before in self._pruned.items() if pruned > number]
         return bool(later) and at < max(later)
-
-
-def _checked(seal: AuditSeal) -> AuditSeal:
-    if not is_readable(seal):
-        raise TypeError("not what a seal is made of")
-    return seal
 
 
 def _about(seal: AuditSeal, problem: str, row: int | None = None) -> Finding:

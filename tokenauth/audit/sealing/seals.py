@@ -21,13 +21,15 @@ from typing import Any, NamedTuple
 from django.conf import settings
 from django.utils import timezone
 
-from tokenauth.audit.stored import COLUMNS
+from tokenauth.audit.stored import STORED_COLUMNS
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import SealError
 from tokenauth.models import AuditSeal
 
 LARGEST = 10_000
-"""A seal has at most this many rows."""
+"""The most rows that a seal has."""
+IDS_PER_READ = 10_000
+"""How many ids of rows one query returns."""
 
 _ENTRY = struct.Struct(">qq16s")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -41,7 +43,7 @@ _TYPES: dict[str, Any] = {
 }
 _NUMBER = re.compile("-?[0-9]+")
 _HEAD = re.compile(r"([1-9][0-9]{0,18}):([0-9a-f]{64})")
-_ID, _AT = COLUMNS.index("id"), COLUMNS.index("at")
+_ID, _AT = STORED_COLUMNS.index("id"), STORED_COLUMNS.index("at")
 _NEVER = 2**63 - 1
 """The time of a row whose own can't be read, so that it isn't pruned."""
 
