@@ -21,7 +21,7 @@ from django.core.management.base import CommandError
 from django.db import InterfaceError, OperationalError, connection, models, router
 from django.utils import timezone
 
-from tests.audit_log import late_commit, needs_server
+from tests.audit_log import late_commit, needs_server, new_row
 from tests.conftest import Run, Write
 from tests.processes import Processes
 from tokenauth.audit import cursors
@@ -245,8 +245,10 @@ def test_a_quiet_log_stays_good(run: Run, write: Write, monkeypatch: pytest.Monk
 def test_rows_behind_an_open_transaction_may_wait_that_long_too(run: Run, write: Write) -> None:
     write(1)
     run("seal")
+    row = new_row()
+    row.at = timezone.now() - timedelta(hours=25)
     with late_commit():
-        write(1, at=timezone.now() - timedelta(hours=25))
+        row.save()
         run("seal")
         waits = connection.vendor == "postgresql"
         with pytest.raises(CommandError, match="1 finding") if waits else nullcontext():

@@ -10,13 +10,16 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import Error as DatabaseFailure
-from django.db import connection
+from django.db import IntegrityError, connection
 from pytest_django import Settings
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
@@ -39,7 +42,7 @@ from tokenauth.audit.draining import Drain
 from tokenauth.audit.rows import Row, make_row
 from tokenauth.audit.sinks import get_sink
 from tokenauth.client_info import ClientInfo
-from tokenauth.models import AuditEvent, Event
+from tokenauth.models import AppendOnlyQuerySet, AuditEvent, Event
 
 ROOT = Path(__file__).resolve().parent.parent
 STREAM, REJECTED = "tokenauth:audit", "tokenauth:audit:rejected"
@@ -180,17 +183,89 @@ def test_another_worker_was_faster(redis: Redis, monkeypatch: pytest.MonkeyPatch
     written = [a_row() for _ in range(20)]
     add(redis, *written)
     DatabaseSink().write(written[7])
-    look, looks = draining._known, [0]
+    look, looks = draining._find_stored, [0]
 
-    def see_nothing_once(*args: Any) -> set[Any]:
+    def see_nothing_once(*args: Any) -> dict[Any, Any]:
         looks[0] += 1
-        return set() if looks[0] == 1 else look(*args)
+        return {} if looks[0] == 1 else look(*args)
 
-    monkeypatch.setattr(draining, "_known", see_nothing_once)
+    monkeypatch.setattr(draining, "_find_stored", see_nothing_once)
     assert drain().counts.stored == 19
     assert sorted(ids()) == sorted(row.event_id for row in written)
     assert is_clean(redis)
     assert not peer(redis).exists(REJECTED)
+
+
+# The first entry with an event id is the genuine one.
+
+
+def forged(row: Row) -> Row:
+    return row._replace(client_id="somebody-else")
+
+
+@needs_redis
+@pytest.mark.django_db
+@pytest.mark.parametrize("where", ["in the same read", "in another read", "in the database"])
+@pytest.mark.parametrize("singly", [False, True])
+def test_a_later_entry_does_not_replace_the_first(
+    where: str,
+    singly: bool,
+    redis: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    row, other = a_row(), a_row()
+    if where == "in another read":
+        monkeypatch.setattr(draining, "ENTRIES_PER_READ", 1)
+    if where == "in the database":
+        DatabaseSink().write(row)
+        add(redis, other, row, forged(row), row)
+    else:
+        add(redis, row, forged(row), other, row)
+    if singly:
+        bulk_create = mock.Mock(side_effect=IntegrityError("another worker was faster"))
+        monkeypatch.setattr(AppendOnlyQuerySet, "bulk_create", bulk_create)
+    counts = drain().counts
+    assert (counts.stored, counts.rejected) == (1 if where == "in the database" else 2, 1)
+    assert set(ids()) == {row.event_id, other.event_id}
+    assert AuditEvent.objects.get(event_id=row.event_id).client_id == row.client_id
+    [(_, aside)] = peer(redis).xrange(REJECTED)
+    assert aside == {b"row": forged(row).to_json().encode()}
+    assert "differs from its first copy" in caplog.text
+    assert is_clean(redis)
+
+
+@needs_redis
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"client_id": "other"}, {"ip": None}, {"count": 2}, {"details": {"a": 1.0}},
+        {"at": datetime(2026, 1, 1, tzinfo=UTC)}, {"event": "auth.rejected"}, {"path": "/other/"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_any_column_makes_a_copy_a_different_one(change: dict[str, Any], redis: Redis) -> None:
+    row = a_row()
+    add(redis, row, row._replace(**change))
+    assert drain().counts.rejected == 1
+    add(redis, row, row._replace(**change))
+    assert drain().counts.rejected == 1
+    assert peer(redis).xlen(REJECTED) == 2
+    assert ids() == [row.event_id]
+
+
+@needs_redis
+@pytest.mark.django_db
+def test_an_identical_copy_is_simply_done(redis: Redis) -> None:
+    info = ClientInfo(ip="2001:db8::7", user_agent="naïve 😀", path="/a\\n/ ")
+    details = {"b": [1.5, None, "é", 2**53], "a": {"c": True}, "text": "x" * 9_000}
+    row = make_row(Event.ACCESS_DENIED, info, reason="r", count=7, details=details)
+    add(redis, row, row)
+    assert drain().counts.rejected == 0
+    add(redis, row)
+    assert drain().counts.rejected == 0
+    assert len(ids()) == 1
 
 
 # Dead workers.
@@ -226,9 +301,47 @@ def test_an_entry_that_somebody_deleted_blocks_nothing(
     [first, _] = peer(redis).xrange(STREAM)
     peer(redis).xdel(STREAM, first[0])
     worker.run(once=True)
-    assert worker.counts.stored == 1
+    assert (worker.counts.stored, worker.counts.lost) == (1, 1)
     assert is_clean(redis)
-    assert "somebody deleted" in caplog.text
+    assert "was deleted before it was drained" in caplog.text
+
+
+@needs_redis
+@pytest.mark.django_db
+@pytest.mark.parametrize("how", ["deleted", "trimmed", "all trimmed"])
+def test_entries_that_vanished_while_a_dead_worker_had_them_are_reported(
+    how: str, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(redis, *(a_row() for _ in range(7)))
+    worker = Drain(idle_seconds=0)
+    worker.join()
+    leave_pending(redis, "dead", 4)
+    entry_ids = [entry_id for entry_id, _ in peer(redis).xrange(STREAM)]
+    if how == "deleted":
+        peer(redis).xdel(STREAM, *entry_ids[1:3])
+    else:
+        peer(redis).xtrim(STREAM, maxlen=5 if how == "trimmed" else 0, approximate=False)
+    lost = entry_ids[1:3] if how == "deleted" else entry_ids[: 2 if how == "trimmed" else 4]
+    worker.run(once=True)
+    assert worker.counts.lost == len(lost)
+    assert worker.counts.stored == (0 if how == "all trimmed" else 5)
+    for entry_id in lost:
+        assert caplog.text.count(f"entry {entry_id.decode()} was deleted before") == 1
+    assert is_clean(redis)
+
+
+@needs_redis
+@pytest.mark.django_db(transaction=True)
+def test_the_last_line_counts_what_happened(redis: Redis, capsys: Any, caplog: Any) -> None:
+    row = a_row()
+    add(redis, row, forged(row), a_row(), a_row())
+    Drain().join()
+    leave_pending(redis, "dead", 4)
+    peer(redis).xdel(STREAM, peer(redis).xrange(STREAM)[3][0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Drain, "__init__", partialmethod(Drain.__init__, idle_seconds=0.0))
+        call_command("tokenauth_audit", "drain", "--once")
+    assert capsys.readouterr().err.endswith("\nStored: 2. Rejected: 1. Lost: 1.\n")
 
 
 # Entries that are no rows.
@@ -294,7 +407,7 @@ def test_poison_is_put_aside_unchanged_and_blocks_nothing(
     assert ids() == [row.event_id for row in good]
     aside = [fields for _, fields in peer(redis).xrange(REJECTED)]
     assert sorted(map(repr, aside)) == sorted(map(repr, before))
-    assert caplog.text.count(f"it is in {REJECTED}") == len(poison)
+    assert caplog.text.count(f"it was moved to {REJECTED}") == len(poison)
     assert is_clean(redis)
 
 

@@ -16,9 +16,9 @@ from tests.audit_log import settle
 from tests.conftest import Issue, Write, ask, header
 from tests.postgresql import EVENTS, Roles, acting_as, permit, quoted, sql
 from tokenauth import services
+from tokenauth.audit.rows import make_row
 from tokenauth.audit.sealing.retention import prune
 from tokenauth.audit.sealing.roles import apply, harden
-from tokenauth.audit.rows import make_row
 from tokenauth.audit.sealing.sealer import seal
 from tokenauth.audit.sealing.verification import Verification
 from tokenauth.client_info import Actor, ClientInfo

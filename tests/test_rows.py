@@ -6,10 +6,14 @@ import json
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Any
+from unittest import mock
 
 import pytest
 from django.utils import timezone
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tokenauth.audit.rows import Row, make_row
 from tokenauth.client_info import ClientInfo
@@ -37,6 +41,7 @@ VERDICTS = {
     "token.disabled": ("success", "low"),
     "token.enabled": ("success", "low"),
     "token.revoked": ("success", "low"),
+    "token.refused": ("failure", "medium"),
     "security.locked_out": ("failure", "high"),
     "security.revoked_token_used": ("failure", "high"),
     "security.audit_degraded": ("failure", "high"),
@@ -142,6 +147,73 @@ def test_a_stored_row_is_the_row() -> None:
     assert stored == row.columns()
 
 
+# Details.
+
+SCOPES = [f"lab{number}:{'s' * 94}" for number in range(100)]
+LONG_DETAILS: list[dict[str, Any]] = [
+    {"scopes": {"from": " ".join(SCOPES), "to": " ".join(SCOPES[::-1])}, "name": "bot"},
+    {"scopes": {"added": SCOPES, "removed": []}, "allowed_networks": {"added": ["::/0"] * 120_000}},
+    {"text": "x" * 2_000_000},
+    {"text": "é" * 9_000, "other": "😀" * 9_000, "third": "€" * 8_000, "end": "\\" * 9_000},
+    {str(number): "x" * number for number in range(300)},
+    {"a": {"b": [["x" * 9_000]], "c": {"d": "x" * 9_000}}, "n": 1.5, "none": None, "yes": True},
+    {"text": "x" * 7_990},
+    {"text": "\u0000\ud800" * 700},
+]
+
+
+@pytest.mark.parametrize("details", LONG_DETAILS, ids=range(len(LONG_DETAILS)))
+def test_long_details_are_cut(details: dict[str, Any]) -> None:
+    whole = json.dumps(details, sort_keys=True).encode()
+    row = make_row(Event.TOKEN_CHANGED, INFO, details=details)
+    stored = row.details
+    assert 6_500 < len(json.dumps(stored)) <= 8_000
+    assert len(json.dumps(stored, ensure_ascii=False).encode("utf-8", "surrogatepass")) <= 8_000
+    assert stored.pop("cut") == {"bytes": len(whole), "sha256": sha256(whole).hexdigest()}
+    assert list(stored) == list(details)
+    again = make_row(Event.TOKEN_CHANGED, INFO, details=details).details
+    assert again == {**stored, "cut": mock.ANY}
+
+
+def test_what_is_short_stays_whole_beside_what_is_cut() -> None:
+    change = {"scopes": {"added": SCOPES, "removed": ["a:b"]}, "name": {"from": "a", "to": "b"}}
+    stored = make_row(Event.TOKEN_CHANGED, INFO, details=change).details
+    assert stored["name"] == change["name"]
+    assert stored["scopes"]["removed"] == ["a:b"]
+    *added, end = stored["scopes"]["added"]
+    assert added == SCOPES[: len(added)]
+    assert len(added) > 70
+    assert end == "…"
+    text = make_row(Event.TOKEN_CHANGED, INFO, details={"a": "x" * 9_000, "b": "y" * 99}).details
+    assert text["b"] == "y" * 99
+    assert text["a"].endswith("x…")
+
+
+@pytest.mark.parametrize("details", [{}, {"a": ["é", {"b": None}]}, {"text": "x" * 7_985}])
+def test_details_that_are_not_too_long_stay(details: dict[str, Any]) -> None:
+    assert make_row(Event.TOKEN_CHANGED, INFO, details=details).details == details
+
+
+def test_keys_that_are_too_long_leave_how_long_they_were() -> None:
+    row = make_row(Event.TOKEN_CHANGED, INFO, details={f"{n}" * 9: 1 for n in range(9_000)})
+    assert list(row.details) == ["cut"]
+
+
+@pytest.mark.parametrize("details", LONG_DETAILS[:-1], ids=range(len(LONG_DETAILS) - 1))
+def test_the_drain_accepts_what_was_cut(details: dict[str, Any]) -> None:
+    row = make_row(Event.AUTH_REJECTED, INFO, details=details)
+    assert Row.from_json(row.to_json()) == row
+
+
+@given(st.dictionaries(st.text(), st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=9,
+)), st.integers(1, 9_000))  # fmt: skip
+def test_all_details_become_short(details: dict[str, Any], times: int) -> None:
+    many = {key: [value] * times for key, value in details.items()}
+    assert len(json.dumps(make_row(Event.TOKEN_CHANGED, INFO, details=many).details)) <= 8_000
+
+
 # As JSON.
 
 
@@ -220,6 +292,7 @@ def _changed(change: Callable[[dict[str, Any]], object]) -> str:
         _changed(lambda values: values.update(user_name="\ud800")),
         _changed(lambda values: values.update(path="x" * 501)),
         _changed(lambda values: values.update(token_id="x" * 13)),
+        _changed(lambda values: values.update(details={"a": "x" * 8_000})),
     ],
 )
 def test_what_is_no_row_is_refused(text: str | bytes) -> None:

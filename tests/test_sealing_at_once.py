@@ -42,8 +42,8 @@ from tests.audit_log import (
     verify,
     write,
 )
-from tokenauth.audit.sealing import sealer
 from tokenauth.audit.cursors import read_cursor
+from tokenauth.audit.sealing import sealer
 from tokenauth.audit.sealing.retention import prune
 from tokenauth.models import AuditEvent, AuditSeal, Event
 

@@ -8,7 +8,7 @@ from django.db import Error as DatabaseFailure
 from django.db import connections, router, transaction
 
 from tokenauth.audit.logs import log_row
-from tokenauth.audit.rows import Row, columns_of
+from tokenauth.audit.rows import Row, columns_of, storable
 from tokenauth.exceptions import OpenTransaction, Unavailable
 from tokenauth.models import AuditEvent
 from tokenauth.statements import insert_events
@@ -16,7 +16,7 @@ from tokenauth.statements import insert_events
 
 def save_row(row: Row, using: str) -> None:
     """Insert ``row`` in the caller's transaction, if one is open; raises what the database does."""
-    row.as_event().save(using=using)
+    storable(row, using).as_event().save(using=using)
     # Log only after the commit: a rollback takes the row back.
     transaction.on_commit(lambda: log_row(row), using=using, robust=True)
 
@@ -25,11 +25,12 @@ class DatabaseSink:
     """Writes rows where the router sends AuditEvent."""
 
     def write(self, *rows: Row) -> None:
-        """Insert ``rows``; raises Unavailable when the database doesn't, OpenTransaction in one."""
+        """Insert ``rows``; raises Unavailable if that fails, OpenTransaction inside a transaction."""
         connection = connections[router.db_for_write(AuditEvent)]
         try:
             _refuse_open_transaction(connection)
-            insert_events(connection, columns_of(rows))
+            fitted = [storable(row, connection.alias) for row in rows]
+            insert_events(connection, columns_of(fitted))
         except DatabaseFailure as error:
             raise Unavailable from error
 

@@ -1,8 +1,8 @@
-"""Taking rows from the Redis stream to the database.
+"""Moving rows from the Redis stream to the database.
 
-Workers of one consumer group share the entries out. An entry leaves the stream only after its
-row is committed, and a row that is there already is not added again: whatever is killed and
-whatever is done twice, each event ends up in the database exactly once.
+The workers of one consumer group share the entries. An entry leaves the stream only after its row
+is committed, and an event that is stored already is not stored again. So each event is stored
+exactly once, even if workers are killed and entries are delivered twice.
 """
 
 from __future__ import annotations
@@ -25,88 +25,91 @@ from django.db import Error as DatabaseFailure
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from tokenauth.audit.redis_stream import FIELD, try_place
-from tokenauth.audit.rows import Row
+from tokenauth.audit.rows import Row, storable
+from tokenauth.audit.stored import UNREADABLE
 from tokenauth.models import AuditEvent
 
 logger = logging.getLogger("tokenauth")
 
 GROUP = "tokenauth"
-"""The consumer group; all workers are in it."""
-BATCH = 500
+"""The consumer group of all workers."""
+ENTRIES_PER_READ = 500
 """How many entries are read, and committed, together."""
 STATEMENT_ROWS = 100
-"""How many rows one INSERT has at most: a packet for MariaDB is 16 MB."""
+"""The most rows of one INSERT: MariaDB accepts packets of 16 MB."""
 LONGEST_ENTRY = 65_536
-"""Bytes of JSON in an entry; a row of ours has a tenth."""
+"""The most bytes of JSON in an entry. A row of ours has a tenth of that, or less."""
 BLOCK_MILLISECONDS = 1_000
-"""For how long a worker waits for new entries before it looks around."""
+"""How long a worker waits for new entries before it looks for those of dead workers."""
 ANSWER_SECONDS = 5.0
-"""For how long it waits for Redis to connect or to answer."""
+"""How long it waits for Redis to accept a connection, and for each answer."""
 IDLE_SECONDS = 60.0
-"""After which a worker that has entries and doesn't settle them counts as dead."""
+"""A worker counts as dead if it hasn't settled its entries for this long."""
 PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
-"""After the first failure in a row, the second …; after the last one this long, always."""
+"""The pauses after failures in a row; the last one repeats."""
 TRIES = 4
-"""How often ``--once`` tries to settle a batch."""
+"""How often ``--once`` tries to settle its entries."""
 
-FAILURES = (RedisError, DatabaseFailure, OSError)
-"""What comes and goes: Redis or the database is down."""
+OUTAGES = (RedisError, DatabaseFailure, OSError)
+"""Transient errors: Redis or the database is down. Retried with backoff."""
 REFUSALS = (DataError, IntegrityError, ValueError, OverflowError, RecursionError)
-"""What the database, or its driver, says of a row that it will never take."""
+"""What the database or its driver raises for a row that it will never accept."""
 
 REQUEST_EVENTS = ("auth.", "access.", "security.")
-"""What goes through a sink."""
+"""How the events that go through a sink begin."""
 
 Fields = dict[bytes, bytes]
 
 
 @dataclass(kw_only=True)
-class Entry:
+class StreamEntry:
     """An entry of the stream."""
 
     id: bytes
-    """Its id there."""
+    """Its id in the stream."""
     fields: Fields
-    """As it was read; empty where somebody deleted it meanwhile."""
+    """Its fields; empty if it was deleted or trimmed after a worker had read it."""
     row: Row | None
-    """None where no row could be read."""
+    """The row in its fields, or None if they hold no row that the sink can have written."""
 
 
 @dataclass(kw_only=True)
 class Counts:
-    """What became of the entries."""
+    """What happened to the entries."""
 
     stored: int = 0
     """Rows inserted."""
     rejected: int = 0
-    """Entries moved to the stream of the rejected."""
+    """Entries moved to the stream of rejected ones."""
+    lost: int = 0
+    """Entries that were deleted or trimmed after a worker had read them, before it stored them."""
 
 
 @dataclass(kw_only=True)
 class Drain:
-    """One worker; raises ImproperlyConfigured when no Redis is configured."""
+    """One worker; raises ImproperlyConfigured if no Redis is configured."""
 
     idle_seconds: float = IDLE_SECONDS
-    """After which another worker's entries are claimed."""
+    """After how long another worker's entries are claimed."""
     counts: Counts = field(default_factory=Counts)
-    """So far."""
+    """What happened so far."""
     stop: Flag = field(default_factory=Flag)
-    """Set it, and the worker stops after the batch that it is at."""
+    """If set, the worker stops after the entries that it is settling."""
 
     def __post_init__(self) -> None:
         place = try_place()
         self.stream, self.rejected = place.stream, f"{place.stream}:rejected"
         self.client: Any = place.connect(ANSWER_SECONDS)
-        self._after = b"0"  # What is its own up to here waits for room; it is claimed again later.
-        # The end of it makes the name this worker's alone, where containers share the rest.
+        self._after = b"0"  # Its own entries up to this id wait for room, and are claimed later.
+        # The random end makes the name unique: containers may share host name and process id.
         self.consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
     def join(self) -> None:
-        """Make the stream and the group, where they aren't there; raises RedisError."""
+        """Create the stream and the group unless they exist; raises RedisError."""
         try:
             self.client.xgroup_create(self.stream, GROUP, id="0", mkstream=True)
         except OutOfMemoryError as full:
-            # Full, Redis says so before it looks whether there is a group.
+            # A Redis that is full says so before it checks whether the group exists.
             try:
                 self.client.xpending(self.stream, GROUP)
             except ResponseError:
@@ -117,19 +120,19 @@ class Drain:
         self._after = b"0"
 
     def leave(self) -> None:
-        """Take this worker out of the group, unless it leaves entries behind."""
+        """Remove this worker from the group, unless it still has entries."""
         try:
-            # To delete a consumer is to forget what it was given.
+            # Deleting a consumer makes Redis forget which entries it was given.
             if not self.client.xpending_range(self.stream, GROUP, "-", "+", 1, self.consumer):
                 self.client.xgroup_delconsumer(self.stream, GROUP, self.consumer)
-        except FAILURES:
-            logger.warning("Redis keeps the name of a worker that stopped: %s", self.consumer)
+        except OUTAGES:
+            logger.warning("could not remove the stopped worker %s from Redis", self.consumer)
 
     def run(self, *, once: bool = False) -> None:
-        """Work until ``stop`` is set; waits, longer and longer, while something is down.
+        """Work until ``stop`` is set; wait with growing pauses during outages.
 
-        ``once`` stops when nothing is left but what other workers are at, and raises what fails
-        ``TRIES`` times in a row.
+        ``once`` stops when only entries of other workers are left, and raises an outage that
+        persists for ``TRIES`` attempts.
         """
         failures, joined = 0, False
         while not self.stop.is_set():
@@ -138,8 +141,8 @@ class Drain:
                     self.join()
                     joined = True
                 settled = self.step(block=not once)
-            except FAILURES as error:
-                joined = False  # Redis may have lost even the group.
+            except OUTAGES as error:
+                joined = False  # Redis may have lost the group as well.
                 failures += 1
                 if once and failures == TRIES:
                     raise
@@ -151,46 +154,48 @@ class Drain:
                     return
 
     def step(self, *, block: bool) -> bool:
-        """Settle one batch; tell whether there was one. Raises what fails.
+        """Settle some entries; return whether there were any. Raises an outage.
 
-        ``block`` waits for entries where there are none.
+        ``block`` waits for new entries.
         """
-        # Its own come first: what it couldn't settle the last time.
+        # Its own entries come first: those that it could not settle the last time.
         entries = self._read(self._after) or self._claim() or self._read(b">", block=block)
         if entries:
             self._settle(entries)
         return bool(entries)
 
-    def _read(self, start: bytes, *, block: bool = False) -> list[Entry]:
+    def _read(self, start: bytes, *, block: bool = False) -> list[StreamEntry]:
         answer = self.client.xreadgroup(
             GROUP,
             self.consumer,
             {self.stream: start},
-            count=BATCH,
+            count=ENTRIES_PER_READ,
             block=BLOCK_MILLISECONDS if block else None,
         )
         return [entry for _stream, found in answer or () for entry in _entries(found)]
 
-    def _claim(self) -> list[Entry]:
-        """Take over what a dead worker left."""
+    def _claim(self) -> list[StreamEntry]:
+        """Take over the entries of a dead worker."""
         start: Any = "0-0"
         while True:
-            start, found, *_deleted = self.client.xautoclaim(
-                self.stream, GROUP, self.consumer, int(self.idle_seconds * 1000), start, BATCH
+            idle_milliseconds = int(self.idle_seconds * 1000)
+            start, found, *deleted = self.client.xautoclaim(
+                self.stream, GROUP, self.consumer, idle_milliseconds, start, ENTRIES_PER_READ
             )
+            # Redis 7 forgets these entries with this answer.
+            self._report_lost(*deleted)
             if found or start == b"0-0":
                 return list(_entries(found))
 
-    def _settle(self, entries: list[Entry]) -> None:
-        """Store what can be, and let go of it after that."""
-        rows = [entry.row for entry in entries if entry.row is not None]
-        outcome = store(rows)
+    def _settle(self, entries: list[StreamEntry]) -> None:
+        """Store the rows of ``entries``, then remove these from the stream."""
+        readable = [entry for entry in entries if entry.row is not None]
+        outcome = store([entry.row for entry in readable if entry.row is not None])
+        ids = {readable[place].id for place in outcome.refused}
         refused = [
-            entry
-            for entry in entries
-            if entry.fields and (entry.row is None or entry.row.event_id in outcome.refused)
+            entry for entry in entries if entry.fields and (entry.row is None or entry.id in ids)
         ]
-        # First what makes room: a Redis that is full takes nothing for the rejected.
+        # First those that make room: a Redis that is full accepts no rejected entries.
         self._let_go([entry for entry in entries if entry not in refused])
         self.counts.stored += outcome.stored
         try:
@@ -198,36 +203,44 @@ class Drain:
                 self._put_aside(entry)
         except OutOfMemoryError as error:
             logger.error(
-                "no room in %s, so entries that are no rows wait: %s", self.rejected, error
+                "no room in %s, so rejected entries stay in the stream: %s", self.rejected, error
             )
             self._after = entries[-1].id
 
-    def _put_aside(self, entry: Entry) -> None:
+    def _put_aside(self, entry: StreamEntry) -> None:
         self.client.xadd(self.rejected, entry.fields)
-        logger.error("%s is no audit row; it is in %s now", entry.id.decode(), self.rejected)
+        logger.error(
+            "entry %s is %s; it was moved to %s",
+            entry.id.decode(),
+            "no audit row" if entry.row is None else "refused, or differs from its first copy",
+            self.rejected,
+        )
         self._let_go([entry])
         self.counts.rejected += 1
 
-    def _let_go(self, entries: list[Entry]) -> None:
+    def _let_go(self, entries: list[StreamEntry]) -> None:
         if not entries:
             return
         ids = [entry.id for entry in entries]
-        # Not in MULTI, which a Redis that is full refuses. The order matters: deleted and not
-        # acknowledged, an entry would look stolen.
+        # Not in MULTI, which a Redis that is full refuses. Acknowledged first: an entry that is
+        # deleted but still pending would look as if an intruder had deleted it.
         with self.client.pipeline(transaction=False) as pipe:
             pipe.xack(self.stream, GROUP, *ids)
             pipe.xdel(self.stream, *ids)
             pipe.execute()
-        for entry in entries:
-            if not entry.fields:
-                logger.error("somebody deleted %s before it was drained", entry.id.decode())
+        self._report_lost([entry.id for entry in entries if not entry.fields])
+
+    def _report_lost(self, ids: Iterable[bytes] = ()) -> None:
+        for entry_id in ids:
+            logger.error("entry %s was deleted before it was drained", entry_id.decode())
+            self.counts.lost += 1
 
 
-def _entries(found: Iterable[Any]) -> Iterator[Entry]:
+def _entries(found: Iterable[Any]) -> Iterator[StreamEntry]:
     for entry_id, fields in found:
-        # Redis 6 claims deleted entries without their id; the next look at our own has it.
+        # Redis 6 claims deleted entries without their id; reading our own entries gives it.
         if entry_id is not None:
-            yield Entry(id=entry_id, fields=fields or {}, row=_row(fields or {}))
+            yield StreamEntry(id=entry_id, fields=fields or {}, row=_row(fields or {}))
 
 
 def _row(fields: Fields) -> Row | None:
@@ -236,68 +249,89 @@ def _row(fields: Fields) -> Row | None:
         row = Row.from_json(text) if len(text) <= LONGEST_ENTRY else None
     except (ValueError, OverflowError, RecursionError):
         return None
-    # Whoever may write to Redis must not be able to make up changes to tokens.
+    # A client that can write to Redis must not be able to forge changes to tokens.
     return row if row and row.event.startswith(REQUEST_EVENTS) else None
 
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What became of rows."""
+    """What happened to rows."""
 
     stored: int
     """How many were inserted."""
-    refused: set[UUID] = field(default_factory=set)
-    """The event ids of those that the database will never take."""
+    refused: set[int] = field(default_factory=set)
+    """The places of those that the database will never accept, and of those that differ from the
+    first row with the same event id."""
 
 
 def store(rows: list[Row]) -> Outcome:
-    """Insert those ``rows`` that aren't there yet; committed when this returns.
+    """Insert the ``rows`` whose event isn't stored yet; committed when this returns.
 
-    Raises a database error when the database is at fault, not a row.
+    The first row with an event id is the genuine one, and identical copies of it are ignored.
+    Raises a database error if the database is at fault, not a row.
     """
     if not rows:
         return Outcome(stored=0)
     using = router.db_for_write(AuditEvent)
     if not connections[using].in_atomic_block:
-        # What Django does between requests. (In a test case's own transaction it may not.)
+        # As Django does between requests. Inside a test case's transaction it is not possible.
         connections[using].close_if_unusable_or_obsolete()
+    rows = [storable(row, using) for row in rows]
     try:
         with transaction.atomic(using=using):
-            known = _known(rows, using)
-            fresh = {row.event_id: row.as_event() for row in rows if row.event_id not in known}
-            # Not ignore_conflicts: on MariaDB that ignores all that is wrong with a row.
-            AuditEvent.objects.using(using).bulk_create(fresh.values(), batch_size=STATEMENT_ROWS)
+            first = _find_stored(rows, using)
+            fresh: dict[UUID, Row] = {}
+            for row in rows:
+                if row.event_id not in first:
+                    fresh.setdefault(row.event_id, row)
+            events = [row.as_event() for row in fresh.values()]
+            # Not ignore_conflicts: on MariaDB it ignores every fault of a row.
+            AuditEvent.objects.using(using).bulk_create(events, batch_size=STATEMENT_ROWS)
     except REFUSALS:
-        # Another worker was at the same rows, or one of them is no good.
+        # Another worker stored the same rows, or the database refuses one of them.
         return _store_singly(rows, using)
-    return Outcome(stored=len(fresh))
+    first.update(fresh)
+    refused = {place for place, row in enumerate(rows) if first[row.event_id] != row}
+    return Outcome(stored=len(fresh), refused=refused)
 
 
 def _store_singly(rows: list[Row], using: str) -> Outcome:
     outcome = Outcome(stored=0)
-    for row in rows:
+    for place, row in enumerate(rows):
         try:
             with transaction.atomic(using=using):
-                if _known([row], using):
+                first = _find_stored([row], using)
+                if not first:
+                    row.as_event().save(using=using)
+                    outcome.stored += 1
                     continue
-                row.as_event().save(using=using)
-                outcome.stored += 1
         except REFUSALS:
-            if not _known([row], using):
-                outcome.refused.add(row.event_id)
+            first = _find_stored([row], using)
+        if first.get(row.event_id) != row:
+            outcome.refused.add(place)
     return outcome
 
 
-def _known(rows: list[Row], using: str) -> set[Any]:
+def _find_stored(rows: list[Row], using: str) -> dict[UUID, Row | None]:
+    """Return the stored rows with the event ids of ``rows``; None for one that can't be read."""
     stored = AuditEvent.objects.using(using).filter(event_id__in=[row.event_id for row in rows])
-    return set(stored.order_by().values_list("event_id", flat=True))
+    event_ids = list(stored.order_by().values_list("event_id", flat=True))
+    return {event_id: _read(event_id, using) for event_id in event_ids}
+
+
+def _read(event_id: UUID, using: str) -> Row | None:
+    try:
+        return Row(
+            *AuditEvent.objects.using(using).values_list(*Row._fields).get(event_id=event_id)
+        )
+    except UNREADABLE:
+        return None
 
 
 def run(*, once: bool, say: Callable[[str], object]) -> None:
-    """Drain until SIGTERM or SIGINT, or ``once``; ``say`` gets lines for people.
+    """Drain until SIGTERM or SIGINT, or ``once``; ``say`` gets messages for people.
 
-    Raises ImproperlyConfigured when no Redis is configured, and one of FAILURES when ``once`` has
-    to give up.
+    Raises ImproperlyConfigured if no Redis is configured, and an outage if ``once`` gives up.
     """
     drain = Drain()
     with _stopping(drain.stop):
@@ -306,13 +340,14 @@ def run(*, once: bool, say: Callable[[str], object]) -> None:
             drain.run(once=once)
         finally:
             drain.leave()
-            say(f"{drain.counts.stored} stored, {drain.counts.rejected} rejected.")
+            counts = drain.counts
+            say(f"Stored: {counts.stored}. Rejected: {counts.rejected}. Lost: {counts.lost}.")
 
 
 @contextmanager
 def _stopping(stop: Flag) -> Iterator[None]:
-    """Set ``stop`` on SIGTERM and SIGINT, instead of dying of them."""
-    # In a thread: the signal may have come while this one holds the flag's lock.
+    """Set ``stop`` on SIGTERM and SIGINT, which end a process otherwise."""
+    # In a thread, because the signal may arrive while this one holds the flag's lock.
     former = {
         number: signal.signal(number, lambda *_: Thread(target=stop.set).start())
         for number in (signal.SIGTERM, signal.SIGINT)

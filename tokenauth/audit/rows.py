@@ -6,8 +6,10 @@ import json
 import os
 import time
 import uuid
+from bisect import bisect_left
 from collections.abc import Sequence
 from datetime import MAXYEAR, MINYEAR, datetime
+from hashlib import sha256
 from itertools import chain
 from typing import Any, NamedTuple
 from unicodedata import category
@@ -18,9 +20,12 @@ from django.utils import timezone
 from tokenauth.client_info import NAME_LENGTH, ClientInfo, parse_address, sanitise
 from tokenauth.exceptions import UNIDENTIFIED, Identity
 from tokenauth.models import USER_ID_LENGTH, AuditEvent, Event, Outcome, Severity
+from tokenauth.models.charsets import escape, find_unstorable
 from tokenauth.tokens import PUBLIC_ID_LENGTH
 
-_FAILURES = {
+LONGEST_DETAILS = 8_000
+"""The most bytes that the details have as JSON."""
+_FAILED = {
     Event.AUTH_REJECTED: Severity.MEDIUM,
     Event.AUTH_THROTTLED: Severity.MEDIUM,
     Event.ACCESS_DENIED: Severity.MEDIUM,
@@ -42,8 +47,8 @@ _NOTABLE = {
 }
 _VERDICTS = {
     event.value: (
-        (Outcome.FAILURE if event in _FAILURES else Outcome.SUCCESS).value,
-        (_FAILURES.get(event) or _NOTABLE.get(event) or Severity.INFO).value,
+        (Outcome.FAILURE if event in _FAILED else Outcome.SUCCESS).value,
+        (_FAILED.get(event) or _NOTABLE.get(event) or Severity.INFO).value,
     )
     for event in Event
 }
@@ -105,7 +110,7 @@ class Row(NamedTuple):
         values = json.loads(text)
         if isinstance(values, dict):
             values = {name: get_default() for name, get_default in _OPTIONAL.items()} | values
-        if not isinstance(values, dict) or values.keys() != set(COLUMNS):
+        if not isinstance(values, dict) or values.keys() != set(Row._fields):
             raise ValueError("not the columns of an audit row")
         for name, types in _JSON_TYPES.items():
             # By `type`, because to Python True is a number.
@@ -117,8 +122,7 @@ class Row(NamedTuple):
         )
 
 
-COLUMNS = Row._fields
-_FIELDS: list[Any] = [AuditEvent._meta.get_field(name) for name in COLUMNS]
+_FIELDS: list[Any] = [AuditEvent._meta.get_field(name) for name in Row._fields]
 _OPTIONAL = {field.name: field.get_default for field in _FIELDS if field.has_db_default()}
 _CHOICES = {field.name: {value for value, _ in field.choices} for field in _FIELDS if field.choices}
 _LENGTHS = {
@@ -126,7 +130,7 @@ _LENGTHS = {
 }
 _DEFAULTS = [field.get_default() if field.has_db_default() else object() for field in _FIELDS]
 _JSON_TYPES = {
-    **dict.fromkeys(COLUMNS, (str,)),
+    **dict.fromkeys(Row._fields, (str,)),
     "ip": (str, type(None)),
     "count": (int,),
     "details": (dict,),
@@ -142,6 +146,8 @@ def _refuse_unwritten(values: dict[str, Any]) -> None:
     for name, known in _CHOICES.items():
         if values[name] not in known:
             raise ValueError(f"{name} of an audit row is unknown")
+    if _size(values["details"]) > LONGEST_DETAILS:
+        raise ValueError("details of an audit row are too long")
     ip = values["ip"]
     if ip is not None and str(parse_address(ip)) != ip:
         raise ValueError("ip of an audit row is no address, or not written as we do")
@@ -177,7 +183,7 @@ def columns_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
     used = [
         {
             name: value
-            for name, value, default in zip(COLUMNS, row, _DEFAULTS, strict=True)
+            for name, value, default in zip(Row._fields, row, _DEFAULTS, strict=True)
             if value != default
         }
         for row in rows
@@ -233,5 +239,66 @@ def make_row(
         view_name=client_info.view_name,
         request_id=client_info.request_id,
         count=count,
-        details=details or {},
+        details=_shorten(details) if details else {},
     )
+
+
+def storable(row: Row, using: str) -> Row:
+    """Return ``row`` with the characters escaped that the database ``using`` can't hold."""
+    unstorable = find_unstorable(AuditEvent, using)
+    if unstorable is None:
+        return row
+    texts = {
+        name: escape(getattr(row, name), unstorable)[:length] for name, length in _LENGTHS.items()
+    }
+    # Inside JSON a backslash is written twice.
+    details = unstorable.sub(
+        lambda found: escape(found[0], unstorable).replace("\\", "\\\\"),
+        json.dumps(row.details, ensure_ascii=False),
+    )
+    return row._replace(**texts, details=json.loads(details))
+
+
+def _size(details: dict[str, Any]) -> int:
+    """Return the bytes of ``details`` as JSON in ASCII, which no other form exceeds.
+
+    Django sends them so; PostgreSQL and logs have them in UTF-8. ``storable`` needs one byte more
+    for a character that takes a single escape.
+    """
+    text = json.dumps(details)
+    return len(text) + text.count("\\u")
+
+
+def _shorten(details: dict[str, Any]) -> dict[str, Any]:
+    """Return ``details`` cut to ``LONGEST_DETAILS``; all keys stay unless they alone are too long.
+
+    All texts and lists that are longer than a common length are cut to it, the longest that fits,
+    so that short values stay whole. Something cut ends in "…". The key "cut" tells how many bytes
+    of JSON the details had, and the SHA-256 of that JSON with its keys sorted: a replay of the
+    audit can compare it with what it takes the whole details to be.
+    """
+    if _size(details) <= LONGEST_DETAILS:
+        return details
+    text = json.dumps(details, sort_keys=True).encode()
+    mark = {"cut": {"bytes": len(text), "sha256": sha256(text).hexdigest()}}
+
+    def is_too_long(length: int) -> bool:
+        return _size({**_cut(details, length), **mark}) > LONGEST_DETAILS
+
+    length = bisect_left(range(LONGEST_DETAILS), True, key=is_too_long) - 1
+    return mark if length < 0 else {**_cut(details, length), **mark}
+
+
+def _cut(value: Any, length: int) -> Any:
+    if isinstance(value, str):
+        return value if len(value) <= length else value[:length] + "…"
+    if isinstance(value, dict):
+        return {key: _cut(item, length) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        kept: list[Any] = []
+        for item in value:
+            length -= len(json.dumps(item))
+            if length < 0:
+                return [*kept, "…"]
+            kept.append(item)
+    return value

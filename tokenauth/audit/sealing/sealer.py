@@ -78,7 +78,7 @@ def read_entries(seal: AuditSeal) -> Iterator[Entry]:
 
 
 def add_seal(seal: AuditSeal, last: AuditSeal | None, secret: bytes, using: str) -> None:
-    """Number, sign and store ``seal`` after ``last``, in the caller's transaction.
+    """Store ``seal`` with its number and MAC after ``last``, in the caller's transaction.
 
     Raises SealError if another process has stored a seal with this number meanwhile.
     """

@@ -27,9 +27,9 @@ from tokenauth.audit.sealing.retention import prune
 from tokenauth.audit.sealing.roles import apply, harden
 from tokenauth.audit.sealing.sealer import last_seal, seal
 from tokenauth.audit.sealing.seals import Head, parse_head
+from tokenauth.audit.sealing.verification import MAX_UNSEALED, Verification
 from tokenauth.audit.sinks import is_redis_configured
 from tokenauth.audit.stored import UNREADABLE
-from tokenauth.audit.sealing.verification import MAX_UNSEALED, Verification
 from tokenauth.client_info import Actor
 from tokenauth.conf import parse_duration
 from tokenauth.exceptions import SealError
@@ -220,7 +220,7 @@ class Command(BaseCommand):
             draining.run(once=once, say=self._say)
         except ImproperlyConfigured as error:
             raise CommandError(str(error)) from None
-        except draining.FAILURES as error:
+        except draining.OUTAGES as error:
             raise CommandError(f"Rows stay in Redis: {type(error).__name__}: {error}") from None
 
     def _harden(
