@@ -47,6 +47,8 @@ class Roles:
             return
         # With all triggers that use it, whoever made them.
         sql("DROP FUNCTION IF EXISTS tokenauth_audit_stamp() CASCADE")
+        database = quoted(connection.settings_dict["NAME"])
+        sql(f"GRANT TEMPORARY ON DATABASE {database} TO PUBLIC")
         owner = quoted(connection.settings_dict["USER"])
         for name in self.made:
             sql(f"REASSIGN OWNED BY {quoted(name)} TO {owner}")

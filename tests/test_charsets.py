@@ -12,7 +12,7 @@ from django.core.management import call_command
 from django.db import connection
 from django.test import Client
 
-from tests.audit_log import Configure, look, prepare, seal_all
+from tests.audit_log import Configure, look, prepare, raw, seal_all
 from tests.conftest import Knock, ask, header
 from tokenauth import services
 from tokenauth.audit.database import DatabaseSink
@@ -182,6 +182,7 @@ def test_every_character_that_is_not_escaped_can_be_held(expected: str) -> None:
 @pytest.mark.skipif(connection.vendor != "mysql", reason="columns have character sets on MySQL")
 def test_a_single_column_of_another_character_set_counts(expected: str, other: Any) -> None:
     table = AuditEvent._meta.db_table
+    raw(AuditEvent).delete()
     run(f"ALTER TABLE {table} MODIFY user_agent varchar(300) CHARACTER SET latin1 DEFAULT ''")
     charsets._find.cache_clear()
     DatabaseSink().write(make_row(Event.AUTH_ACCEPTED, ClientInfo(user_agent="😀")))

@@ -296,3 +296,126 @@ def test_without_the_right_to_insert_nobody_gets_in(
                 assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
     assert calls == []
     assert list(AuditEvent.objects.values_list("event", flat=True)) == ["token.issued"]
+
+
+# As a role that would hide the audit from its own connection.
+
+HIDING = [
+    f"CREATE TEMP TABLE {EVENTS} (id int)",
+    f"CREATE TABLE {EVENTS}_mine (id int)",
+    f"SELECT 1 AS id INTO TEMP {EVENTS}",
+    f"CREATE VIEW {EVENTS}_view AS SELECT 1",
+    "CREATE SCHEMA mine",
+    "CREATE FUNCTION lower(varchar) RETURNS varchar LANGUAGE sql AS 'SELECT $1'",
+    "CREATE OPERATOR = (LEFTARG = varchar, RIGHTARG = int, FUNCTION = varchareq)",
+    "CREATE TYPE mine AS (a int)",
+    "CREATE FUNCTION pg_temp.lower(varchar) RETURNS varchar LANGUAGE sql AS 'SELECT $1'",
+]
+
+
+@on_postgresql
+@pytest.mark.parametrize("which", ["app", "upkeep"])
+@pytest.mark.parametrize("statement", HIDING, ids=lambda text: text[:22])
+def test_it_cannot_put_anything_in_front_of_the_audit(
+    statement: str, which: str, hardened: Hardened
+) -> None:
+    with acting_as(getattr(hardened, which)):
+        with pytest.raises(DatabaseError, match="permission denied"):
+            sql(statement)
+        sql(f"SELECT count(*) FROM {EVENTS}")
+
+
+GIVEN = [
+    ("GRANT TEMPORARY ON DATABASE {db} TO {role}", ""),
+    ("GRANT CREATE ON DATABASE {db} TO PUBLIC", ""),
+    ("GRANT CREATE ON SCHEMA public TO {role}", ""),
+    ("GRANT CREATE ON SCHEMA public TO PUBLIC", ""),
+    ("GRANT TEMPORARY ON DATABASE {db} TO {other}", "can create schemas or temporary tables"),
+    ("GRANT CREATE ON SCHEMA public TO {other}", "can create objects in the schema public"),
+    ("CREATE SCHEMA {role} AUTHORIZATION {role}", "can create objects in the schema {role}"),
+    ("CREATE SCHEMA s; GRANT CREATE ON SCHEMA s TO {other}", "can create objects in the schema s"),
+    ("CREATE SCHEMA s; GRANT CREATE ON SCHEMA s TO PUBLIC", "can create objects in the schema s"),
+    (
+        "CREATE SCHEMA s; CREATE TABLE s.tokenauth_auditevent (id int); "
+        "ALTER TABLE s.tokenauth_auditevent OWNER TO {role}",
+        "owns s.tokenauth_auditevent",
+    ),
+]
+
+
+@on_postgresql
+@pytest.mark.parametrize("inherit", ["INHERIT", "NOINHERIT"])
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize(("grant", "problem"), GIVEN)
+def test_rights_to_hide_the_audit_are_revoked_or_refused(
+    grant: str, problem: str, which: int, inherit: str, roles: Roles
+) -> None:
+    other = roles("other", "NOLOGIN")
+    pair = [roles("app", f"LOGIN {inherit}"), roles("upkeep", f"LOGIN {inherit}")]
+    names = {"role": pair[which], "other": other, "db": connection.settings_dict["NAME"]}
+    sql(f"GRANT {other} TO {pair[which]}")
+    sql(grant.format(**names))
+    try:
+        statements = harden(role=pair[0], maintenance_role=pair[1], using="default")
+        if problem:
+            with pytest.raises(DatabaseError, match=problem.format(**names)):
+                apply(statements, "default")
+        else:
+            apply(statements, "default")
+            with acting_as(pair[which]), pytest.raises(DatabaseError, match="permission denied"):
+                sql(f"CREATE TEMP TABLE {EVENTS} (id int)")
+    finally:
+        sql("DROP SCHEMA IF EXISTS s CASCADE")
+        sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+        sql(f"REVOKE CREATE ON DATABASE {names['db']} FROM PUBLIC")
+
+
+@on_postgresql
+def test_rights_that_another_role_granted_are_refused(roles: Roles) -> None:
+    app, upkeep, between = roles("app"), roles("upkeep"), roles("between", "NOLOGIN")
+    database = connection.settings_dict["NAME"]
+    sql(f"GRANT TEMPORARY ON DATABASE {database} TO {between} WITH GRANT OPTION")
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET ROLE {between}")
+        cursor.execute(f"GRANT TEMPORARY ON DATABASE {database} TO {app}")
+        cursor.execute("RESET ROLE")
+    with pytest.raises(DatabaseError, match=f"The role {app} can create schemas or temporary"):
+        apply(harden(role=app, maintenance_role=upkeep, using="default"), "default")
+
+
+@on_postgresql
+def test_an_owner_of_the_tables_only_is_told_who_must_do_it(roles: Roles) -> None:
+    """Where the database is another role's, REVOKE only warns."""
+    app, upkeep, owner = roles("app"), roles("upkeep"), roles("owner")
+    usual = connection.settings_dict["USER"]
+    for table in (EVENTS, SEALS):
+        sql(f"ALTER TABLE {table} OWNER TO {owner}")
+    sql(f"GRANT CREATE ON SCHEMA public TO {owner}")
+    try:
+        with acting_as(owner):
+            statements = harden(role=app, maintenance_role=upkeep, using="default")
+            with pytest.raises(DatabaseError, match="Revoke that as the owner of the database"):
+                apply(statements, "default")
+    finally:
+        for table in (EVENTS, SEALS):
+            sql(f"ALTER TABLE {table} OWNER TO {quoted(usual)}")
+
+
+@on_postgresql
+def test_a_schema_of_its_own_can_be_used(roles: Roles) -> None:
+    app, upkeep = roles("app"), roles("upkeep")
+    sql("CREATE SCHEMA s")
+    tables = [EVENTS, SEALS, "tokenauth_token"]
+    try:
+        for table in tables:
+            sql(f"ALTER TABLE {table} SET SCHEMA s")
+        sql(f"SET search_path TO s, public")
+        apply(harden(role=app, maintenance_role=upkeep, using="default"), "default")
+        assert sql("SELECT has_schema_privilege(%s, 's', 'USAGE')", app) == [(True,)]
+        assert sql("SELECT has_schema_privilege(%s, 's', 'USAGE')", upkeep) == [(True,)]
+        assert sql("SELECT has_schema_privilege(%s, 's', 'CREATE')", app) == [(False,)]
+    finally:
+        for table in tables:
+            sql(f"ALTER TABLE s.{table} SET SCHEMA public")
+        sql("RESET search_path")
+        sql("DROP SCHEMA s CASCADE")

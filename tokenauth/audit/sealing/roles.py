@@ -1,4 +1,4 @@
-"""PostgreSQL roles that can't rewrite the audit, as SQL."""
+"""SQL for PostgreSQL roles that can't rewrite the audit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,36 @@ BEGIN
   RETURN NEW;
 END $$;"""
 
+# Raises an exception while a role can put a table of its own in front of the audit's in its search
+# path, a temporary one included, or functions and operators in front of those that queries use.
+_REFUSE_HIDING = """\
+DO $$
+DECLARE problem text;
+BEGIN
+  SELECT format('The role %I %s', other.rolname, deed) INTO problem
+  FROM pg_roles self JOIN pg_roles other ON pg_has_role(self.oid, other.oid, 'MEMBER'), LATERAL (
+    SELECT 'can create schemas or temporary tables in the database'
+    WHERE has_database_privilege(other.oid, current_database(), 'CREATE, TEMPORARY')
+    UNION ALL
+    SELECT format('can create objects in the schema %I', nspname) FROM pg_namespace
+    WHERE nspname !~ '^pg_' AND has_schema_privilege(other.oid, oid, 'CREATE')
+    UNION ALL
+    SELECT format('owns %s', pg_class.oid::regclass) FROM pg_class
+    WHERE relname IN (:tables) AND relowner = other.oid
+  ) AS deeds(deed)
+  WHERE self.rolname::text IN (:roles) LIMIT 1;
+  IF problem IS NOT NULL THEN
+    RAISE EXCEPTION '%, and so could hide the audit from its connections. Revoke that as the owner'
+      ' of the database or schema, then run this again.', problem;
+  END IF;
+END $$;"""
+
 # Questions about the table of events.
+_SCHEMA = """
+    SELECT nspname FROM pg_namespace JOIN pg_class ON relnamespace = pg_namespace.oid
+    WHERE pg_class.oid = %s::regclass
+"""
+_DATABASE = "SELECT current_database() FROM pg_class WHERE oid = %s::regclass"
 _SEQUENCE = "SELECT pg_get_serial_sequence(%s, 'id')"
 _OWNER = """
     SELECT rolname FROM pg_roles JOIN pg_class ON relowner = pg_roles.oid
@@ -29,8 +58,8 @@ _UPKEEP = """
     FROM pg_trigger WHERE tgname = 'tokenauth_audit_stamp' AND tgrelid = %s::regclass
 """
 
-# Whether the function is there and somebody else's than the table's owner's or the one's who asks,
-# or one of the two roles', by itself or through another role.
+# Whether the function exists and its owner is neither the table's owner nor the current user, or is
+# one of the two roles or a role that they can become.
 _IS_FOREIGN_STAMP = """
     SELECT 1 FROM pg_proc JOIN pg_class ON pg_class.oid = %s::regclass
     WHERE pg_proc.oid = to_regprocedure('tokenauth_audit_stamp()') AND (
@@ -43,9 +72,9 @@ _IS_FOREIGN_STAMP = """
 """
 
 LONGEST_ROLE = 63
-"""Bytes of a role's name."""
+"""The most bytes of a role's name."""
 
-# What a role can become counts as its own: SET ROLE is one statement away.
+# Includes the powers of every role that the role can become by SET ROLE.
 _POWERS = """
     SELECT
         coalesce(bool_or(
@@ -73,8 +102,8 @@ _POWERS = """
     WHERE self.rolname::text = %s
 """
 
-# What the owner's REVOKE doesn't take back: rights that others passed on, to the role or to
-# PUBLIC, which has the number 0.
+# Rights that the owner's REVOKE doesn't take back, because another role granted them to the role or
+# to PUBLIC, which has the number 0.
 _FOREIGN = """
     SELECT rolname::text
     FROM pg_roles JOIN (
@@ -91,27 +120,31 @@ _FOREIGN = """
 
 
 def harden(*, role: str, maintenance_role: str, using: str) -> list[str]:
-    """Return statements that let ``role`` add and read audit rows, nothing else.
+    """Return statements that let ``role`` add and read audit rows, and nothing else there.
 
-    ``maintenance_role`` is for ``drain``, ``seal`` and ``prune``. Whoever else inserts gets the
-    server's time, and everybody the transaction's number, whatever they say. Roles that aren't
-    there are created, without a password. To be run as the tables' owner; running them twice
-    does no harm. Raises SealError on other databases, and where a role could undo them or can't
-    be one.
+    ``maintenance_role`` is for ``drain``, ``seal`` and ``prune``. Rows of all other roles get the
+    server's time, and all rows get the number of their transaction, whatever the INSERT says.
+    Missing roles are created, without a password. Run the statements as the owner of the tables and
+    the database; they can be run again. Raises SealError on other databases, and if a role could
+    undo them or can't be created.
     """
     known = _refuse_unfit(role, maintenance_role, using)
     events, seals = _name(AuditEvent._meta.db_table), _name(AuditSeal._meta.db_table)
     app, upkeep = _name(role), _name(maintenance_role)
-    # Nobody chooses a row's id, nor the next one: a very high one would stand before all that
-    # come. To insert takes no right to the sequence.
-    sequence = _ask(_SEQUENCE, using)
+    # No role may choose a row's id or the next one: after a very high id no more rows fit. An
+    # INSERT needs no right to the sequence.
+    sequence, schema = _ask(_SEQUENCE, using), _name(_ask(_SCHEMA, using))
+    database = _name(_ask(_DATABASE, using))
     fields = AuditEvent._meta.concrete_fields
     columns = ", ".join(_name(field.column or "") for field in fields if not field.primary_key)
-    # `drain` brings rows that have their time. Withholding INSERT on the column instead would
-    # refuse the default too.
+    # `drain` inserts rows with the time of their request. Without INSERT on the column, PostgreSQL
+    # would refuse the default as well.
     trigger = f"tokenauth_audit_stamp({_literal(maintenance_role)})"
     return [
         *(f"CREATE ROLE {_name(name)} LOGIN;" for name, exists in known.items() if not exists),
+        f"REVOKE CREATE, TEMPORARY ON DATABASE {database} FROM PUBLIC, {app}, {upkeep};",
+        f"REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC, {app}, {upkeep};",
+        f"GRANT USAGE ON SCHEMA {schema} TO {app}, {upkeep};",
         f"REVOKE ALL ON {events}, {seals} FROM PUBLIC, {app}, {upkeep};",
         f"REVOKE ALL ON SEQUENCE {sequence} FROM PUBLIC, {app}, {upkeep};",
         f"GRANT SELECT, INSERT ({columns}) ON {events} TO {app};",
@@ -123,11 +156,14 @@ def harden(*, role: str, maintenance_role: str, using: str) -> list[str]:
         f"""\
 CREATE OR REPLACE TRIGGER tokenauth_audit_stamp BEFORE INSERT ON {events}
 FOR EACH ROW EXECUTE FUNCTION {trigger};""",
+        _REFUSE_HIDING.replace(":roles", f"{_literal(role)}, {_literal(maintenance_role)}").replace(
+            ":tables", f"'{AuditEvent._meta.db_table}', '{AuditSeal._meta.db_table}'"
+        ),
     ]
 
 
 def _refuse_unfit(role: str, maintenance_role: str, using: str) -> dict[str, bool]:
-    """Raise SealError where the roles can't be hardened; return which of them are there."""
+    """Raise SealError if the roles can't be hardened; return which of them exist."""
     if connections[using].vendor != "postgresql":
         raise SealError("Roles are hardened on PostgreSQL only.")
     _refuse_names(role, maintenance_role)
@@ -143,7 +179,7 @@ def _refuse_unfit(role: str, maintenance_role: str, using: str) -> dict[str, boo
 
 def _refuse_names(role: str, maintenance_role: str) -> None:
     if role == maintenance_role:
-        raise SealError(f"One role for both, {role!r}, could undo all this. Name two.")
+        raise SealError(f"One role for both, {role!r}, could undo all this. Give two roles.")
     for name in (role, maintenance_role):
         if not name.isprintable():
             raise SealError(
@@ -152,7 +188,7 @@ def _refuse_names(role: str, maintenance_role: str) -> None:
 
 
 def _ask(question: str, using: str) -> str:
-    """Return the answer to a question about the table of events; "" where there is none."""
+    """Return the answer to a question about the table of events, or ""."""
     with connections[using].cursor() as cursor:
         cursor.execute(question, [AuditEvent._meta.db_table])
         found = cursor.fetchone()
@@ -160,9 +196,9 @@ def _ask(question: str, using: str) -> str:
 
 
 def _take_function(role: str, maintenance_role: str, using: str) -> list[str]:
-    """Return what takes the trigger's function from whoever made it before.
+    """Return a statement that makes the table's owner the owner of the trigger's function.
 
-    Whoever owns it can drop it, and the trigger with it.
+    The owner of the function can drop it, and the trigger with it.
     """
     with connections[using].cursor() as cursor:
         cursor.execute(_IS_FOREIGN_STAMP, [AuditEvent._meta.db_table, role, maintenance_role])
@@ -184,12 +220,12 @@ def _name(text: str) -> str:
 
 
 def _literal(text: str) -> str:
-    # With the E, whatever standard_conforming_strings says of backslashes.
-    return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
+    # With the E for any standard_conforming_strings; without $ for use between $$.
+    return "E'" + text.replace("\\", "\\\\").replace("'", "''").replace("$", "\\x24") + "'"
 
 
 def _refuse_foreign_grants(role: str, using: str) -> None:
-    """Raise SealError where somebody else than the owner gave ``role`` rights to the audit."""
+    """Raise SealError if another role than the owner granted ``role`` rights to the audit."""
     tables = [AuditEvent._meta.db_table, AuditSeal._meta.db_table]
     with connections[using].cursor() as cursor:
         cursor.execute(_FOREIGN, [*tables, _ask(_SEQUENCE, using), *tables, role])
@@ -197,27 +233,26 @@ def _refuse_foreign_grants(role: str, using: str) -> None:
     if found:
         raise SealError(
             f"The role {found[0]!r} granted more than SELECT on the audit to {role!r} or to "
-            "PUBLIC, and only who granted it can take it back: let that role REVOKE it, then run "
-            "this again."
+            "PUBLIC, and only that role can take it back. Let it REVOKE that, then run this again."
         )
 
 
 def _refuse_other_upkeep(maintenance_role: str, using: str) -> None:
-    """Raise SealError where the trigger keeps the times of another maintenance role."""
+    """Raise SealError if the trigger keeps the times of another maintenance role."""
     known = _ask(_UPKEEP, using)
     if known not in {"", maintenance_role}:
         table = AuditEvent._meta.db_table
         raise SealError(
-            f"The audit has the maintenance role {known!r}, and rows keep their times for one role "
-            "only. Give the same --maintenance-role. For good, another one takes its place after "
-            f"DROP TRIGGER tokenauth_audit_stamp ON {table}."
+            f"The audit has the maintenance role {known!r}, and only one role's rows keep their "
+            "times. Give the same --maintenance-role. To replace it for good, first run DROP TRIGGER "
+            f"tokenauth_audit_stamp ON {table}."
         )
 
 
 def _refuse_powerful(role: str, other: str, option: str, using: str) -> bool:
-    """Raise SealError where ``role`` could rewrite the audit, or become ``other``.
+    """Raise SealError if ``role`` could rewrite the audit, or become ``other``.
 
-    ``option`` is how it was given. Returns whether there is such a role.
+    ``option`` is the option that named it. Returns whether the role exists.
     """
     tables = [AuditEvent._meta.db_table, AuditSeal._meta.db_table]
     with connections[using].cursor() as cursor:
@@ -225,7 +260,7 @@ def _refuse_powerful(role: str, other: str, option: str, using: str) -> bool:
         mighty, owner, becomes_other, granted, known = cursor.fetchone()
     if not known and not _can_be_made(role):
         raise SealError(
-            f"There is no role {role!r}, and PostgreSQL wouldn't make one of that name. Give "
+            f"There is no role {role!r}, and PostgreSQL wouldn't create one with that name. Give "
             f"another {option}."
         )
     problems = {
@@ -237,14 +272,14 @@ def _refuse_powerful(role: str, other: str, option: str, using: str) -> bool:
     }
     if problem := next((text for text, holds in problems.items() if holds), ""):
         raise SealError(
-            f"The role {role!r} {problem}: it could undo all this. Give it none of that; let "
+            f"The role {role!r} {problem}, so it could undo all this. Take that away, and let "
             "another role own the tables and run migrations."
         )
     return bool(known)
 
 
 def _can_be_made(role: str) -> bool:
-    # The server cuts longer names, and the trigger compares whole ones.
+    # The server cuts longer names, but the trigger compares the whole name.
     return (
         0 < len(role.encode()) <= LONGEST_ROLE
         and role not in {"public", "none"}
