@@ -336,7 +336,7 @@ GIVEN = [
     ("CREATE SCHEMA s; GRANT CREATE ON SCHEMA s TO {other}", "can create objects in the schema s"),
     ("CREATE SCHEMA s; GRANT CREATE ON SCHEMA s TO PUBLIC", "can create objects in the schema s"),
     (
-        "CREATE SCHEMA s; CREATE TABLE s.tokenauth_auditevent (id int); "
+        "CREATE SCHEMA s; CREATE TABLE s.tokenauth_auditevent (id int); "  # noqa: ISC004
         "ALTER TABLE s.tokenauth_auditevent OWNER TO {role}",
         "owns s.tokenauth_auditevent",
     ),
@@ -409,7 +409,7 @@ def test_a_schema_of_its_own_can_be_used(roles: Roles) -> None:
     try:
         for table in tables:
             sql(f"ALTER TABLE {table} SET SCHEMA s")
-        sql(f"SET search_path TO s, public")
+        sql("SET search_path TO s, public")
         apply(harden(role=app, maintenance_role=upkeep, using="default"), "default")
         assert sql("SELECT has_schema_privilege(%s, 's', 'USAGE')", app) == [(True,)]
         assert sql("SELECT has_schema_privilege(%s, 's', 'USAGE')", upkeep) == [(True,)]

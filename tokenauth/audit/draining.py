@@ -190,14 +190,14 @@ class Drain:
     def _settle(self, entries: list[StreamEntry]) -> None:
         """Store the rows of ``entries``, then remove these from the stream."""
         readable = [entry for entry in entries if entry.row is not None]
-        outcome = store([entry.row for entry in readable if entry.row is not None])
-        ids = {readable[place].id for place in outcome.refused}
+        stored, places = store([entry.row for entry in readable if entry.row is not None])
+        ids = {readable[place].id for place in places}
         refused = [
             entry for entry in entries if entry.fields and (entry.row is None or entry.id in ids)
         ]
         # First those that make room: a Redis that is full accepts no rejected entries.
         self._let_go([entry for entry in entries if entry not in refused])
-        self.counts.stored += outcome.stored
+        self.counts.stored += stored
         try:
             for entry in refused:
                 self._put_aside(entry)
@@ -253,25 +253,15 @@ def _row(fields: Fields) -> Row | None:
     return row if row and row.event.startswith(REQUEST_EVENTS) else None
 
 
-@dataclass(kw_only=True)
-class Outcome:
-    """What happened to rows."""
-
-    stored: int
-    """How many were inserted."""
-    refused: set[int] = field(default_factory=set)
-    """The places of those that the database will never accept, and of those that differ from the
-    first row with the same event id."""
-
-
-def store(rows: list[Row]) -> Outcome:
+def store(rows: list[Row]) -> tuple[int, set[int]]:
     """Insert the ``rows`` whose event isn't stored yet; committed when this returns.
 
     The first row with an event id is the genuine one, and identical copies of it are ignored.
-    Raises a database error if the database is at fault, not a row.
+    Returns how many were inserted, and the places of those that differ from the first one or that
+    the database will never accept. Raises a database error if the database is at fault, not a row.
     """
     if not rows:
-        return Outcome(stored=0)
+        return 0, set()
     using = router.db_for_write(AuditEvent)
     if not connections[using].in_atomic_block:
         # As Django does between requests. Inside a test case's transaction it is not possible.
@@ -291,25 +281,25 @@ def store(rows: list[Row]) -> Outcome:
         # Another worker stored the same rows, or the database refuses one of them.
         return _store_singly(rows, using)
     first.update(fresh)
-    refused = {place for place, row in enumerate(rows) if first[row.event_id] != row}
-    return Outcome(stored=len(fresh), refused=refused)
+    differing = {place for place, row in enumerate(rows) if first[row.event_id] != row}
+    return len(fresh), differing
 
 
-def _store_singly(rows: list[Row], using: str) -> Outcome:
-    outcome = Outcome(stored=0)
+def _store_singly(rows: list[Row], using: str) -> tuple[int, set[int]]:
+    stored, refused = 0, set()
     for place, row in enumerate(rows):
         try:
             with transaction.atomic(using=using):
                 first = _find_stored([row], using)
                 if not first:
                     row.as_event().save(using=using)
-                    outcome.stored += 1
+                    stored += 1
                     continue
         except REFUSALS:
             first = _find_stored([row], using)
         if first.get(row.event_id) != row:
-            outcome.refused.add(place)
-    return outcome
+            refused.add(place)
+    return stored, refused
 
 
 def _find_stored(rows: list[Row], using: str) -> dict[UUID, Row | None]:

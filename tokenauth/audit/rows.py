@@ -6,7 +6,7 @@ import json
 import os
 import time
 import uuid
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Sequence
 from datetime import MAXYEAR, MINYEAR, datetime
 from hashlib import sha256
@@ -248,44 +248,38 @@ def storable(row: Row, using: str) -> Row:
     unstorable = find_unstorable(AuditEvent, using)
     if unstorable is None:
         return row
-    texts = {
-        name: escape(getattr(row, name), unstorable)[:length] for name, length in _LENGTHS.items()
-    }
-    # Inside JSON a backslash is written twice.
-    details = unstorable.sub(
-        lambda found: escape(found[0], unstorable).replace("\\", "\\\\"),
-        json.dumps(row.details, ensure_ascii=False),
-    )
-    return row._replace(**texts, details=json.loads(details))
+    values = row.columns()
+    for name, length in _LENGTHS.items():
+        values[name] = escape(values[name], unstorable)[:length]
+    text = json.dumps(row.details, ensure_ascii=False)
+    # JSON writes a backslash twice.
+    values["details"] = json.loads(escape(text, unstorable, backslash="\\\\"))
+    return Row(**values)
 
 
 def _size(details: dict[str, Any]) -> int:
-    """Return the bytes of ``details`` as JSON in ASCII, which no other form exceeds.
-
-    Django sends them so; PostgreSQL and logs have them in UTF-8. ``storable`` needs one byte more
-    for a character that takes a single escape.
-    """
+    """Return the most bytes that ``details`` take as JSON: in ASCII or UTF-8, escaped or not."""
     text = json.dumps(details)
+    # `storable` may need one byte more for an escape.
     return len(text) + text.count("\\u")
 
 
 def _shorten(details: dict[str, Any]) -> dict[str, Any]:
     """Return ``details`` cut to ``LONGEST_DETAILS``; all keys stay unless they alone are too long.
 
-    All texts and lists that are longer than a common length are cut to it, the longest that fits,
-    so that short values stay whole. Something cut ends in "…". The key "cut" tells how many bytes
-    of JSON the details had, and the SHA-256 of that JSON with its keys sorted: a replay of the
-    audit can compare it with what it takes the whole details to be.
+    Texts and lists are cut to one common length, the longest that fits, so that short values stay
+    whole. A value that was cut ends in "…". The key "cut" has the bytes and the SHA-256 of the whole
+    JSON with sorted keys, so that a replay of the audit can recognise the whole details.
     """
     if _size(details) <= LONGEST_DETAILS:
         return details
     text = json.dumps(details, sort_keys=True).encode()
     mark = {"cut": {"bytes": len(text), "sha256": sha256(text).hexdigest()}}
 
-    def is_too_long(length: int) -> bool:
-        return _size({**_cut(details, length), **mark}) > LONGEST_DETAILS
+    def excess(length: int) -> int:
+        return _size({**_cut(details, length), **mark}) - LONGEST_DETAILS
 
-    length = bisect_left(range(LONGEST_DETAILS), True, key=is_too_long) - 1
+    length = bisect_right(range(LONGEST_DETAILS), 0, key=excess) - 1
     return mark if length < 0 else {**_cut(details, length), **mark}
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from django.db import DatabaseError
+from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import BigIntegerField, F, Func, QuerySet, TextField
+from django.db.models import F, Func, QuerySet, TextField, Value
+from django.db.models.functions import Coalesce, Length
 from django.db.models.sql.compiler import SQLCompiler
 
 from tokenauth.audit.rows import Row
@@ -22,7 +23,7 @@ STORED_COLUMNS = ("id", *Row._fields, "xid")
 ROWS_PER_READ = 2_000
 """How many whole rows one query returns."""
 BYTES_PER_READ = 2_000_000
-"""How many bytes the rows of one query have together. A single row may have more."""
+"""How long the rows of one query are together. A single row may be longer."""
 UNREADABLE = (ValueError, TypeError, AttributeError, OverflowError, RecursionError, DatabaseError)
 """What a driver, Django or Python raises on values that only an intruder can have stored."""
 
@@ -79,31 +80,6 @@ class _Types(Func):
         return sql, values if "typeof" in sql else ()
 
 
-class _Size(Func):
-    """The bytes of the details. On SQLite of all columns, because it enforces no lengths."""
-
-    template = "OCTET_LENGTH(details)"
-    output_field = BigIntegerField()
-
-    def as_postgresql(
-        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any
-    ) -> tuple[str, Any]:
-        return self.as_sql(
-            compiler, connection, template="octet_length((details)::text)", **context
-        )
-
-    def as_sqlite(
-        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any
-    ) -> tuple[str, Any]:
-        return self.as_sql(
-            compiler,
-            connection,
-            template="ifnull(length(CAST(%(expressions)s AS BLOB)), 0)",
-            arg_joiner=" AS BLOB)), 0) + ifnull(length(CAST(",
-            **context,
-        )
-
-
 _EXPRESSIONS = [
     *((_StoredTime if name == "at" else _Stored)(F(name)) for name in STORED_COLUMNS[1:]),
     _Types(*STORED_COLUMNS),
@@ -116,16 +92,16 @@ def split(events: QuerySet[AuditEvent], limit: int | None = None) -> Iterator[Qu
     A part has at most ``ROWS_PER_READ`` rows and ``BYTES_PER_READ`` bytes, or is a single row.
     Drivers hold the whole result of a query in memory, so the sizes are asked for first.
     """
+    # Only SQLite lets other columns be long: it enforces no lengths.
+    long_columns = STORED_COLUMNS if connections[events.db].vendor == "sqlite" else ["details"]
+    size: Any = sum((Coalesce(Length(_Stored(F(name))), 0) for name in long_columns), Value(0))
     rest = events.order_by("id")
-    while limit is None or limit > 0:
-        count = ROWS_PER_READ if limit is None else min(ROWS_PER_READ, limit)
-        found = list(rest.values_list("id", _Size(*STORED_COLUMNS))[:count])
-        if not found:
-            return
+    while found := list(rest.values_list("id", size)[: min(ROWS_PER_READ, limit or ROWS_PER_READ)]):
         for first, last in _ranges(found):
             yield rest.filter(id__gte=first, id__lte=last)
         rest = rest.filter(id__gt=found[-1][0])
-        limit = None if limit is None else limit - len(found)
+        if limit is not None and (limit := limit - len(found)) <= 0:
+            return
 
 
 def _ranges(sizes: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -52,6 +52,8 @@ def _held(charset: str) -> str:
     return re.escape("".join(bytes([byte]).decode(codec, "ignore") for byte in range(256)))
 
 
-def escape(text: str, unstorable: re.Pattern[str]) -> str:
+def escape(text: str, unstorable: re.Pattern[str], *, backslash: str = "\\") -> str:
     r"""Return ``text`` with each of these characters escaped as Python does, ``\u20ac``."""
-    return unstorable.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return unstorable.sub(
+        lambda found: backslash + found[0].encode("unicode_escape").decode()[1:], text
+    )
