@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 KEYS = {"volume": "v" * 32}
-BATCH = 2_000
+ROWS_PER_INSERT = 2_000
 DAYS = 10
 """What the rows' times are spread over; the older half is pruned."""
 VERBS = ["seal", "verify", "export", "prune"]
@@ -101,10 +101,10 @@ def fill(count: int) -> None:
 
     call_command("migrate", verbosity=0)
     rows, done = events(count), 0
-    while batch := list(islice(rows, BATCH)):
+    while batch := list(islice(rows, ROWS_PER_INSERT)):
         AuditEvent.objects.bulk_create(batch)
         done += len(batch)
-        if done % 100_000 < BATCH:
+        if done % 100_000 < ROWS_PER_INSERT:
             say(f"  {done} rows")
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:

@@ -1,12 +1,12 @@
-"""Which rows can be sealed: those that no transaction can put another one in front of.
+"""Positions in the audit that no later commit can precede, so that rows up to them are final.
 
-Ids are given when a row is inserted, not when it is committed: a transaction that commits late
-puts its rows in among older ones. On PostgreSQL every row has its transaction's number, and all
-transactions below a snapshot's ``xmin`` have ended. SQLite has one writer at a time, so ids come
-in order. Elsewhere rows have to be a minute old, and what comes even later is backfilled.
+A row gets its id when it is inserted, not when it is committed, so a transaction that commits late
+adds its rows among older ones. On PostgreSQL every row has its transaction's number, and all
+transactions below a snapshot's ``xmin`` have ended. SQLite has one writer at a time, so ids are in
+order. Elsewhere rows are final when they are a minute old; rows that come later are backfilled.
 
-A database that was restored elsewhere has rows with the numbers of the old place: what is left
-among the sealed ones is sealed by those first, then all that is there up to its last id.
+In a database that was restored elsewhere, rows have the numbers of the old cluster. First the rest
+of the rows among the sealed ones is sealed by these numbers, then all rows up to the last id.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from tokenauth.exceptions import SealError
 from tokenauth.models import AuditEvent, AuditSeal, Event
 
 LAG = timedelta(minutes=1)
-"""How old rows have to be, where transactions have no numbers."""
+"""How old rows must be to be final, where transactions have no numbers."""
 LOCK_TIMEOUT_MS = 5_000
 MARKS = 8
-"""A cursor has at most this many marks."""
+"""The most marks of a cursor."""
 
 
 class Mark(NamedTuple):
-    """A sealed row, and a transaction that began after that row was there.
+    """A sealed row, and a transaction that began after that row existed.
 
-    Ids come in order and rows have their transaction's number first, so lower ids have lower
-    numbers than this one.
+    A row has its transaction's number before its id, so rows with lower ids have numbers below
+    this transaction's.
     """
 
     id: int
@@ -45,26 +45,26 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Cursor:
-    """Up to where the rows are sealed, and the window that is being sealed."""
+    """The position up to which rows are sealed, and the window that is being sealed."""
 
     origin: str = ""
-    """Which PostgreSQL cluster the transactions' numbers are of; "" elsewhere."""
+    """The PostgreSQL cluster that gave the transactions' numbers; "" on other databases."""
     closed_id: int = 0
     """All rows up to this id are sealed."""
     closed_xid: int = 0
     """All rows of transactions below this number are sealed."""
     window: str = ""
-    """What the open window is made of, "id" or "xid"; "" where none is open. "old" is "xid" by
-    the numbers of another place, up to ``highest``: rows above it were written here."""
+    """What bounds the open window: "id", "xid", or "" if none is open. "old" is "xid" by the
+    numbers of another cluster, up to ``highest``: rows above it were written in this one."""
     until: int = 0
     """The last id of the window, or the first transaction after it."""
     after: int = 0
     """The last id in the window that is sealed."""
     began: int = 0
-    """A transaction that began when all rows of the window were there."""
+    """A transaction that began after all rows of the window existed."""
     marks: tuple[Mark, ...] = ()
-    """The highest row of this window and those of earlier ones, in their order, where transactions
-    have numbers: the first whose transaction ``closed_xid`` has passed leaves no room below it."""
+    """The highest rows of this window and of earlier ones, in order, where transactions have
+    numbers. No row can be committed below the first mark whose transaction is below ``closed_xid``."""
 
     def __str__(self) -> str:
         return json.dumps(asdict(self))
@@ -76,18 +76,18 @@ class Cursor:
 
     @property
     def horizon(self) -> int:
-        """The transaction that began after ``highest`` was there."""
+        """The transaction that began after ``highest`` existed."""
         return self.marks[-1].xid if self.marks else 0
 
     def rows(self, using: str) -> Any:
-        """Return the rows of the open window that are not sealed, in their order."""
+        """Return the rows of the open window that are not sealed, by id."""
         found = AuditEvent.objects.using(using).filter(id__gt=max(self.closed_id, self.after))
         if self.window == "id":
             return found.filter(id__lte=self.until).order_by("id")
         found = found.filter(xid__gte=self.closed_xid, xid__lt=self.until)
         if self.window == "old":
             found = found.filter(id__lte=self.highest)
-        # Put there by hand; left out, so that verifying finds them.
+        # Rows that an intruder inserted stay unsealed, so that verification finds them.
         return found.exclude(self._inserted()).order_by("id")
 
     def sealed_to(self, row_id: int) -> Cursor:
@@ -95,12 +95,12 @@ class Cursor:
         return replace(self, after=row_id)
 
     def seen(self, row_id: int) -> Cursor:
-        """Return the cursor knowing of this sealed row of the window, or of the one just closed."""
+        """Return the cursor with a mark for this sealed row of the window, or the one just closed."""
         if not self.origin or row_id <= self.highest:
             return self
         marks = [mark for mark in self.marks if mark.xid < self.began]
         passed = [mark for mark in marks if mark.xid <= self.closed_xid]
-        # Without one in the middle less is told apart, and nothing is told wrongly.
+        # With fewer marks fewer insertions are found, but nothing is reported wrongly.
         kept = [*passed[-1:], *marks[len(passed) :]][: MARKS - 1]
         return replace(self, marks=(*kept, Mark(row_id, self.began)))
 
@@ -111,7 +111,7 @@ class Cursor:
         return replace(self, window="", until=0, after=0, closed_xid=self.until)
 
     def moved(self) -> Cursor:
-        """Return the cursor for a place where transactions' numbers are others than ``origin``'s.
+        """Return the cursor for another cluster than ``origin``.
 
         It has no window once all rows up to the highest sealed one are sealed.
         """
@@ -122,7 +122,7 @@ class Cursor:
         return self if self.window else Cursor(closed_id=max(self.closed_id, self.highest))
 
     def covers(self, row_id: int, xid: int) -> bool:
-        """Tell whether such a row, if there is one, must be in a seal."""
+        """Return whether a row with this id and transaction must be in a seal."""
         if row_id <= self.closed_id:
             return True
         if self.window == "id":
@@ -137,7 +137,7 @@ class Cursor:
         return bool(self.window) and row_id <= self.after and xid < self.until
 
     def covered(self, using: str) -> Any:
-        """Return the rows that ``covers`` says yes to."""
+        """Return the rows for which ``covers`` is true."""
         if self.window == "id":
             found = Q(id__lte=self.after)
         else:
@@ -150,13 +150,13 @@ class Cursor:
         return AuditEvent.objects.using(using).filter(found)
 
     def _inserted(self) -> Q:
-        # The first alternative, with no rows, is for a cursor without marks.
+        # A cursor without marks leaves the first alternative, which has no rows.
         alternatives = (Q(id__lt=mark.id, xid__gte=mark.xid) for mark in self.marks)
         return reduce(or_, alternatives, Q(pk__in=[]))
 
 
 def read_cursor(seal: AuditSeal | None) -> Cursor:
-    """Return the cursor after ``seal``; None stands for before the first."""
+    """Return the cursor after ``seal``, or the one before the first seal for None."""
     if seal is None:
         return Cursor()
     values = json.loads(seal.cursor)
@@ -164,14 +164,14 @@ def read_cursor(seal: AuditSeal | None) -> Cursor:
 
 
 def localise(cursor: Cursor, using: str) -> Cursor:
-    """Return ``cursor`` as it counts in this database, which may have been restored elsewhere."""
+    """Return ``cursor`` for this database, which may have been restored from another cluster."""
     return cursor if cursor.origin == _origin(using) else cursor.moved()
 
 
 def open_window(cursor: Cursor, using: str, *, is_first: bool) -> Cursor | None:
-    """Return ``cursor`` with a window of rows that are final; None where nothing is new.
+    """Return ``cursor`` with a window of final rows, or None if there are no new ones.
 
-    Raises SealError where that takes a lock that is not to be had.
+    Raises SealError if that needs a lock that it can't get.
     """
     cursor, known = localise(cursor, using), cursor.origin
     if cursor.window:
@@ -186,7 +186,7 @@ def open_window(cursor: Cursor, using: str, *, is_first: bool) -> Cursor | None:
 
 
 def may_be_late(using: str) -> bool:
-    """Tell whether rows may be committed behind the cursor."""
+    """Return whether rows may be committed behind the cursor."""
     return _vendor(using) not in {"postgresql", "sqlite"}
 
 
@@ -199,16 +199,15 @@ def _open_by_transaction(cursor: Cursor, using: str) -> Cursor | None:
     if oldest <= cursor.closed_xid:
         return None
     opened = replace(cursor, window="xid", until=oldest, began=began)
-    # By an expression, so that the index on transactions finds them, not the one on ids.
+    # As an expression, so that PostgreSQL uses the index on transactions, not the one on ids.
     first = opened.rows(using).order_by().aggregate(first=Min(F("id") + 0))["first"]
     return None if first is None else replace(opened, after=first - 1)
 
 
 def _reopen(cursor: Cursor, origin: str, using: str) -> Cursor | None:
-    """Start over in a database that was restored elsewhere: its transactions count anew.
+    """Start over in a database that was restored in another cluster, with new numbers.
 
-    Waits until nobody is inserting, so that what is there is final and all that comes has
-    higher ids.
+    Waits until no transaction inserts rows. Then all rows are final, and new ones get higher ids.
     """
     try:
         with transaction.atomic(using=using):
@@ -219,7 +218,7 @@ def _reopen(cursor: Cursor, origin: str, using: str) -> Cursor | None:
     except OperationalError as error:
         raise SealError(
             "This database was restored from elsewhere, and a transaction has been writing to "
-            "its audit for too long. Nothing is lost; run this again later."
+            "its audit for too long. Nothing is lost. Run this again later."
         ) from error
     if until <= cursor.closed_id:
         return None
@@ -227,7 +226,7 @@ def _reopen(cursor: Cursor, origin: str, using: str) -> Cursor | None:
 
 
 def _has_foreign_rows(using: str) -> bool:
-    """Tell whether rows have transactions' numbers that were not given here yet."""
+    """Return whether rows have transactions' numbers that this cluster has not given yet."""
     last = AuditEvent.objects.using(using).aggregate(last=Max("xid"))["last"] or 0
     return bool(last > int(_ask(using, "SELECT pg_current_xact_id()::text")))
 
@@ -239,9 +238,9 @@ def _origin(using: str) -> str:
 
 
 def count_waiting(using: str) -> int:
-    """Return how many rows can't be sealed yet, because others may still come before them.
+    """Return how many rows can't be sealed yet, because a later commit may precede them.
 
-    Sealing's own don't count: they wait for others.
+    The rows that sealing wrote itself don't count: they wait for other rows.
     """
     rows = AuditEvent.objects.using(using).exclude(event=Event.AUDIT_SEALED.value)
     if _vendor(using) == "postgresql":
@@ -250,9 +249,9 @@ def count_waiting(using: str) -> int:
 
 
 def _oldest_running(using: str) -> tuple[int, int]:
-    """Return the oldest transaction that runs, and one that begins only then.
+    """Return the oldest running transaction, and one that begins only now.
 
-    In one statement: where nobody is writing both are the same.
+    In one statement, because both are the same if no other transaction writes.
     """
     oldest, began = _ask(
         using,

@@ -22,7 +22,7 @@ def save_row(row: Row, using: str) -> None:
 
 
 class DatabaseSink:
-    """Writes rows where the router sends AuditEvent."""
+    """Writes rows to the database that the router chooses for AuditEvent."""
 
     def write(self, *rows: Row) -> None:
         """Insert ``rows``; raises Unavailable if that fails, OpenTransaction inside a transaction."""
@@ -37,7 +37,7 @@ class DatabaseSink:
 
 def _refuse_open_transaction(connection: Any) -> None:
     if connection.in_atomic_block:
-        # The test Django itself makes for `atomic(durable=True)`.
+        # Django's own test for `atomic(durable=True)`.
         is_open = not connection.atomic_blocks[-1]._from_testcase
     else:
         is_open = not connection.get_autocommit()

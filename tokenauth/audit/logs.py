@@ -1,7 +1,7 @@
-"""Written and unwritten audit rows as log records.
+"""Audit rows as log records.
 
-Every written row is also a record of the logger ``tokenauth.audit``: INFO, and WARNING where
-somebody was refused. What is in the table counts; the log is a copy.
+Every written row is also logged to ``tokenauth.audit``: at INFO, or at WARNING if its outcome is a
+failure. The log is a copy; the table is the audit.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ _main = logging.getLogger("tokenauth")
 
 
 def log_row(row: Row) -> None:
-    """Log ``row``, which is written: a handler that fails changes nothing about that."""
+    """Log ``row``, which was written. Errors of log handlers are printed, not raised."""
     level = logging.INFO if row.outcome == Outcome.SUCCESS.value else logging.WARNING
     try:
         logger.log(level, "%s", row, extra={"audit_row": row})
-    except Exception:  # noqa: BLE001 - handlers of the project's own may raise anything
+    except Exception:  # noqa: BLE001 - a handler of the project may raise anything
         traceback.print_exc()
 
 
 def log_unwritten(row: Row) -> None:
-    """Log ``row``, which could not be written; to be called where that was caught."""
+    """Log ``row``, which could not be written, with the exception being handled."""
     try:
         _main.exception("audit row not written: %s", row)
     except Exception:  # noqa: BLE001 - as above

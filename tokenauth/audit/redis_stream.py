@@ -1,8 +1,8 @@
 """A sink that needs no database: one XADD to a Redis stream, which ``drain`` empties.
 
-With ``appendfsync always`` Redis has the row on disk before it says yes; with ``everysec`` up to
-two seconds' rows may die with it; without an append-only file a restart loses all. So this sink
-refuses to write to a Redis that wouldn't keep what it is given.
+With ``appendfsync always`` Redis has the row on disk before it answers. With ``everysec`` a crash can
+lose the rows of two seconds, and without an append-only file a restart loses all rows. So this sink
+refuses to write to a Redis that would not keep its rows.
 """
 
 from __future__ import annotations
@@ -29,57 +29,57 @@ from tokenauth.exceptions import Unavailable
 logger = logging.getLogger("tokenauth")
 
 CALL_TIMEOUT_SECONDS = 0.25
-"""For connecting, and for each answer. A request waits for the first that doesn't come."""
+"""The limit for connecting, and for each answer. A request waits for one of them at most."""
 ASK_AGAIN_SECONDS = 10.0
-"""For how long a process believes what Redis said of its persistence."""
+"""How long a process relies on what Redis said about its persistence."""
 STREAM_NAME = "tokenauth:audit"
 FIELD = "row"
 """The one field of an entry: ``Row.to_json()``."""
 
 APPEND_HINT = (
-    "Give Redis an append-only file: CONFIG SET appendonly yes, CONFIG REWRITE; it counts once "
-    "the first rewrite is through."
+    "Give Redis an append-only file: CONFIG SET appendonly yes, CONFIG REWRITE. It counts when "
+    "the first rewrite has ended."
 )
 EVICTION_HINT = (
-    "Redis must not throw rows away when memory is short: CONFIG SET maxmemory-policy noeviction, "
+    "Redis must not evict rows when memory is short: CONFIG SET maxmemory-policy noeviction, "
     "CONFIG REWRITE."
 )
 REPLICA_HINT = "Let LOCATION in CACHES['audit'] name the primary."
-INFO_HINT = "Let its user ask how Redis keeps rows: ACL SETUSER <name> +info."
+INFO_HINT = "Let its user read how Redis keeps rows: ACL SETUSER <name> +info."
 
 _HERE = {"127.0.0.1", "::1"}
 _NOT_FOR_CONNECTIONS = {"parser_class", "pool_class", "serializer"}
 
 
 FAILURES = (RedisError, OSError)
-"""What calls raise when Redis doesn't do what it is asked."""
+"""What calls raise if Redis fails or refuses."""
 
 
 class Unsafe(RedisError):
-    """Redis might lose rows; says why, and what to do."""
+    """Redis might lose rows; the message says why, and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Which stream on which Redis."""
+    """A stream on a Redis server."""
 
     stream: str
     """The stream's name."""
     options: dict[str, Any] = field(repr=False)
-    """Of its connections; there may be a password among them."""
+    """The options of connections, which may include a password."""
 
     def connect(self, timeout_seconds: float, **options: Any) -> Redis:
-        """Return a client with a pool of its own; connections are made when they are needed.
+        """Return a client with a pool of its own, which connects when needed.
 
-        ``timeout_seconds`` is for connecting, and for each answer.
+        ``timeout_seconds`` is the limit for connecting, and for each answer.
         """
         bounds = {
             "socket_connect_timeout": timeout_seconds,
             "socket_timeout": timeout_seconds,
-            # redis-py's default is to try again and again, waiting longer each time.
+            # By default redis-py retries with growing pauses.
             "retry": Retry(NoBackoff(), 0),
             "health_check_interval": 0,
-            # Nothing is asked on connecting that we don't need.
+            # Without the commands on connecting that we don't need.
             "protocol": 2,
             "driver_info": None,
             "decode_responses": False,
@@ -88,40 +88,40 @@ class Place:
 
 
 def read_place() -> Place:
-    """Return where the stream is: on the Redis of ``CACHES["audit"]``.
+    """Return the place of the stream, the Redis of ``CACHES["audit"]``.
 
-    Not that of another cache: to clear a cache is to empty its whole database. Raises
-    ImproperlyConfigured when there is no such alias, when it has no Redis URL, and when another
-    alias has the same database.
+    No cache may share that database, because clearing a cache empties its whole database. Raises
+    ImproperlyConfigured if the alias is missing, has no Redis URL, or shares its database with
+    another alias.
     """
     caches: dict[str, dict[str, Any]] = django_settings.CACHES
     entry = caches.get("audit", {})
     _refuse_shared(caches)
     try:
-        # Several are a server and its replicas; only the first takes writes.
+        # Several URLs are a primary and its replicas; only the first takes writes.
         options = _options(entry, next(iter(_urls(entry)), ""))
     except ValueError:
-        # Without the cause: it may show a part of the password.
+        # Without the cause, which may show a part of the password.
         raise ImproperlyConfigured(
             'RedisStreamSink needs the URL of a Redis: set CACHES["audit"] to {"BACKEND": '
             '"django.core.cache.backends.redis.RedisCache", "LOCATION": "redis://…"}. '
-            "rediss:// and unix:// will do too."
+            "rediss:// and unix:// work too."
         ) from None
     prefix = entry.get("KEY_PREFIX", "")
     return Place(stream=f"{prefix}:{STREAM_NAME}" if prefix else STREAM_NAME, options=options)
 
 
 def try_place() -> Place:
-    """Return what :func:`read_place` does; raises ImproperlyConfigured for unfit options too.
+    """Return the same as :func:`read_place`; raises ImproperlyConfigured for wrong options too.
 
-    For what starts or checks a site: in a request such a Redis is one that doesn't answer.
+    Only for commands and checks: during a request, such a Redis counts as one that is down.
     """
     place = read_place()
     try:
-        # Made, not connected.
+        # Creates a connection without connecting.
         place.connect(CALL_TIMEOUT_SECONDS).connection_pool.make_connection()
     except (TypeError, ValueError, RedisError) as error:
-        raise ImproperlyConfigured(f"OPTIONS of CACHES['audit'] don't fit: {error}") from None
+        raise ImproperlyConfigured(f"OPTIONS of CACHES['audit'] are wrong: {error}") from None
     return place
 
 
@@ -145,14 +145,14 @@ def _refuse_shared(caches: dict[str, dict[str, Any]]) -> None:
     for alias, entry in caches.items():
         if alias != "audit" and audit & _databases(entry):
             raise ImproperlyConfigured(
-                f"CACHES[{alias!r}] and CACHES['audit'] have the same Redis database, and whoever "
-                f"clears {alias!r} deletes the audit rows that are waiting there. Give 'audit' "
-                "another database number, or better a Redis of its own."
+                f"CACHES[{alias!r}] and CACHES['audit'] have the same Redis database, so clearing "
+                f"{alias!r} deletes the audit rows that wait there. Give 'audit' another "
+                "database number, or better a Redis of its own."
             )
 
 
 def _databases(entry: dict[str, Any]) -> set[tuple[Any, ...]]:
-    """Return the Redis databases that a cache is on."""
+    """Return the Redis databases of a cache."""
     found = set()
     for url in _urls(entry):
         with suppress(ValueError):
@@ -165,39 +165,39 @@ def _databases(entry: dict[str, Any]) -> set[tuple[Any, ...]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """What a Redis says of itself."""
+    """The persistence of a Redis, as its INFO tells it."""
 
     appends: bool
-    """Whether it has an append-only file, and that is complete."""
+    """Whether it has an append-only file that is complete."""
     is_replica: bool
-    """Whether another Redis decides what this one has."""
+    """Whether it is a replica, which drops everything that its primary doesn't have."""
     eviction: str
-    """The policy by which it may throw the stream away, "allkeys-lru"; "" if it may not."""
+    """The policy by which it may evict the stream, "allkeys-lru", or "" if it may not."""
 
     @property
     def problem(self) -> str:
-        """Why rows might get lost, and what to do; "" if they won't."""
+        """Why rows might get lost and what to do, or "" if they are safe."""
         if not self.appends:
             return f"a restart would lose them. {APPEND_HINT}"
         if self.is_replica:
-            return f"it is a replica, and drops what its primary hasn't got. {REPLICA_HINT}"
+            return f"it is a replica, and drops what its primary doesn't have. {REPLICA_HINT}"
         if self.eviction:
             return f"maxmemory-policy is {self.eviction}. {EVICTION_HINT}"
         return ""
 
 
 def ask(connection: Any) -> Server:
-    """Ask the Redis at the other end; raises Unsafe when its user may not run INFO."""
+    """Ask the connected Redis; raises Unsafe if its user may not run INFO."""
     connection.send_command("INFO", "persistence")
     connection.send_command("INFO", "memory")
     connection.send_command("INFO", "replication")
     try:
         text = b"".join(connection.read_response() for _ in range(3))
     except NoPermissionError:
-        # Not knowing is no reason to hope.
-        raise Unsafe(f"nobody knows whether they would stay. {INFO_HINT}") from None
+        # Fail closed if INFO is not permitted.
+        raise Unsafe(f"INFO is not permitted, so it may lose them. {INFO_HINT}") from None
     said = dict(re.findall(r"^(\w+):(.*?)\r?$", text.decode(), re.MULTILINE))
-    # Switched on while it runs, it keeps nothing until the first rewrite is through.
+    # If it is switched on at run time, it keeps nothing until the first rewrite has ended.
     first_rewrite = said.get("aof_base_size") == "0" and (
         said.get("aof_rewrite_in_progress") != "0"
         or said.get("aof_rewrite_scheduled") != "0"
@@ -207,15 +207,15 @@ def ask(connection: Any) -> Server:
     return Server(
         appends=said.get("aof_enabled") == "1" and not first_rewrite,
         is_replica=said.get("role") != "master",
-        # The others evict keys that expire; a stream of ours doesn't.
+        # The other policies evict only keys that expire, which our stream doesn't.
         eviction=policy if policy.startswith("allkeys-") and said.get("maxmemory") != "0" else "",
     )
 
 
 def survey() -> tuple[Server, str]:
-    """Ask the configured Redis what it is and its ``appendfsync``, "" where it won't tell.
+    """Return the configured Redis and its ``appendfsync``, "" if it may not be read.
 
-    Raises ImproperlyConfigured when none is configured, one of FAILURES when it doesn't answer.
+    Raises ImproperlyConfigured if none is configured, and one of FAILURES if it doesn't answer.
     """
     client = try_place().connect(CALL_TIMEOUT_SECONDS)
     pool: Any = client.connection_pool
@@ -233,36 +233,36 @@ def survey() -> tuple[Server, str]:
 
 
 class RedisStreamSink:
-    """Adds rows to a stream; ``manage.py tokenauth_audit drain`` takes them to the database.
+    """Adds rows to a stream; ``manage.py tokenauth_audit drain`` moves them to the database.
 
-    An open transaction doesn't matter: a database can't roll back what Redis has.
+    An open transaction doesn't matter, because a rollback can't remove rows from Redis.
     """
 
     def __init__(self) -> None:
-        """Raise ImproperlyConfigured when no Redis is configured."""
+        """Raise ImproperlyConfigured if no Redis is configured."""
         place = read_place()
         self._stream = place.stream
-        # Threads share it, and after a fork it makes new connections.
+        # Shared by all threads; after a fork it makes new connections.
         self._client = place.connect(CALL_TIMEOUT_SECONDS, redis_connect_func=self._on_connect)
-        # Set without a lock: the worst is to ask or to say something twice.
+        # Set without a lock: at worst Redis is asked twice, or a message is logged twice.
         self._ask_at = 0.0
         self._problem = ""
 
     def write(self, *rows: Row) -> None:
-        """Add ``rows``; raises Unavailable when Redis doesn't take it, or wouldn't keep it.
+        """Add ``rows``; raises Unavailable if Redis doesn't take them, or wouldn't keep them.
 
-        Waits for ``CALL_TIMEOUT_SECONDS`` at most for each step of connecting and adding.
+        Waits for at most ``CALL_TIMEOUT_SECONDS`` for each step of connecting and adding.
         """
         texts = [row.to_json() for row in rows]
         try:
             try:
                 self._add(texts)
             except RedisConnectionError:
-                # Redis was restarted, maybe; not after a timeout, which was wait enough. A row
-                # that is added twice is drained once.
+                # Redis may have been restarted. A timeout is not retried, to bound the wait. A
+                # row that is added twice is drained once.
                 self._add(texts)
         except FAILURES as error:
-            # All is in the message; an outage is logged for each request.
+            # Without a traceback, because an outage is logged for each request.
             raise Unavailable(f"{type(error).__name__}: {error}") from None
 
     def _add(self, texts: list[str]) -> None:
@@ -290,11 +290,11 @@ class RedisStreamSink:
 
     def _on_connect(self, connection: Any) -> None:
         connection.on_connect()
-        # At the other end may be a Redis that was restarted with other settings.
+        # Redis may have been restarted with other settings.
         self._make_sure(connection)
 
     def _make_sure(self, connection: Any) -> None:
-        """Raise Unsafe, on this and on later calls, until Redis can be trusted with rows."""
+        """Raise Unsafe, now and on later calls, until Redis would keep rows."""
         self._ask_at = 0.0
         try:
             problem = ask(connection).problem

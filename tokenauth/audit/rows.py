@@ -55,7 +55,7 @@ _VERDICTS = {
 
 
 class Row(NamedTuple):
-    """The columns of an AuditEvent that the app fills; each is safe to store and to log."""
+    """The columns of an AuditEvent that the app fills. Each is safe to store and to log."""
 
     event_id: uuid.UUID
     at: datetime
@@ -89,11 +89,11 @@ class Row(NamedTuple):
         return self._asdict()
 
     def as_event(self) -> AuditEvent:
-        """Return the row as a model's instance, not saved."""
+        """Return the row as an unsaved model instance."""
         return AuditEvent(**self.columns())
 
     def time_text(self) -> str:
-        """Return when it was in ISO 8601, with its offset."""
+        """Return the row's time in ISO 8601, with its offset."""
         return time_text(self.at)
 
     def to_json(self) -> str:
@@ -103,9 +103,9 @@ class Row(NamedTuple):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Row:
-        """Read what ``to_json`` wrote; raises ValueError when it is anything else.
+        """Read the output of ``to_json``; raises ValueError for anything else.
 
-        A column that has a default may be missing: an older version didn't know it.
+        A column that has a default may be missing, because an older version didn't have it.
         """
         values = json.loads(text)
         if isinstance(values, dict):
@@ -113,7 +113,7 @@ class Row(NamedTuple):
         if not isinstance(values, dict) or values.keys() != set(Row._fields):
             raise ValueError("not the columns of an audit row")
         for name, types in _JSON_TYPES.items():
-            # By `type`, because to Python True is a number.
+            # By `type`, because True is an instance of int.
             if type(values[name]) not in types:
                 raise ValueError(f"{name} of an audit row is a {type(values[name]).__name__}")
         _refuse_unwritten(values)
@@ -138,7 +138,7 @@ _JSON_TYPES = {
 
 
 def _refuse_unwritten(values: dict[str, Any]) -> None:
-    """Raise ValueError for values that ``make_row`` never writes: somebody else did."""
+    """Raise ValueError for values that ``make_row`` never writes."""
     for name, length in _LENGTHS.items():
         text = values[name]
         if len(text) > length or not (text.isprintable() or all(map(_is_safe, text))):
@@ -150,21 +150,21 @@ def _refuse_unwritten(values: dict[str, Any]) -> None:
         raise ValueError("details of an audit row are too long")
     ip = values["ip"]
     if ip is not None and str(parse_address(ip)) != ip:
-        raise ValueError("ip of an audit row is no address, or not written as we do")
+        raise ValueError("ip of an audit row is not an address in its canonical form")
 
 
 def _is_safe(char: str) -> bool:
-    # To the Python that wrote it, which may be a newer one, it may be a letter already.
+    # A newer Python may have written it, which knows more letters.
     return char.isprintable() or category(char) == "Cn"
 
 
 def _read_time(text: str) -> datetime:
-    """Read a row's time; raises ValueError for one that not every zone and database has."""
+    """Read a row's time; raises ValueError if not every time zone and database can hold it."""
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
         raise ValueError("an audit row without a time zone")
     if not MINYEAR < moment.year < MAXYEAR:
-        raise ValueError("an audit row of no time of ours")
+        raise ValueError("an audit row whose time is out of range")
     return (
         moment if settings.USE_TZ else timezone.make_naive(moment, timezone.get_default_timezone())
     )
@@ -173,13 +173,13 @@ def _read_time(text: str) -> datetime:
 def time_text(at: datetime) -> str:
     """Return a row's time in ISO 8601, with its offset whatever ``USE_TZ`` says."""
     if timezone.is_naive(at):
-        # In the site's zone, as the clock was read, whatever zone is active.
+        # In the site's time zone, in which the clock was read, not in the active one.
         at = timezone.make_aware(at, timezone.get_default_timezone())
     return at.isoformat()
 
 
 def columns_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return the values of each row by column, without columns in which all have the default."""
+    """Return each row's values by column, without columns in which all rows have the default."""
     used = [
         {
             name: value
@@ -197,7 +197,7 @@ def columns_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _make_event_id() -> uuid.UUID:
     """Return a UUID of version 7 (RFC 9562), which begins with the time in milliseconds.
 
-    So rows come in the order of its index, whose part in use stays small however long it gets.
+    New rows are then neighbours in the index, of which only the end stays in memory.
     """
     milliseconds = time.time_ns() // 1_000_000
     number = milliseconds << 80 | int.from_bytes(os.urandom(10))
@@ -215,7 +215,7 @@ def make_row(
     count: int = 1,
     details: dict[str, Any] | None = None,
 ) -> Row:
-    """Return the row of ``event``, which happens now."""
+    """Return the row of ``event``, with the present time."""
     name = event.value
     outcome, severity = _VERDICTS[name]
     return Row(

@@ -1,4 +1,4 @@
-"""Where the rows of requests go, by dotted path: ``AUDIT_SINK``."""
+"""Loading the sink for the rows of requests, ``AUDIT_SINK``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from tokenauth.conf import get_settings, load_named
 
 
 class Sink(Protocol):
-    """A class named in ``AUDIT_SINK``; made once a process, without arguments."""
+    """A class named in ``AUDIT_SINK``. It is created once a process, without arguments."""
 
     def write(self, *rows: Row) -> None:
         """Make ``rows``, one or two, durable before returning.
 
-        Raises Unavailable when that can't be done, and OpenTransaction where somebody's
-        rollback could take the rows back.
+        Raises Unavailable if that fails, and OpenTransaction if a rollback could remove the rows.
         """
 
 
@@ -37,12 +36,12 @@ def get_sink() -> Sink:
 def is_redis_configured() -> bool:
     """Tell whether the sink is RedisStreamSink, or derived from it; raises ImportError."""
     bases = getattr(load_named(get_settings().audit_sink), "__mro__", ())
-    # By name: its module can be imported only where redis is installed.
+    # By name, because its module needs the extra [redis].
     return any(base.__module__ == "tokenauth.audit.redis_stream" for base in bases)
 
 
 def _forget(*, setting: str, **_kwargs: object) -> None:
-    # Where rows go may depend on it.
+    # A sink may read CACHES when it is created.
     if setting == "CACHES":
         _load.cache_clear()
 

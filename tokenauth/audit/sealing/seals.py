@@ -1,8 +1,8 @@
-"""What a seal says and how it is signed. Pure: reads and writes no database.
+"""The content of a seal and its signature. Reads and writes no database.
 
-A seal has one entry of 32 bytes for each row: the row's id, its time, and a MAC over all its
-columns as they are stored. The seal's own MAC covers the digest of the entries, the range, the count, the cursor
-and the MAC of the seal before. All MACs are HMAC-SHA256 (RFC 2104) under a key of
+A seal has an entry of 32 bytes for each row: the row's id, its time, and a MAC over all its columns
+as they are stored. The seal's own MAC covers the digest of the entries, the range, the count, the
+cursor and the MAC of the seal before. All MACs are HMAC-SHA256 (RFC 2104) with a key of
 ``AUDIT_SEAL_KEYS``; those of rows are cut to 128 bits.
 """
 
@@ -45,21 +45,21 @@ _NUMBER = re.compile("-?[0-9]+")
 _HEAD = re.compile(r"([1-9][0-9]{0,18}):([0-9a-f]{64})")
 _ID, _AT = STORED_COLUMNS.index("id"), STORED_COLUMNS.index("at")
 _NEVER = 2**63 - 1
-"""The time of a row whose own can't be read, so that it isn't pruned."""
+"""The time of a row whose time can't be read, so that it isn't pruned."""
 
 
 class Entry(NamedTuple):
-    """What a seal says of one row."""
+    """A seal's entry for one row."""
 
     id: int
     at: int
-    """The row's time as it is stored, in microseconds since 1970; on PostgreSQL that is in UTC."""
+    """The row's time in microseconds since 1970, in UTC on PostgreSQL, elsewhere as it is stored."""
     mac: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """The last seal, as it is kept outside: whoever knows it notices a cut-off tail."""
+    """The last seal in the form that is kept elsewhere, to notice if the end is cut off."""
 
     number: int
     mac: str
@@ -80,12 +80,12 @@ def parse_head(text: str) -> Head:
 
 
 def get_keys() -> Mapping[str, str]:
-    """Return ``AUDIT_SEAL_KEYS``; raises SealError when there are none."""
+    """Return ``AUDIT_SEAL_KEYS``; raises SealError if it is empty."""
     keys = get_settings().audit_seal_keys
     if not keys:
         raise SealError(
             "TOKENAUTH['AUDIT_SEAL_KEYS'] is empty. Set it to {\"1\": <32 or more random "
-            "characters>}, from a place that the database's users can't read."
+            "characters>}, from a place that users of the database can't read."
         )
     return keys
 
@@ -97,7 +97,7 @@ def microseconds(moment: datetime) -> int:
 
 
 def now() -> int:
-    """Return the time in microseconds since 1970 in UTC, whatever the settings say of zones."""
+    """Return the time in microseconds since 1970 in UTC, whatever ``USE_TZ`` says."""
     moment = timezone.now()
     if not settings.USE_TZ:
         moment = timezone.make_aware(moment, timezone.get_default_timezone())
@@ -105,7 +105,7 @@ def now() -> int:
 
 
 def row_entry(values: Sequence[Any], secret: bytes) -> Entry:
-    """Return the entry of a row given as ``read_stored`` does."""
+    """Return the entry of a row as ``read_stored`` gives it."""
     text = json.dumps(["tokenauth row 1", *values])
     mac = hmac.digest(secret, text.encode(), "sha256")[:16]
     return Entry(values[_ID], _read_time(values[_AT]), mac)
@@ -126,13 +126,13 @@ def pack(entries: Sequence[Entry]) -> bytes:
 
 
 def unpack(data: bytes) -> Iterator[Entry]:
-    """Return the entries in ``data``; what is too short for one is left out."""
+    """Return the entries in ``data`` without an incomplete last one."""
     whole = len(data) - len(data) % _ENTRY.size
     return (Entry(*values) for values in _ENTRY.iter_unpack(data[:whole]))
 
 
 def digest_of(data: bytes) -> str:
-    """Return the digest that stands for a seal's entries."""
+    """Return the digest of a seal's entries."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -157,10 +157,10 @@ def mac_of(seal: AuditSeal, secret: bytes) -> str:
 
 
 def is_readable(seal: AuditSeal) -> bool:
-    """Tell whether the values of ``seal`` have the types of their columns: SQLite takes any."""
+    """Return whether the values of ``seal`` have the right types, which SQLite doesn't enforce."""
     values = ((field, seal.__dict__.get(field.attname)) for field in AuditSeal._meta.fields)
     return all(
-        # Entries that weren't asked for are None.
+        # Deferred entries are None.
         isinstance(value, _TYPES[field.get_internal_type()])
         for field, value in values
         if value is not None or field.attname != "entries"
@@ -168,7 +168,7 @@ def is_readable(seal: AuditSeal) -> bool:
 
 
 def is_genuine(seal: AuditSeal, keys: Mapping[str, str]) -> bool:
-    """Tell whether ``seal`` was made under one of ``keys`` and is as it was made."""
+    """Return whether ``seal`` was made with one of ``keys`` and is unchanged."""
     secret = keys.get(seal.key_id)
     if secret is None or not is_readable(seal):
         return False
@@ -176,13 +176,13 @@ def is_genuine(seal: AuditSeal, keys: Mapping[str, str]) -> bool:
 
 
 class IdSet:
-    """A set of row ids, which are dense: one bit each."""
+    """A set of row ids. It has one bit for each, because ids are dense."""
 
     def __init__(self) -> None:
         self._pages: dict[int, bytearray] = {}
 
     def add(self, number: int) -> bool:
-        """Add ``number``; tell whether it was in already."""
+        """Add ``number``; return whether the set had it already."""
         page, place = divmod(number, _PAGE)
         bits = self._pages.setdefault(page, bytearray(_PAGE // 8))
         bit = 1 << place % 8
