@@ -251,7 +251,7 @@ def storable(row: Row, using: str) -> Row:
     values = row.columns()
     for name, length in _LENGTHS.items():
         values[name] = escape(values[name], unstorable)[:length]
-    text = json.dumps(row.details, ensure_ascii=False)
+    text = json.dumps(row.details, ensure_ascii=False, default=str)
     # JSON writes a backslash twice.
     values["details"] = json.loads(escape(text, unstorable, backslash="\\\\"))
     return Row(**values)
@@ -259,7 +259,7 @@ def storable(row: Row, using: str) -> Row:
 
 def _size(details: dict[str, Any]) -> int:
     """Return the most bytes that ``details`` take as JSON: in ASCII or UTF-8, escaped or not."""
-    text = json.dumps(details)
+    text = json.dumps(details, default=str)
     # `storable` may need one byte more for an escape.
     return len(text) + text.count("\\u")
 
@@ -273,7 +273,7 @@ def _shorten(details: dict[str, Any]) -> dict[str, Any]:
     """
     if _size(details) <= LONGEST_DETAILS:
         return details
-    text = json.dumps(details, sort_keys=True).encode()
+    text = json.dumps(details, sort_keys=True, default=str).encode()
     mark = {"cut": {"bytes": len(text), "sha256": sha256(text).hexdigest()}}
 
     def excess(length: int) -> int:
@@ -291,7 +291,7 @@ def _cut(value: Any, length: int) -> Any:
     if isinstance(value, list | tuple):
         kept: list[Any] = []
         for item in value:
-            length -= len(json.dumps(item))
+            length -= len(json.dumps(item, default=str))
             if length < 0:
                 return [*kept, "…"]
             kept.append(item)
