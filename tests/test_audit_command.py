@@ -160,7 +160,7 @@ def test_verify_names_what_was_changed(run: Run, write: Write) -> None:
     pk = tamper(reason="forged")
     with pytest.raises(
         CommandError,
-        match=r"^1 finding: the audit was changed, or can't be shown to be unchanged\.$",
+        match=r"^1 finding: the audit is not, or can't be shown to be, as it was sealed\.$",
     ):
         run("verify")
     assert run.out == f"row {pk} was changed after seal 1\n"
@@ -505,7 +505,7 @@ def test_exit_codes(processes: Processes, write: Write) -> None:
     code, out, err = processes.run("tokenauth_audit", "verify")
     assert (code, out) == (1, f"row {pk} was changed after seal 1\n")
     assert err.endswith(
-        "CommandError: 1 finding: the audit was changed, or can't be shown to be unchanged.\n"
+        "CommandError: 1 finding: the audit is not, or can't be shown to be, as it was sealed.\n"
     )
     code, out, err = processes.run("tokenauth_audit", "seal", "--database", "nowhere")
     assert (code, out) == (1, "")

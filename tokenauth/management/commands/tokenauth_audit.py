@@ -192,8 +192,8 @@ class Command(BaseCommand):
         self._say(_summarise(verification))
         if found:
             raise CommandError(
-                f"{count_of(found, 'finding')}: the audit was changed, or can't be shown to be "
-                "unchanged."
+                f"{count_of(found, 'finding')}: the audit is not, or can't be shown to be, as it "
+                "was sealed."
             )
 
     def _prune(self, *, using: str, before: datetime, **_options: Any) -> None:
