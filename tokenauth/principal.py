@@ -51,11 +51,9 @@ class ClientUser:
         return hash(self.pk)
 
     def get_username(self) -> str:
-        """Return the client id."""
         return self.username
 
     def get_user_permissions(self, obj: object = None) -> set[str]:
-        """Return no permission."""
         return set()
 
     get_group_permissions = get_all_permissions = get_user_permissions
@@ -65,29 +63,23 @@ class ClientUser:
         return False
 
     def has_perms(self, perm_list: Iterable[str], obj: object = None) -> bool:
-        """Return whether none was asked for."""
         return not list(perm_list)
 
     def has_module_perms(self, app_label: str) -> bool:
-        """Return False."""
         return False
 
     async def aget_user_permissions(self, obj: object = None) -> set[str]:
-        """Return no permission."""
         return set()
 
     aget_group_permissions = aget_all_permissions = aget_user_permissions
 
     async def ahas_perm(self, perm: str, obj: object = None) -> bool:
-        """Return False."""
         return False
 
     async def ahas_perms(self, perm_list: Iterable[str], obj: object = None) -> bool:
-        """Return whether none was asked for."""
         return self.has_perms(perm_list)
 
     async def ahas_module_perms(self, app_label: str) -> bool:
-        """Return False."""
         return False
 
 
