@@ -15,14 +15,17 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.conf import settings as django_settings
 from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Permission
+from django.contrib.contenttypes.models import ContentType
 from django.core.cache import caches
 from django.core.management import call_command
+from django.core.management.commands import flush
 from django.db import OperationalError, connection
 from django.test import AsyncClient, Client, override_settings
 from django.utils import timezone
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
-from pytest_django import Settings
+from pytest_django import DjangoDbBlocker, Settings
 
 from tests import views
 from tests.audit_log import settle
@@ -58,8 +61,13 @@ DOORS = [
 
 
 def pytest_configure() -> None:
-    """Have WhiteNoise look for a file when it is asked for, not for all in each new client."""
+    """Change what would be slow, or in the way, in every test."""
+    # WhiteNoise looks for a file when it is requested, not for all files in each new client.
     django_settings.WHITENOISE_AUTOREFRESH = True
+    # Passwords are hashed slowly on purpose elsewhere; no test guesses them.
+    django_settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+    # All tests call from one address; those about limits switch them on.
+    django_settings.RATELIMIT_ENABLE = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -90,16 +98,25 @@ class Run:
         return json.loads(self(*args, "--json"))
 
 
-@pytest.fixture(autouse=True)
-def _fast_passwords(settings: Settings) -> None:
-    # Slow on purpose elsewhere; here nobody guesses.
-    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+@pytest.fixture(scope="session")
+def django_db_setup(
+    django_db_setup: None, django_db_blocker: DjangoDbBlocker
+) -> Iterator[None]:
+    """Let flushing put content types and permissions back instead of computing them anew.
 
+    Django does that after each test that commits, for each model.
+    """
+    with django_db_blocker.unblock():
+        kept = [list(model.objects.order_by("pk")) for model in (ContentType, Permission)]
 
-@pytest.fixture(autouse=True)
-def _no_limits(settings: Settings) -> None:
-    # All tests call from one address; those about limits switch them on.
-    settings.RATELIMIT_ENABLE = False
+    def put_back(_verbosity: int, _interactive: bool, database: str) -> None:
+        for rows in kept:
+            type(rows[0])._default_manager.using(database).bulk_create(rows)
+        ContentType.objects.clear_cache()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flush, "emit_post_migrate_signal", put_back)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +133,7 @@ def still_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def limits_on(settings: Settings, _no_limits: None, still_clock: None) -> Iterator[None]:
+def limits_on(settings: Settings, still_clock: None) -> Iterator[None]:
     """Count requests, from nothing on, in windows that don't end."""
     settings.RATELIMIT_ENABLE = True
     caches["ratelimit"].clear()
