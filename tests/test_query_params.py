@@ -13,6 +13,7 @@ from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.test import AsyncClient, AsyncRequestFactory, Client, RequestFactory, override_settings
 from django.urls import path
 from django.utils.log import AdminEmailHandler
+from django.views.debug import SafeExceptionReporterFilter
 from hypothesis import given
 from hypothesis import strategies as st
 from pytest_django import Settings
@@ -567,8 +568,12 @@ def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 @pytest.fixture
-def mails() -> Iterator[list[str]]:
-    """Keep the mails to admins about requests, error page included."""
+def mails(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Keep the mails to admins about requests, error page included.
+
+    Without its long table of settings, which no request changes.
+    """
+    monkeypatch.setattr(SafeExceptionReporterFilter, "get_safe_settings", lambda _self: {})
     mailer = Mailer()
     logging.getLogger("django.request").addHandler(mailer)
     yield mailer.mails
@@ -590,6 +595,8 @@ def test_no_canary(
 ) -> None:
     """Not in what views see, rows, logs, mails to admins, answers, headers of answers."""
     use_middleware(settings, middleware)
+    if asgi:
+        settings.MIDDLEWARE = without_sync_middleware()
     settings.DEBUG = debug
     good = "canary-canary-canary-canary-good!"
     services.import_plaintext(good, client_id="bot")
@@ -625,9 +632,8 @@ def send(where: str, headers: dict[str, str], method: str, *, asgi: bool) -> Any
     if not asgi:
         client = Client(raise_request_exception=False)
         return getattr(client, method)(where, headers=headers)
-    with override_settings(MIDDLEWARE=without_sync_middleware()):
-        async_client = AsyncClient(raise_request_exception=False)
-        return async_to_sync(getattr(async_client, method))(where, headers=headers)
+    async_client = AsyncClient(raise_request_exception=False)
+    return async_to_sync(getattr(async_client, method))(where, headers=headers)
 
 
 class Mailer(AdminEmailHandler):

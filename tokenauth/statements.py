@@ -47,6 +47,8 @@ class StoredToken(NamedTuple):
 
 _COLUMNS = StoredToken._fields[:-1]
 _WIDTH = len(_COLUMNS)
+_COMPILED_FROM = {"AUTH_USER_MODEL", "DATABASES", "TIME_ZONE", "USE_TZ"}
+"""The settings that statements, and what is read from rows, depend on."""
 _DEPENDENT = (
     models.UUIDField,
     models.DateTimeField,
@@ -210,10 +212,11 @@ def _name_params(sql: str, names: Sequence[str]) -> str:
     )
 
 
-def _forget(**_kwargs: object) -> None:
-    _compile_select.cache_clear()
-    _read_token.cache_clear()
-    _compile_insert.cache_clear()
+def _forget(*, setting: str, **_kwargs: object) -> None:
+    if setting in _COMPILED_FROM:
+        _compile_select.cache_clear()
+        _read_token.cache_clear()
+        _compile_insert.cache_clear()
 
 
 setting_changed.connect(_forget, dispatch_uid="tokenauth.statements")
