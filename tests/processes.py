@@ -10,6 +10,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pytest
+from django.core.management import ManagementUtility
 from django.db import connection
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,6 +22,35 @@ def url_of_test_database(user: str = "") -> str:
     parts = connection.settings_dict
     kind = {"postgresql": "postgres", "mysql": "mysql"}[connection.vendor]
     return f"{kind}://{user or parts['USER']}@{parts['HOST']}:{parts['PORT']}/{parts['NAME']}"
+
+
+def manage(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    """Run ``manage.py`` in this process; return its exit code, its output and its errors."""
+    capsys.readouterr()
+    argv = ["manage.py", *args]
+    code: Any = None
+    try:
+        ManagementUtility(argv).fetch_command(args[0]).run_from_argv(argv)
+    except SystemExit as ended:
+        code = ended.code
+    out, err = capsys.readouterr()
+    return code or 0, out, err
+
+
+def split(number: int, folder: str) -> None:
+    """Go on as ``number`` processes at once, each with its standard error in a file in ``folder``.
+
+    The first waits for the others; its exit code is how many failed.
+    """
+    started = []
+    for place in range(number):
+        if pid := os.fork():
+            started.append(pid)
+            continue
+        log = os.open(Path(folder) / f"{place}.err", os.O_WRONLY | os.O_CREAT)
+        os.dup2(log, sys.stderr.fileno())
+        return
+    sys.exit(sum(os.waitpid(pid, 0)[1] != 0 for pid in started))
 
 
 _LOAD = "import sys, django; django.setup()"

@@ -23,7 +23,7 @@ from django.utils import timezone
 
 from tests.audit_log import late_commit, needs_server, new_row
 from tests.conftest import Run, Write
-from tests.processes import Processes
+from tests.processes import Processes, manage
 from tokenauth.audit import cursors
 from tokenauth.audit.sealing import sealer
 from tokenauth.audit.sealing.sealer import seal
@@ -495,11 +495,13 @@ def test_the_router_says_where_the_audit_is(
 # In processes of their own.
 
 
-def test_exit_codes(processes: Processes, write: Write) -> None:
+def test_exit_codes(
+    processes: Processes, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(3, at=timezone.now() - OLD)
-    code, head, err = processes.run("tokenauth_audit", "seal", "--print-head")
+    code, head, err = manage(capsys, "tokenauth_audit", "seal", "--print-head")
     assert (code, err) == (0, "Sealed 3 rows in 1 seal.\n")
-    code, out, _ = processes.run("tokenauth_audit", "verify", "--head", head.strip())
+    code, out, _ = manage(capsys, "tokenauth_audit", "verify", "--head", head.strip())
     assert (code, out) == (0, "")
     pk = tamper(path="/other/")
     code, out, err = processes.run("tokenauth_audit", "verify")
@@ -507,10 +509,10 @@ def test_exit_codes(processes: Processes, write: Write) -> None:
     assert err.endswith(
         "CommandError: 1 finding: the audit is not, or can't be shown to be, as it was sealed.\n"
     )
-    code, out, err = processes.run("tokenauth_audit", "seal", "--database", "nowhere")
+    code, out, err = manage(capsys, "tokenauth_audit", "seal", "--database", "nowhere")
     assert (code, out) == (1, "")
     assert err == "CommandError: DATABASES has no 'nowhere'; --database can be default.\n"
-    assert processes.run("tokenauth_audit", "prune")[0] == 2
+    assert manage(capsys, "tokenauth_audit", "prune")[0] == 2
 
 
 def test_findings_that_nobody_reads_are_findings(processes: Processes, write: Write) -> None:
@@ -528,7 +530,9 @@ def test_findings_that_nobody_reads_are_findings(processes: Processes, write: Wr
     assert "Traceback" not in err
 
 
-def test_ctrl_c_leaves_a_state_to_go_on_from(processes: Processes, write: Write) -> None:
+def test_ctrl_c_leaves_a_state_to_go_on_from(
+    processes: Processes, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(2_000, at=timezone.now() - OLD)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with processes.start("tokenauth_audit", "seal", patch=SLOWLY, **pipes) as process:
@@ -540,8 +544,8 @@ def test_ctrl_c_leaves_a_state_to_go_on_from(processes: Processes, write: Write)
     assert process.returncode == 130
     assert "CommandError: Interrupted." in err
     assert "Traceback" not in err
-    assert processes.run("tokenauth_audit", "seal")[0] == 0
-    assert processes.run("tokenauth_audit", "verify")[:2] == (0, "")
+    assert manage(capsys, "tokenauth_audit", "seal")[0] == 0
+    assert manage(capsys, "tokenauth_audit", "verify")[:2] == (0, "")
     assert AuditSeal.objects.aggregate(rows=models.Sum("count"))["rows"] >= 2_000
 
 

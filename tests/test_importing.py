@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from pytest_django import Settings
 
 from tests.conftest import Issue, Run
-from tests.processes import Processes
+from tests.processes import Processes, manage
 from tokenauth import services
 from tokenauth.client_info import Actor, ActorKind
 from tokenauth.credentials import LONGEST
@@ -657,20 +657,24 @@ def test_all_or_nothing_without_the_audit(
     assert not Token.objects.exists()
 
 
-def test_exit_codes_and_words_in_a_process(processes: Processes) -> None:
-    def run_process(*args: str, text: str) -> tuple[int, str, str]:
-        return processes.run("tokenauth", "import", *args, TOKENS=text)
+def test_exit_codes_and_words_in_a_process(
+    processes: Processes, env: Env, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_here(*args: str, text: str) -> tuple[int, str, str]:
+        env(text)
+        return manage(capsys, "tokenauth", "import", *args)
 
     env_args = ("--env", "TOKENS", *CLIENT)
-    assert run_process(*env_args, text=FOREIGN) == (0, "1 imported, 0 there already.\n", "")
-    assert run_process(*env_args, text=FOREIGN) == (0, "0 imported, 1 there already.\n", "")
-    code, out, err = run_process(*env_args, text=SHORT)
+    first = processes.run("tokenauth", "import", *env_args, TOKENS=FOREIGN)
+    assert first == (0, "1 imported, 0 there already.\n", "")
+    assert run_here(*env_args, text=FOREIGN) == (0, "0 imported, 1 there already.\n", "")
+    code, out, err = run_here(*env_args, text=SHORT)
     assert (code, out) == (1, "")
     assert err.startswith("CommandError: TOKENS: This is too short: ")
-    code, out, err = run_process("--json-env", "TOKENS", *CLIENT, text=FOREIGN)
+    code, out, err = run_here("--json-env", "TOKENS", *CLIENT, text=FOREIGN)
     assert (code, out) == (2, "")
     assert err == "CommandError: --json-env names the clients: leave --client out.\n"
-    code, _, err = run_process(*env_args, SHORT, text=FOREIGN)
+    code, _, err = run_here(*env_args, SHORT, text=FOREIGN)
     assert code == 2
     assert SHORT not in err
     assert Token.objects.count() == 1

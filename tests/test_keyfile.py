@@ -19,7 +19,7 @@ from django.test import Client
 from django.utils import timezone
 
 from tests.conftest import Issue, Run
-from tests.processes import Processes
+from tests.processes import Processes, manage
 from tokenauth import services
 from tokenauth.management import keyfiles
 from tokenauth.models import LABEL_LENGTH, AuditEvent, Token, TokenStatus
@@ -576,22 +576,19 @@ def test_a_file_that_comes_and_goes(
 
 @pytest.mark.parametrize("is_rotation", [False, True])
 def test_of_many_runs_at_once_one_makes_the_key(
-    processes: Processes, file: Path, is_rotation: bool
+    processes: Processes, file: Path, is_rotation: bool, run: Run, tmp_path: Path
 ) -> None:
-    args = ("tokenauth", "keyfile", "--path", str(file), "--client", "c")
+    args = ("keyfile", "--path", str(file), "--client", "c")
     if is_rotation:
-        assert processes.run(*args)[0] == 0
+        run(*args)
         file.unlink()
-    # SQLite's file is copied there once, not under the feet of those that run.
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    first = processes.start(*args, **pipes)
-    send, processes.send = processes.send, lambda: None  # type: ignore[method-assign]
-    running = [first, *(processes.start(*args, **pipes) for _ in range(3))]
-    results = [(*process.communicate(timeout=300), process.returncode) for process in running]
-    processes.send = send  # type: ignore[method-assign]
+    patch = f"from tests.processes import split; split(4, {str(tmp_path)!r})"
+    with processes.start("tokenauth", *args, patch=patch, stdout=subprocess.PIPE) as process:
+        process.communicate(timeout=300)
     processes.fetch()
-    assert [code for *_, code in results] == [0] * 4, results
-    assert sorted("a new key was made" in err for _, err, _ in results) == [False] * 3 + [True]
+    errors = [log.read_text() for log in tmp_path.glob("*.err")]
+    assert process.returncode == 0, errors
+    assert sorted("a new key was made" in text for text in errors) == [False] * 3 + [True]
     active = Token.objects.get(revoked_at=None)
     assert file.read_text().split("_")[1] == active.public_id
     assert Token.objects.count() == 1 + is_rotation
@@ -599,7 +596,7 @@ def test_of_many_runs_at_once_one_makes_the_key(
 
 
 def test_a_killed_run_leaves_a_file_that_the_next_one_imports(
-    processes: Processes, file: Path
+    processes: Processes, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ("tokenauth", "keyfile", "--path", str(file), "--client", "c")
     patch = (
@@ -611,13 +608,13 @@ def test_a_killed_run_leaves_a_file_that_the_next_one_imports(
     assert file.read_text().startswith("tka_")
     processes.fetch()
     assert not Token.objects.exists()
-    code, out, _ = processes.run(*args)
+    code, out, _ = manage(capsys, *args)
     assert (code, out) == (0, f"API key authentication ready (key file: {file})\n")
     assert status_of(file.read_text()) == 200
 
 
 def test_a_killed_run_leaves_no_second_copy_of_a_key_that_works(
-    processes: Processes, file: Path
+    processes: Processes, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ("tokenauth", "keyfile", "--path", str(file), "--client", "c")
     patch = (
@@ -630,7 +627,8 @@ def test_a_killed_run_leaves_no_second_copy_of_a_key_that_works(
     others = [write(file.with_name(name), FOREIGN) for name in (".0a1b2c3d4e5f", "other")]
     linked = file.with_name("linked")
     linked.hardlink_to(file)
-    assert processes.run(*args)[0] == 0
+    processes.fetch()
+    assert manage(capsys, *args)[0] == 0
     assert sorted(file.parent.iterdir()) == sorted([file, linked, *others])
     assert status_of(file.read_text()) == 200
 
