@@ -103,9 +103,7 @@ class Run:
 
 
 @pytest.fixture(scope="session")
-def django_db_setup(
-    django_db_setup: None, django_db_blocker: DjangoDbBlocker
-) -> Iterator[None]:
+def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
     """Let flushing put content types and permissions back instead of computing them anew.
 
     Django does that after each test that commits, for each model.

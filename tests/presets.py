@@ -10,10 +10,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 from django.conf import settings
 from django.test import override_settings
@@ -23,13 +25,32 @@ from tests.mcp_servers import stop
 ROOT = Path(__file__).resolve().parent.parent
 _OF_THE_MACHINE = {"ALLOWED_HOSTS", "CACHES", "DATABASES", "DATA_DIR", "DEBUG", "SECRET_KEY"}
 """What the tests have set already, and the same in every preset."""
+_PROJECT = re.compile(r"project(\.|$)")
 _ADDRESS = re.compile(rb"development server at (http://[0-9.:]+)/")
 
 
+def load_settings(name: str, **environment: str) -> ModuleType:
+    """Import ``project.settings`` or a preset as a process with this environment does."""
+    loaded = {key: module for key, module in sys.modules.items() if _PROJECT.match(key)}
+    with patch.dict(os.environ, {"SECRET_KEY": "k" * 50, **environment}, clear=True):
+        try:
+            for key in loaded:
+                del sys.modules[key]
+            return import_module(name)
+        finally:
+            for key in filter(_PROJECT.match, [*sys.modules]):
+                del sys.modules[key]
+            sys.modules.update(loaded)
+
+
 @contextmanager
-def use_preset(name: str) -> Iterator[ModuleType]:
-    """Put ``project.presets.<name>`` in the place of the settings; give the module."""
-    module = import_module(f"project.presets.{name}")
+def use_preset(name: str, **environment: str) -> Iterator[ModuleType]:
+    """Put ``project.presets.<name>`` in the place of the settings; give the module.
+
+    With variables, as they make it; without, as it is in this process.
+    """
+    load = partial(load_settings, **environment) if environment else import_module
+    module = load(f"project.presets.{name}")
     values = {
         key: value
         for key, value in vars(module).items()

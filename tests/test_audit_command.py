@@ -495,9 +495,7 @@ def test_the_router_says_where_the_audit_is(
 # In processes of their own.
 
 
-def test_exit_codes(
-    processes: Processes, write: Write, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_exit_codes(processes: Processes, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     write(3, at=timezone.now() - OLD)
     code, head, err = manage(capsys, "tokenauth_audit", "seal", "--print-head")
     assert (code, err) == (0, "Sealed 3 rows in 1 seal.\n")

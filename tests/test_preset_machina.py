@@ -21,13 +21,13 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandError
-from django.test import Client
+from django.test import Client, override_settings
 from packaging.requirements import Requirement
 
 from project import mcp_server
 from tests.conftest import Issue, Run, bearer, events
 from tests.mcp_servers import PUBLIC_URL, Caller, Server, stop, wait_for_uvicorn
-from tests.presets import ROOT, behaviours_on, use_preset
+from tests.presets import ROOT, behaviours_on, load_settings, use_preset
 from tests.sinks import ListSink
 from tests.test_mcp_clients import CHALLENGE, METADATA, PYTHONS, is_refused
 from tokenauth import services
@@ -186,20 +186,12 @@ def test_x3_named_clients_win(server: Server, variables: dict[str, str]) -> None
 
 
 def test_x3_unnamed_clients_get_a_name_and_a_warning() -> None:
-    show = "import project.presets.machina as m; print(*m.AT_START[0])"
-    environment = {"MACHINA_MCP_TOKENS": LONG, "SECRET_KEY": "k" * 50}
-    done = subprocess.run(
-        [sys.executable, "-c", show],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    # Python shows this category of warnings to everybody.
+    with pytest.warns(FutureWarning, match="Set MACHINA_MCP_TOKENS_JSON instead") as warned:
+        module = load_settings("project.presets.machina", MACHINA_MCP_TOKENS=LONG)
     options = "--csv-env MACHINA_MCP_TOKENS --client machina-unattributed"
-    assert done.stdout.strip() == f"tokenauth import --scope mcp:use {options}"
-    assert "Set MACHINA_MCP_TOKENS_JSON instead" in done.stderr
-    assert LONG not in done.stderr
+    assert " ".join(module.AT_START[0]) == f"tokenauth import --scope mcp:use {options}"
+    assert LONG not in "".join(str(warning.message) for warning in warned)
 
 
 # Calling.
@@ -376,6 +368,27 @@ def test_x14_both_sdks_may_be_installed() -> None:
     assert "3.0.0" not in extra.specifier
 
 
+def example_of(text: str) -> dict[str, Any]:
+    """Return what a page's example of a configuration says of the client."""
+    [example] = re.findall(r"^```json\n(.*?)^```$", text, re.M | re.S)
+    [client] = json.loads(example)["mcpServers"].values()
+    return dict(client)
+
+
+@pytest.mark.parametrize(
+    ("page", "settings_module"),
+    [("systems/machina.md", "project.presets.machina"), ("mcp.md", "project.settings")],
+)
+def test_the_page_s_clients_ask_where_it_is_served(page: str, settings_module: str) -> None:
+    client = example_of((ROOT / "docs" / page).read_text())
+    assert client["headers"]["Authorization"].startswith("Bearer ")
+    module = load_settings(settings_module)
+    path = urlsplit(client["url"]).path or "/"
+    with override_settings(MCP_PATHS=module.MCP_PATHS):
+        assert mcp_server.is_served({"type": "http", "path": path})
+
+
+@pytest.mark.servers
 @pytest.mark.parametrize("page", ["systems/machina.md", "mcp.md"])
 def test_what_the_page_says_as_written(page: str, tmp_path: Path, caller: Caller) -> None:
     text = (ROOT / "docs" / page).read_text()
@@ -397,8 +410,7 @@ def test_what_the_page_says_as_written(page: str, tmp_path: Path, caller: Caller
         base = wait_for_uvicorn(log, process)
         stored = (tmp_path / "variable").read_text()
         token = next(iter(json.loads(stored))) if stored else (tmp_path / "token").read_text()
-        [example] = re.findall(r"^```json\n(.*?)^```$", text, re.M | re.S)
-        [client] = json.loads(example)["mcpServers"].values()
+        client = example_of(text)
         scheme, _ = client["headers"]["Authorization"].split(" ")
         assert scheme == "Bearer"
         url = base + urlsplit(client["url"]).path

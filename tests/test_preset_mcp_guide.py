@@ -7,9 +7,11 @@ import ipaddress
 import json
 import logging
 import os
+import runpy
 import ssl
 import subprocess
 import sys
+import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -25,7 +27,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
-from django.core.management.base import CommandError
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management import call_command
+from django.core.management.base import CommandError, SystemCheckError
 from django.test import Client
 from django.utils import timezone
 from pytest_django import Settings
@@ -37,6 +41,7 @@ from tests.mcp_servers import stop, wait_for_uvicorn
 from tests.presets import use_preset
 from tests.test_docs import blocks, column, table
 from tokenauth import checks, services
+from tokenauth.exceptions import InvalidSettings
 from tokenauth.logs import JSONFormatter
 from tokenauth.models import AuditEvent, Event, Token
 from tokenauth.permissions import HasAnyScope
@@ -543,7 +548,7 @@ def test_the_checks_find_nothing_that_the_preset_could_do(settings: Settings) ->
     )
 
 
-# By the guide's variables, in a process of its own.
+# By the guide's variables.
 
 
 def environment(folder: Path, **variables: str) -> dict[str, str]:
@@ -578,30 +583,25 @@ def manage(folder: Path, *args: str, **variables: str) -> subprocess.CompletedPr
         ({"MCP_TLS_CERT_PATH": "/cert.pem"}, "MCP_TLS_CERT_PATH is set alone"),
     ],
 )
-def test_k11_variables_that_are_wrong(tmp_path: Path, variables: dict[str, str], said: str) -> None:
+def test_k11_variables_that_are_wrong(variables: dict[str, str], said: str) -> None:
     """K11: a start is refused, where the guide's server would have begun with something else."""
-    done = manage(tmp_path, "check", **variables)
-    assert done.returncode != 0
-    assert said in done.stderr
-    assert "Traceback" not in done.stdout
+    with (
+        pytest.raises((ImproperlyConfigured, SystemCheckError), match=said),
+        use_preset("mcp_guide", **variables),
+    ):
+        call_command("check")
 
 
-@pytest.mark.parametrize("module", ["project.asgi", "project.wsgi"])
-def test_k11_a_short_secret_stops_the_start(tmp_path: Path, module: str) -> None:
+@pytest.mark.parametrize("module", ["asgi", "wsgi"])
+def test_k11_a_short_secret_stops_the_start(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """K11: no server answers with 500 for ever, and none shows what the secret is."""
+    monkeypatch.setattr("django.setup", lambda **_options: None)  # It is set up.
     secret = "short-canary"
-    done = subprocess.run(
-        [sys.executable, "-c", f"import {module}"],
-        cwd=ROOT,
-        env=environment(tmp_path, MCP_JWT_SECRET=secret),
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode != 0
-    assert "InvalidSettings: TOKENAUTH['JWT'] has a key with the id 'guide'" in done.stderr
-    assert secret not in done.stdout + done.stderr
+    with use_preset("mcp_guide", MCP_JWT_SECRET=secret), pytest.raises(InvalidSettings) as stopped:
+        runpy.run_path(str(ROOT / "project" / f"{module}.py"))
+    printed = "".join(traceback.format_exception(stopped.value))
+    assert "InvalidSettings: TOKENAUTH['JWT'] has a key with the id 'guide'" in printed
+    assert secret not in printed
 
 
 def make_certificate(folder: Path) -> tuple[str, str]:
