@@ -6,6 +6,7 @@ import http.cookiejar
 import json
 import os
 import re
+import runpy
 import socket
 import sqlite3
 import subprocess
@@ -15,19 +16,24 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from asgiref.sync import async_to_sync
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connection
 from django.test import Client
 
 from project import mcp_server
+from project.management.commands.quickstart import Command
 from tests.conftest import Issue, bearer
 from tests.mcp_servers import stop
 from tests.ports import free_port
-from tests.presets import use_preset
+from tests.presets import load_settings, use_preset
+from tests.processes import manage
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = "/api/v1/samples/"
@@ -112,9 +118,10 @@ class Site:
         self.log.close()
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    site = Site(tmp_path)
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Return a site that the tests below share: each looks at what it adds."""
+    site = Site(tmp_path_factory.mktemp("site"))
     try:
         site.wait()
         yield site
@@ -127,10 +134,14 @@ def test_from_the_first_command_to_the_audit(site: Site) -> None:
     password = re.search(r"user admin, password (\S+)", site.printed())
     assert token
     assert password
+    before = site.events()
+    assert before[0] == ("token.issued", "", "quickstart")
     assert site.call(SAMPLES, token="tka_wrong")[0] == 401
     assert site.call(SAMPLES)[0] == 401
-    assert site.call(SAMPLES, token[0], name="first")[0] == 201
-    assert [sample["name"] for sample in site.call(SAMPLES, token[0])[1]["results"]] == ["first"]
+    assert site.call(SAMPLES, token[0], name="mine")[0] == 201
+    names = [sample["name"] for sample in site.call(SAMPLES, token[0])[1]["results"]]
+    assert names.count("mine") == 1
+    assert set(names) <= {"mine", "first"}  # As the printed lines call theirs.
 
     site.admin("/admin/login/", username="admin", password=password[1], next="/admin/")
     issued = site.admin("/admin/tokenauth/token/add/", client_id="reader", scopes="samples:read")
@@ -149,8 +160,7 @@ def test_from_the_first_command_to_the_audit(site: Site) -> None:
     site.admin(page[0] + "revoke/", confirmed="yes", reason="test")
     assert site.call(SAMPLES, reader[0])[0] == 401
 
-    assert site.events() == [
-        ("token.issued", "", "quickstart"),
+    assert site.events()[len(before) :] == [
         ("auth.rejected", "malformed", ""),
         ("auth.rejected", "missing", ""),
         ("auth.accepted", "", "quickstart"),
@@ -169,25 +179,32 @@ def test_from_the_first_command_to_the_audit(site: Site) -> None:
 
 def test_what_one_process_revokes_all_refuse_at_once(site: Site) -> None:
     other = Site(site.data)
+    owned, free = run(
+        site.data, "shell", "-v0", "-c", "from django.core.management import call_command; "
+        "call_command('tokenauth', 'issue', '--client', 'a', '--user', 'admin'); "
+        "call_command('tokenauth', 'issue', '--client', 'c')",
+    ).stdout.split()  # fmt: skip
+    before = len(site.events())
     try:
         other.wait()
-        owned = run(
-            site.data, "tokenauth", "issue", "--client", "a", "--user", "admin"
-        ).stdout.strip()
-        free = run(site.data, "tokenauth", "issue", "--client", "c").stdout.strip()
         whoami = "/api/v1/whoami/"
         for token in (owned, free):
             assert [door.call(whoami, token)[0] for door in (site, other)] == [200, 200]
         run(site.data, "tokenauth", "revoke", free.split("_")[1])
         # As `User.objects.update()` does, which sends no signal.
-        with sqlite3.connect(site.data / "db.sqlite3", timeout=120) as database:
-            database.execute("UPDATE auth_user SET is_active = 0")
+        set_active(site, is_active=False)
         for token in (owned, free):
             assert [door.call(whoami, token)[0] for door in (site, other)] == [401, 401]
     finally:
+        set_active(site, is_active=True)
         other.stop()
-    reasons = [reason for event, reason, _ in site.events() if event == "auth.rejected"]
+    reasons = [reason for event, reason, _ in site.events()[before:] if event == "auth.rejected"]
     assert reasons == ["owner_inactive", "owner_inactive", "revoked", "revoked"]
+
+
+def set_active(site: Site, *, is_active: bool) -> None:
+    with closing(sqlite3.connect(site.data / "db.sqlite3", timeout=120)) as database, database:
+        database.execute("UPDATE auth_user SET is_active = ?", [is_active])
 
 
 def test_the_printed_curl_lines_work(site: Site) -> None:
@@ -206,42 +223,55 @@ def test_the_printed_curl_lines_work(site: Site) -> None:
 
 
 def test_a_second_quickstart_keeps_the_data_and_says_so(tmp_path: Path) -> None:
-    first = run(tmp_path, "quickstart", "--no-serve")
-    assert (first.returncode, first.stderr) == (0, "")
-    second = run(tmp_path, "quickstart", "--no-serve")
-    assert (second.returncode, second.stderr) == (0, "")
-    assert "kept" in second.stdout
-    assert "password was shown on the first run" in second.stdout
-    assert not re.search(r"tka_\w{51}", second.stdout)
-    listed = json.loads(run(tmp_path, "tokenauth", "list", "--json").stdout)
-    assert len(listed) == 1
+    show = (
+        "from django.core.management import call_command as call; call('quickstart', '--no-serve');"
+        " print('SECOND'); call('quickstart', '--no-serve'); "
+        "print('LIST'); call('tokenauth', 'list', '--json')"
+    )
+    # The database is made by the first of them.
+    done = run(tmp_path, "shell", "-v0", "-c", show)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second, listed = re.split(r"^(?:SECOND|LIST)$", done.stdout, flags=re.M)
+    assert re.search(r"tka_\w{51}", first)
+    assert "kept" in second
+    assert "password was shown on the first run" in second
+    assert not re.search(r"tka_\w{51}", second)
+    assert len(json.loads(listed)) == 1
 
 
-def test_a_taken_port_is_explained(tmp_path: Path) -> None:
+@pytest.mark.django_db
+def test_a_taken_port_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        result = run(tmp_path, "quickstart", "--port", str(taken.getsockname()[1]))
-    assert result.returncode == 1
-    assert "choose another" in result.stderr
-    assert "password" not in result.stdout
+        port = str(taken.getsockname()[1])
+        code, out, err = manage(capsys, "quickstart", "--port", port)
+    assert code == 1
+    assert "choose another" in err
+    assert "password" not in out
 
 
-def test_quickstart_is_not_for_presets(tmp_path: Path) -> None:
-    result = run(tmp_path, "quickstart", "--settings", "project.presets.mcrit")
-    assert result.returncode == 1
-    assert "This is for the default site" in result.stderr
-    with sqlite3.connect(tmp_path / "db.sqlite3") as database:  # Django 6.1's checks open it.
-        assert database.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+def test_quickstart_is_not_for_presets(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without a database: nothing is migrated, and nothing is looked up.
+    monkeypatch.setattr(Command, "requires_system_checks", [])
+    with use_preset("mcrit"):
+        code, _, err = manage(capsys, "quickstart")
+    assert code == 1
+    assert "This is for the default site" in err
 
 
 def test_the_generated_secret_key_is_ours_alone(tmp_path: Path) -> None:
-    assert run(tmp_path / "new", "check").returncode == 0
-    key = tmp_path / "new" / "secret_key"
+    folder = tmp_path / "new"
+    made = load_settings("project.settings", DATA_DIR=str(folder), SECRET_KEY="").SECRET_KEY
+    key = folder / "secret_key"
     assert key.stat().st_mode & 0o777 == 0o600
-    assert len(key.read_text()) >= 50
+    assert key.read_text() == made
+    assert len(made) >= 50
     key.write_text("")
-    assert "is empty" in run(tmp_path / "new", "check").stderr
+    with pytest.raises(ImproperlyConfigured, match="is empty"):
+        load_settings("project.settings", DATA_DIR=str(folder), SECRET_KEY="")
 
 
 @pytest.mark.parametrize(
@@ -297,57 +327,38 @@ def test_a_public_url_with_a_path_is_refused(tmp_path: Path) -> None:
     assert "PUBLIC_URL must be a scheme and a host" in refused.stderr
 
 
-def test_settings_come_from_the_environment(tmp_path: Path) -> None:
-    show = (
-        "import project.settings as s; print(s.DEBUG, s.SECRET_KEY, s.ALLOWED_HOSTS,"
-        " s.CSRF_TRUSTED_ORIGINS, s.CACHES['default']['LOCATION'], s.DATABASES['default']['NAME'])"
+def test_settings_come_from_the_environment() -> None:
+    given = load_settings(
+        "project.settings",
+        DEBUG="1",
+        SECRET_KEY="k" * 50,
+        ALLOWED_HOSTS="a.example,b.example",
+        PUBLIC_URL="https://api.example/",
+        REDIS_URL="redis://cache/1",
+        DATABASE_URL="postgres://u@h/shop",
     )
-    result = subprocess.run(
-        [sys.executable, "-c", show],
-        cwd=ROOT,
-        env={
-            "DEBUG": "1",
-            "SECRET_KEY": "k" * 50,
-            "ALLOWED_HOSTS": "a.example,b.example",
-            "PUBLIC_URL": "https://api.example/",
-            "REDIS_URL": "redis://cache/1",
-            "DATABASE_URL": "postgres://u@h/shop",
-        },
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=True,
-    )
-    assert result.stdout.strip() == (
-        f"True {'k' * 50} ['a.example', 'b.example', 'api.example'] ['https://api.example'] "
-        "redis://cache/1 shop"
-    )
-    assert "DEBUG must be 0 or 1" in run(tmp_path, "check", DEBUG="maybe").stderr
+    assert (given.DEBUG, given.SECRET_KEY) == (True, "k" * 50)
+    assert given.ALLOWED_HOSTS == ["a.example", "b.example", "api.example"]
+    assert given.CSRF_TRUSTED_ORIGINS == ["https://api.example"]
+    assert given.CACHES["default"]["LOCATION"] == "redis://cache/1"
+    assert given.DATABASES["default"]["NAME"] == "shop"
+    with pytest.raises(ImproperlyConfigured, match="DEBUG must be 0 or 1"):
+        load_settings("project.settings", DEBUG="maybe")
 
 
-@pytest.mark.parametrize(("server", "seconds"), [("wsgi", "60"), ("asgi", "0")])
+@pytest.mark.parametrize(("server", "seconds"), [("wsgi", 60), ("asgi", 0)])
 def test_connections_are_kept_where_they_are_found_again(
-    server: str, seconds: str, tmp_path: Path
+    server: str, seconds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    show = (
-        f"import project.{server}; from django.db import connection; "
-        "print(connection.settings_dict['CONN_MAX_AGE'])"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", show],
-        cwd=ROOT,
-        env={"DATA_DIR": str(tmp_path), "DJANGO_SETTINGS_MODULE": "project.settings"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=True,
-    )
-    assert result.stdout.strip() == seconds
+    given = load_settings("project.settings").DATABASES["default"]
+    monkeypatch.setattr("django.setup", lambda **_options: None)  # It is set up.
+    monkeypatch.setitem(connection.settings_dict, "CONN_MAX_AGE", given["CONN_MAX_AGE"])
+    runpy.run_path(str(ROOT / "project" / f"{server}.py"))
+    assert connection.settings_dict["CONN_MAX_AGE"] == seconds
 
 
-def test_sqlite_is_in_wal_mode(tmp_path: Path) -> None:
-    assert run(tmp_path, "quickstart", "--no-serve").returncode == 0
-    with sqlite3.connect(tmp_path / "db.sqlite3") as database:
+def test_sqlite_is_in_wal_mode(site: Site) -> None:
+    with closing(sqlite3.connect(site.data / "db.sqlite3")) as database:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
