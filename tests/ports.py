@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 from contextlib import suppress
 
-_PORTS = random.sample(range(20_000, 32_000), 2_000)
-"""Below those that systems give to whoever calls: nobody takes one in passing."""
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_PORTS = random.sample(range(20_000 + _WORKER, 32_000, _WORKERS), 2_000)
+"""Below those that systems give to whoever calls, and this process's alone: nobody takes one in
+passing."""
 
 
 def free_port() -> int:
