@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
@@ -62,6 +63,25 @@ DOORS = [
 ]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run the whole suite on SQLite in several processes, where pytest-xdist is installed.
+
+    One process runs what is selected, and what needs a server: other processes would disturb it.
+    """
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    special = ("DATABASE_URL", "TOKENAUTH_TEST_", "PYTEST_XDIST_WORKER")
+    options = config.option
+    if (
+        is_whole
+        and getattr(options, "numprocesses", 0) is None
+        and not (options.markexpr or options.keyword or options.usepdb)
+        and not any(name.startswith(special) for name in os.environ)
+    ):
+        options.numprocesses = min(os.cpu_count() or 1, 4)
+        options.dist = "loadfile"
+
+
 def pytest_configure() -> None:
     """Change what would be slow, or in the way, in every test."""
     # WhiteNoise looks for a file when it is requested, not for all files in each new client.
@@ -72,6 +92,12 @@ def pytest_configure() -> None:
     django_settings.RATELIMIT_ENABLE = False
     # Django compiles the templates of its error page anew for each page.
     DEBUG_ENGINE.from_string = cache(DEBUG_ENGINE.from_string)  # type: ignore[method-assign]
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from looking at all tests, again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -122,9 +148,12 @@ def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -
 
 
 @pytest.fixture(autouse=True)
-def _nothing_unwritten() -> None:
-    # What one test could not write, the next one must not tell.
+def _nothing_left_over() -> Iterator[None]:
+    """Keep what one test could not write, or set in another order than it took back, from the next."""
     audit._unwritten.take()
+    before = django_settings._wrapped
+    yield
+    django_settings._wrapped = before
 
 
 @pytest.fixture

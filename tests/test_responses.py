@@ -12,7 +12,7 @@ from django.db import OperationalError, connections
 from django.test import RequestFactory
 from rest_framework.response import Response
 
-from tests.conftest import Issue, Knock, ask, bearer, events, header
+from tests.conftest import DOORS, Issue, Knock, ask, bearer, events, header
 from tests.views import CALLS
 from tokenauth.exceptions import Reason, Refused, Unavailable
 from tokenauth.responses import Refusal, describe, plain_json, problem_details, render, rewrite
@@ -256,13 +256,33 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize("name", BROKEN)
 def test_a_format_that_fails_loses_neither_answer_nor_row(
     knock: Knock,
     issue: Issue,
     configure: Callable[..., None],
     caplog: pytest.LogCaptureFixture,
+) -> None:
+    check_broken_format("stumble", knock, issue, configure, caplog)
+
+
+@pytest.mark.parametrize("knock", [DOORS[0], DOORS[2], DOORS[5]], ids=" ".join, indirect=True)
+@pytest.mark.parametrize("name", BROKEN[1:])
+def test_however_a_format_fails(
+    knock: Knock,
+    issue: Issue,
+    configure: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
     name: str,
+) -> None:
+    check_broken_format(name, knock, issue, configure, caplog)
+
+
+def check_broken_format(
+    name: str,
+    knock: Knock,
+    issue: Issue,
+    configure: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     configure(ERROR_FORMAT=f"tests.views.{name}")
     check(knock({}), 401, CHALLENGE, MISSING)
