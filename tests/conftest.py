@@ -151,9 +151,10 @@ def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -
 def _nothing_left_over() -> Iterator[None]:
     """Keep what one test could not write, or set in another order than it took back, from the next."""
     audit._unwritten.take()
-    before = django_settings._wrapped
+    lazy: Any = django_settings
+    before = lazy._wrapped
     yield
-    django_settings._wrapped = before
+    lazy._wrapped = before
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -49,8 +48,8 @@ def use_preset(name: str, **environment: str) -> Iterator[ModuleType]:
 
     With variables, as they make it; without, as it is in this process.
     """
-    load = partial(load_settings, **environment) if environment else import_module
-    module = load(f"project.presets.{name}")
+    path = f"project.presets.{name}"
+    module = load_settings(path, **environment) if environment else import_module(path)
     values = {
         key: value
         for key, value in vars(module).items()
