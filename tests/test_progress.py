@@ -132,4 +132,4 @@ def test_it_works_without_tqdm(processes: Processes, write: Write, tmp_path: Pat
     ) as process:
         _, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
-    assert err == "Sealed 2 rows in 1 seals.\n"
+    assert err == "Sealed 2 rows in 1 seal.\n"
