@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
+import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
-from django.db import IntegrityError, transaction
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, connection, transaction
+from django.db.models import QuerySet
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
+from tests.audit_log import needs_server
 from tests.conftest import Issue
+from tests.locks import locked_elsewhere
+from tokenauth import services
 from tokenauth.exceptions import Reason
 from tokenauth.models import Token, TokenStatus
+from tokenauth.models.tokens import bounded_wait
 
 NOW = timezone.now()
 MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
@@ -262,3 +275,78 @@ def test_no_two_tokens_share(field: str, issue: Issue) -> None:
     setattr(token, field, getattr(other, field))
     with pytest.raises(IntegrityError), transaction.atomic():
         token.save()
+
+
+# Looking names up.
+
+
+def find_index(tokens: QuerySet[Token]) -> str:
+    """Return what the database says of the way in which it finds ``tokens``."""
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            # It reads a table of a few rows from end to end; not if an index can be used.
+            cursor.execute("SET LOCAL enable_seqscan = off")
+    return tokens.order_by().explain()
+
+
+def test_the_name_of_a_client_is_found_by_an_index(issue: Issue) -> None:
+    for number in range(20):
+        issue(client_id=f"client-{number}")
+    assert "tokenauth_token_client_key" in find_index(Token.objects.of_client("Client-7"))
+    assert [token.client_id for token in Token.objects.of_client("CLIENT-7")] == ["client-7"]
+
+
+@pytest.mark.parametrize(
+    ("operation", "options"),
+    [
+        (services.check_issue, {"client_id": "Worker"}),
+        (services.issue, {"client_id": "worker"}),
+    ],
+)
+def test_issuing_reads_no_whole_table(operation: Any, options: Any, issue: Issue) -> None:
+    issue(client_id="worker")
+    with CaptureQueriesContext(connection) as queries, contextlib.suppress(ValidationError):
+        operation(**options)
+    assert not [query for query in queries if re.search(r"UPPER|LIKE", query["sql"])]
+
+
+# Locks that another connection holds.
+
+
+@needs_server
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("rehash", [None, ("new", "0" * 64)])
+def test_mark_used_waits_for_nobody(rehash: Any, issue: Issue) -> None:
+    token, free = issue().token, issue().token
+    with locked_elsewhere(token):
+        began = time.monotonic()
+        for each in (token, free):
+            Token.objects.mark_used(each, now=NOW, ip="192.0.2.1", rehash=None)
+        Token.objects.mark_used(token, now=NOW, ip="192.0.2.1", rehash=rehash)
+        assert time.monotonic() - began < 1
+    token.refresh_from_db()
+    free.refresh_from_db()
+    assert (token.last_used_at, token.pepper_id) == (None, "")
+    assert free.last_used_at == NOW
+    assert _use(token, NOW, rehash=rehash).last_used_at == NOW
+
+
+def test_mark_used_waits_briefly_for_the_one_writer_of_sqlite(tmp_path: Path) -> None:
+    if connection.vendor != "sqlite":
+        pytest.skip("other databases lock rows")
+    held = sqlite3.connect(tmp_path / "held.sqlite3", isolation_level=None)
+    waiting = SimpleNamespace(
+        vendor="sqlite",
+        ensure_connection=lambda: None,
+        connection=sqlite3.connect(tmp_path / "held.sqlite3", timeout=30, isolation_level=None),
+    )
+    held.execute("CREATE TABLE t (v)")
+    held.execute("BEGIN IMMEDIATE")
+    began = time.monotonic()
+    with (
+        pytest.raises(sqlite3.OperationalError, match="locked"),
+        bounded_wait(waiting),
+    ):
+        waiting.connection.execute("INSERT INTO t VALUES (1)")
+    assert time.monotonic() - began < 5
+    assert waiting.connection.execute("PRAGMA busy_timeout").fetchone() == (30_000,)

@@ -119,10 +119,7 @@ def _belongs_to_another(client_id: str, user: AbstractBaseUser) -> bool:
     users: Any = get_user_model()
     named = {f"{users.USERNAME_FIELD}__iexact": client_id}
     return (
-        Token.objects.primary()
-        .filter(client_id__iexact=client_id)
-        .exclude(user__pk=user.pk)
-        .exists()
+        Token.objects.primary().of_client(client_id).exclude(user_id=user.pk).exists()
         or users._default_manager.filter(**named).exclude(pk=user.pk).exists()
     )
 

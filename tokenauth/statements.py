@@ -13,36 +13,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.signals import setting_changed
 from django.db import connections, models
 from django.db.models.sql import InsertQuery
 
-from tokenauth.models import AuditEvent, Token
-
-
-class StoredToken(NamedTuple):
-    """The columns of a Token that tell whether it is good, and its user."""
-
-    pk: int
-    public_id: str
-    digest: str
-    pepper_id: str
-    client_id: str
-    name: str
-    scopes: str
-    not_before: datetime | None
-    expires_at: datetime | None
-    allowed_networks: str
-    rate: str
-    enabled: bool
-    revoked_at: datetime | None
-    created_at: datetime
-    last_used_at: datetime | None
-    user: Any
-    """The owner, an instance of the user model; None for a client without an account."""
+from tokenauth.models import AuditEvent, StoredToken, Token
 
 
 _COLUMNS = StoredToken._fields[:-1]

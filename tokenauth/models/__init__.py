@@ -13,6 +13,7 @@ from tokenauth.models.audit import (
 from tokenauth.models.tokens import (
     LABEL_LENGTH,
     LAST_USE_INTERVAL,
+    StoredToken,
     Token,
     TokenQuerySet,
     TokenStatus,
@@ -33,6 +34,7 @@ __all__ = [
     "Outcome",
     "SealKind",
     "Severity",
+    "StoredToken",
     "Token",
     "TokenQuerySet",
     "TokenStatus",

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import Error as DatabaseFailure
-from django.db import models, router
-from django.db.models import Q
+from django.db import connections, models, router
+from django.db.models import Q, Value
+from django.db.models.expressions import RawSQL
+from django.db.models.functions import Lower
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -32,10 +36,12 @@ logger = logging.getLogger("tokenauth")
 LABEL_LENGTH = 100
 LAST_USE_INTERVAL = timedelta(minutes=1)
 """A token's last use is written at most this often."""
+_LONGEST_WAIT = 50
+"""How long the write of a last use waits for SQLite's lock, in milliseconds."""
 
 
 class TokenStatus(StrEnum):
-    """What a token is worth. All but ``active`` carry the value of the refusal's reason."""
+    """The lifecycle status of a token. All but ``active`` have the value of the refusal's reason."""
 
     ACTIVE = "active"
     REVOKED = Reason.REVOKED.value
@@ -50,64 +56,34 @@ def _has_activity(user_model: Any) -> bool:
     return any(field.name == "is_active" for field in user_model._meta.get_fields())
 
 
-class TokenColumns(Protocol):
-    """What tells whether a token is good: a ``Token``, or the same columns read otherwise."""
+class StoredToken(NamedTuple):
+    """The columns of a Token that decide whether it is accepted, and its user."""
 
-    @property
-    def user(self) -> Any:
-        """The owner, None for a client without an account."""
-
-    @property
-    def allowed_networks(self) -> str:
-        """CIDRs, space-delimited."""
-
-    @property
-    def enabled(self) -> bool:
-        """Whether it is not disabled."""
-
-    @property
-    def not_before(self) -> datetime | None:
-        """From when on it is good."""
-
-    @property
-    def expires_at(self) -> datetime | None:
-        """Until when it is good."""
-
-    @property
-    def revoked_at(self) -> datetime | None:
-        """When it was revoked."""
-
-    @property
-    def created_at(self) -> datetime:
-        """When it was issued."""
+    pk: int
+    public_id: str
+    digest: str
+    pepper_id: str
+    client_id: str
+    name: str
+    scopes: str
+    not_before: datetime | None
+    expires_at: datetime | None
+    allowed_networks: str
+    rate: str
+    enabled: bool
+    revoked_at: datetime | None
+    created_at: datetime
+    last_used_at: datetime | None
+    user: Any
+    """The owner, an instance of the user model; None for a client without an account."""
 
 
-class UsedToken(Protocol):
-    """What has to be known of a token to note its use."""
-
-    @property
-    def pk(self) -> int:
-        """Its key."""
-
-    @property
-    def public_id(self) -> str:
-        """Its public id."""
-
-    @property
-    def digest(self) -> str:
-        """Its digest, as it was found."""
-
-    @property
-    def last_used_at(self) -> datetime | None:
-        """When it was used before."""
-
-
-def is_use_due(token: UsedToken, now: datetime) -> bool:
-    """Tell whether a use of ``token`` is to be written: at most one a minute is."""
+def is_use_due(token: Token | StoredToken, now: datetime) -> bool:
+    """Return whether a use of ``token`` is to be written: at most one a minute is."""
     return token.last_used_at is None or token.last_used_at <= now - LAST_USE_INTERVAL
 
 
-def end_of(token: TokenColumns) -> datetime | None:
+def end_of(token: Token | StoredToken) -> datetime | None:
     """Return when ``token`` ends at the latest, ``MAX_LIFETIME`` included; None for never."""
     limit = get_settings().max_lifetime
     if limit is None:
@@ -116,8 +92,8 @@ def end_of(token: TokenColumns) -> datetime | None:
     return longest if token.expires_at is None else min(token.expires_at, longest)
 
 
-def status_of(token: TokenColumns, now: datetime) -> TokenStatus:
-    """Return what ``token`` is worth at ``now``; the gravest state comes first."""
+def status_of(token: Token | StoredToken, now: datetime) -> TokenStatus:
+    """Return the status of ``token`` at ``now``; the gravest state comes first."""
     if token.revoked_at is not None:
         return TokenStatus.REVOKED
     if not token.enabled:
@@ -131,8 +107,8 @@ def status_of(token: TokenColumns, now: datetime) -> TokenStatus:
     return TokenStatus.ACTIVE
 
 
-def admits(token: TokenColumns, ip: str | None) -> bool:
-    """Tell whether ``token`` may be used from this address."""
+def admits(token: Token | StoredToken, ip: str | None) -> bool:
+    """Return whether ``token`` may be used from this address."""
     if not token.allowed_networks:
         return True
     address = parse_address(ip or "")
@@ -151,8 +127,15 @@ class TokenQuerySet(models.QuerySet["Token"]):
     """Tokens, with the questions that the admin and the verifier ask."""
 
     def primary(self) -> TokenQuerySet:
-        """Read from the database that tokens are written to: a replica may be behind."""
+        """Read from the database that tokens are written to, because a replica may be behind."""
         return self.using(router.db_for_write(Token))
+
+    def of_client(self, client_id: str) -> TokenQuerySet:
+        """Return the tokens of this client and of those whose names databases take for the same.
+
+        These differ in letter case, and in accents with MariaDB's default collation.
+        """
+        return self.filter(client_key=Lower(Value(client_id)))
 
     def with_status(self, status: TokenStatus, now: datetime) -> TokenQuerySet:
         """Return the tokens whose ``status_at(now)`` is ``status``, told by the database."""
@@ -176,23 +159,58 @@ class TokenQuerySet(models.QuerySet["Token"]):
         return found
 
     def mark_used(
-        self, token: UsedToken, *, now: datetime, ip: str | None, rehash: tuple[str, str] | None
+        self, token: Token | StoredToken, *, now: datetime, ip: str | None, rehash: tuple[str, str] | None
     ) -> None:
         """Write a proven token's last use, and its digest under the newest pepper.
 
-        ``rehash`` is (pepper id, digest) where the stored digest is under an older pepper.
-        One UPDATE at most; none within a minute of the last. Never raises: a caller with a
-        good token isn't sent away because a statistic can't be written.
+        ``rehash`` is (pepper id, digest) if the stored digest is under an older pepper. This is at
+        most one UPDATE, and none within a minute of the last one. It never raises and never waits
+        for a lock that another connection holds on the row: a statistic must not delay or refuse
+        a caller with a good token.
         """
         if rehash is None and not is_use_due(token, now):
             return
         changes: dict[str, Any] = {"last_used_at": now, "last_used_ip": ip}
         if rehash is not None:
             changes["pepper_id"], changes["digest"] = rehash
+        connection = connections[router.db_for_write(Token)]
         try:
-            self.filter(pk=token.pk, digest=token.digest).update(**changes)
+            with bounded_wait(connection):
+                self.using(connection.alias).filter(_is_unlocked(connection, token)).update(
+                    **changes
+                )
         except (DatabaseFailure, ValueError):
             logger.warning("last use of token %s not written", token.public_id, exc_info=True)
+
+
+def _is_unlocked(connection: Any, token: Token | StoredToken) -> Q:
+    """Match the row of ``token`` with this digest, unless another connection has it locked."""
+    if not connection.features.has_select_for_update_skip_locked:
+        return Q(pk=token.pk, digest=token.digest)
+    table = connection.ops.quote_name(Token._meta.db_table)
+    # The ORM refuses FOR UPDATE outside of a transaction. MariaDB ignores SKIP LOCKED in a subquery
+    # unless it is a derived table.
+    sql = (
+        f"SELECT id FROM (SELECT id FROM {table} WHERE id = %s AND digest = %s "  # noqa: S608
+        "FOR UPDATE SKIP LOCKED) unlocked"
+    )
+    return Q(pk=RawSQL(sql, [token.pk, token.digest]))  # noqa: S611 - no text from outside
+
+
+@contextmanager
+def bounded_wait(connection: Any) -> Iterator[None]:
+    """On SQLite, which locks the whole file, wait for 50 milliseconds at most."""
+    if connection.vendor != "sqlite":
+        yield
+        return
+    connection.ensure_connection()
+    execute = connection.connection.execute
+    [before] = execute("PRAGMA busy_timeout").fetchone()
+    execute(f"PRAGMA busy_timeout = {min(before, _LONGEST_WAIT)}")
+    try:
+        yield
+    finally:
+        execute(f"PRAGMA busy_timeout = {before}")
 
 
 class Token(models.Model):
@@ -215,6 +233,11 @@ class Token(models.Model):
         max_length=NAME_LENGTH,
         db_index=True,
         help_text=_("Who calls with it, for example claude-desktop."),
+    )
+    client_key = models.GeneratedField(
+        expression=Lower("client_id"),
+        output_field=models.CharField(max_length=NAME_LENGTH),
+        db_persist=True,
     )
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL,
@@ -239,6 +262,7 @@ class Token(models.Model):
         help_text=_("How often it may be used, for example 600/m or 100/10s. Empty: the default."),
     )
     enabled = models.BooleanField(_("enabled"), default=True, editable=False)
+    disabled_by = models.CharField(_("disabled by"), max_length=200, blank=True, editable=False)
     revoked_at = models.DateTimeField(_("revoked"), null=True, editable=False)
     revoked_by = models.CharField(_("revoked by"), max_length=200, blank=True, editable=False)
     revoked_reason = models.CharField(_("reason"), max_length=200, blank=True, editable=False)
@@ -254,6 +278,14 @@ class Token(models.Model):
         related_name="replaces",
         verbose_name=_("replaced by"),
     )
+    parent = models.ForeignKey(
+        "self",
+        on_delete=models.SET_NULL,
+        null=True,
+        editable=False,
+        related_name="children",
+        verbose_name=_("issued by token"),
+    )
 
     objects = TokenQuerySet.as_manager()
 
@@ -265,6 +297,7 @@ class Token(models.Model):
             ("issue_token_for_others", _("Can issue tokens for others")),
             ("grant_any_scope", _("Can grant any scope")),
         ]
+        indexes: ClassVar = [models.Index(fields=["client_key"], name="tokenauth_token_client_key")]
 
     def __str__(self) -> str:
         return f"{self.client_id} ({self.public_id})"
@@ -291,13 +324,13 @@ class Token(models.Model):
 
     @property
     def status(self) -> TokenStatus:
-        """What it is worth now."""
+        """Its status now."""
         return self.status_at(timezone.now())
 
     def status_at(self, now: datetime) -> TokenStatus:
-        """Return what the token is worth at ``now``; the gravest state comes first."""
+        """Return the token's status at ``now``; the gravest state comes first."""
         return status_of(self, now)
 
     def admits(self, ip: str | None) -> bool:
-        """Tell whether the token may be used from this address."""
+        """Return whether the token may be used from this address."""
         return admits(self, ip)
