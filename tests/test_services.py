@@ -53,9 +53,16 @@ def events(*, after: int = 0) -> list[tuple[str, str]]:
 
 
 def everything() -> list[dict[str, Any]]:
-    """Return every row of both tables."""
-    tokens, rows = Token.objects.order_by("id"), AuditEvent.objects.order_by("id")
+    """Return every row of both tables, but those of refused attempts."""
+    tokens = Token.objects.order_by("id")
+    rows = AuditEvent.objects.exclude(event="token.refused").order_by("id")
     return [dict(row) for row in [*tokens.values(), *rows.values()]]
+
+
+def attempts() -> list[tuple[str, str, str]]:
+    """Return (operation, token, actor) of each refused attempt."""
+    rows = AuditEvent.objects.filter(event="token.refused").order_by("id")
+    return [(row.details["operation"], row.token_id, row.actor) for row in rows]
 
 
 # Issuing
@@ -709,6 +716,8 @@ def test_nobody_strengthens_what_they_could_not_issue(name: str, token: Token, j
     with pytest.raises(NotPermitted):
         STRENGTHENING[name](token, by=by(jo))
     assert everything() == before
+    operation = name if name in {"rotate", "enable"} else "change"
+    assert attempts() == [(operation, token.public_id, "user:jo")]
 
 
 @pytest.mark.parametrize("token", ["own"], indirect=True)
@@ -742,6 +751,7 @@ def test_without_permission_one_changes_ones_own_only(name: str, token: Token, j
         with pytest.raises(NotPermitted):
             run(token, by=by(jo))
         assert everything() == before
+        assert len(attempts()) == 1
 
 
 @pytest.mark.parametrize("token", ["superuser"], indirect=True)
@@ -775,6 +785,7 @@ def test_nobody_adds_scopes_that_they_may_not_grant(
             check(token, scopes=scopes, by=by(jo))
         assert caught.value.field == "scopes"
     assert everything() == before
+    assert attempts() == [("change", token.public_id, "user:jo")] * 2
     services.change(token, scopes=scopes, by=permit(jo, "grant_any_scope"))
 
 
@@ -812,6 +823,7 @@ def test_issuing_beyond_ones_rights_is_refused(
             function(**asked, by=by(jo))
         assert caught.value.field == field
     assert everything() == before
+    assert attempts() == [("issue", "", "user:jo")] * 2
 
 
 def test_everybody_issues_for_themselves(jo: Any) -> None:

@@ -28,9 +28,9 @@ from tokenauth.audit import rows as audit_rows
 from tokenauth.audit.rows import Row, columns_of, make_row
 from tokenauth.client_info import ClientInfo
 from tokenauth.exceptions import Reason, Refused
-from tokenauth.models import AuditEvent, Event, Token, TokenStatus
+from tokenauth.models import AuditEvent, Event, StoredToken, Token, TokenStatus
 from tokenauth.principal import Principal
-from tokenauth.statements import StoredToken, find_token, insert_events
+from tokenauth.statements import find_token, insert_events
 from tokenauth.tokens import digest, generate
 from tokenauth.verifiers.database import DatabaseVerifier
 

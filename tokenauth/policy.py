@@ -1,26 +1,28 @@
-"""What an actor may grant or change. Forms, commands and APIs all go through it by way of services.
+"""What an actor may grant or change. Forms, commands and APIs ask it by way of ``services``.
 
-Two permissions matter. Without ``tokenauth.issue_token_for_others`` one issues only for
-oneself; without ``tokenauth.grant_any_scope`` one grants only ``SELF_SERVICE_SCOPES``.
-Superusers, operators' commands and the project's own code may do everything. Whatever gives a
-token more than it has (scopes, life, networks, or its being alive) is judged as if it were
-issued anew.
+Two permissions matter for people. Without ``tokenauth.issue_token_for_others`` they issue only for
+themselves; without ``tokenauth.grant_any_scope`` they grant only ``SELF_SERVICE_SCOPES``.
+Superusers, operators' commands and the project's own code may do everything. A token that acts
+needs the scope ``tokenauth:manage`` and stays within its own rights, whatever its owner may do.
+Any change that widens a token is checked as if the token were issued.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network
-from typing import TYPE_CHECKING, Any, cast
+from datetime import datetime
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from django.contrib.auth import get_user_model
 
 from tokenauth.client_info import Actor, ActorKind
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import NotPermitted
-from tokenauth.models import Token
+from tokenauth.models import Token, TokenStatus
 from tokenauth.rates import parse_rate
-from tokenauth.scopes import ScopeSet, missing
+from tokenauth.scopes import MANAGE, ScopeSet, missing
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -29,21 +31,49 @@ CHANGE_TOKEN = "tokenauth.change_token"  # noqa: S105 - a permission, no secret
 ISSUE_FOR_OTHERS = "tokenauth.issue_token_for_others"
 GRANT_ANY_SCOPE = "tokenauth.grant_any_scope"
 
+_LONGEST_MESSAGE = 500
+"""How much of a list a message shows, in characters."""
+
+Networks = tuple[IPv4Network | IPv6Network, ...]
+
+
+class Rights(TypedDict):
+    """A token's owner and what it may do, as far as the rights of a token that acts limit it."""
+
+    client_id: str
+    user: AbstractBaseUser | None
+    scopes: Iterable[str]
+    rate: str
+    networks: Networks
+    ends_at: datetime | None
+
+
+def rights_of(token: Token) -> Rights:
+    """Return what :func:`check_grant` judges of ``token``."""
+    return Rights(
+        client_id=token.client_id,
+        user=token.user,
+        scopes=token.scope_set,
+        rate=token.rate,
+        networks=token.networks,
+        ends_at=token.ends_at,
+    )
+
 
 def is_unrestricted(actor: Actor | None) -> bool:
-    """Tell whether ``actor`` may do everything: project code (None), a command, a superuser."""
+    """Return whether ``actor`` may do everything: project code (None), a command, a superuser."""
     if actor is None or actor.kind is ActorKind.COMMAND:
         return True
     return _holds(actor, None)
 
 
 def may_issue_for_others(actor: Actor | None) -> bool:
-    """Tell whether ``actor`` may issue tokens in another's name."""
+    """Return whether ``actor`` may issue tokens in another's name."""
     return is_unrestricted(actor) or _holds(actor, ISSUE_FOR_OTHERS)
 
 
 def may_grant_any_scope(actor: Actor | None) -> bool:
-    """Tell whether ``actor`` may grant more than ``SELF_SERVICE_SCOPES``."""
+    """Return whether ``actor`` may grant more than ``SELF_SERVICE_SCOPES``."""
     return is_unrestricted(actor) or _holds(actor, GRANT_ANY_SCOPE)
 
 
@@ -54,16 +84,52 @@ def ungrantable(actor: Actor | None, scopes: Iterable[str]) -> list[str]:
     return missing(scopes, ScopeSet(get_settings().self_service_scopes))
 
 
+def acting_token(actor: Actor | None) -> Token | None:
+    """Return the token that acts, as it is stored now; None if ``actor`` is not a token.
+
+    Raises NotPermitted unless the token is active and has the scope ``tokenauth:manage``.
+    """
+    if actor is None or actor.kind is not ActorKind.TOKEN:
+        return None
+    known = Token.objects.primary().select_related("user").filter(public_id=actor.token_id)
+    token = known.first() if actor.token_id else None
+    # Compared in Python too: MariaDB's default collation ignores case.
+    if token is None or token.public_id != actor.token_id or token.status != TokenStatus.ACTIVE:
+        raise NotPermitted("The token that asks for this is not active.")
+    if MANAGE not in token.scope_set:
+        raise NotPermitted(f"That takes a token with the scope {MANAGE}.")
+    return token
+
+
 def check_change(actor: Actor | None, token: Token) -> None:
     """Raise NotPermitted unless ``actor`` may do anything at all to ``token``.
 
-    That is one's own token, and others' for holders of ``tokenauth.change_token``. What gives
-    the token more than it has is for :func:`check_grant` to judge, besides.
+    People may change their own tokens, and those of others if they hold
+    ``tokenauth.change_token``. A token may change itself, and tokens of the same owner that lie
+    within its own rights. What widens the token is for :func:`check_grant` to judge, besides.
     """
-    acting: Any = actor.user if actor is not None else None
-    own = acting is not None and acting.pk is not None and token.user_id == acting.pk
-    if not (own or is_unrestricted(actor) or _holds(actor, CHANGE_TOKEN)):
+    if is_unrestricted(actor):
+        return
+    if (own := acting_token(actor)) is not None:
+        if own.pk != token.pk:
+            _check_within(own, rights_of(token))
+    elif not (_owns(actor, token) or _holds(actor, CHANGE_TOKEN)):
         raise NotPermitted("You may change only your own tokens.")
+
+
+def check_enable(actor: Actor | None, token: Token) -> None:
+    """Raise NotPermitted if somebody else has disabled ``token`` and must enable it.
+
+    Holders of ``tokenauth.change_token`` may enable every token. Owners may enable what they or
+    their own tokens disabled; a token may enable what a token of its owner disabled.
+    """
+    if is_unrestricted(actor) or _holds(actor, CHANGE_TOKEN):
+        return
+    # A token has no other kind of token above it than those of its owner.
+    if token.disabled_by not in {"", str(actor)} and not (
+        token.disabled_by.startswith(f"{ActorKind.TOKEN}:") and _owns(actor, token)
+    ):
+        raise NotPermitted("Somebody else disabled this token; ask for it to be enabled.")
 
 
 def check_grant(
@@ -73,14 +139,30 @@ def check_grant(
     user: AbstractBaseUser | None,
     scopes: Iterable[str],
     rate: str = "",
+    networks: Networks = (),
+    ends_at: datetime | None = None,
 ) -> None:
-    """Raise NotPermitted unless ``actor`` may hand out a token with this owner, scopes and rate."""
-    if not is_unrestricted(actor):
-        _check_owner(actor, client_id, user)
-    refused = ungrantable(actor, scopes)
-    if refused:
+    """Raise NotPermitted unless ``actor`` may hand out a token with this owner and these rights.
+
+    ``networks`` and ``ends_at`` limit what a token may hand out, and don't matter for people.
+    """
+    if is_unrestricted(actor):
+        return
+    if actor is not None and actor.token_id and (own := acting_token(actor)) is not None:
+        asked = Rights(
+            client_id=client_id,
+            user=user,
+            scopes=scopes,
+            rate=rate,
+            networks=networks,
+            ends_at=ends_at,
+        )
+        _check_within(own, asked)
+        return
+    _check_owner(actor, client_id, user)
+    if refused := ungrantable(actor, scopes):
         raise NotPermitted(
-            f"You may not grant {', '.join(refused)}: that takes the permission “Can grant any scope”.",
+            f"You may not grant {_list(refused)}: that takes the permission “Can grant any scope”.",
             field="scopes",
         )
     if not may_grant_any_scope(actor) and _is_faster("", rate):
@@ -89,11 +171,43 @@ def check_grant(
             f"You may not grant more than {default}: that takes the permission “Can grant any scope”.",
             field="rate",
         )
+    acting_token(actor)  # Fail closed: a token that isn't known may hand out nothing.
+
+
+def _check_within(own: Token, asked: Rights) -> None:
+    """Raise NotPermitted, by field, for what ``own``, the token that acts, doesn't have itself."""
+    user, ends_at = asked["user"], asked["ends_at"]
+    if own.user_id != (None if user is None else user.pk):
+        raise NotPermitted("A token may manage only tokens of its owner.", field="user")
+    if own.client_id != asked["client_id"]:
+        raise NotPermitted("A token may manage only tokens of its client.", field="client_id")
+    if lacking := missing(asked["scopes"], own.scope_set):
+        raise NotPermitted(f"The token that asks lacks {_list(lacking)}.", field="scopes")
+    if _is_widened(own.networks, asked["networks"]):
+        raise NotPermitted(
+            f"The token that asks is limited to {_list(own.allowed_networks.split())}.",
+            field="allowed_networks",
+        )
+    if _is_faster(own.rate, asked["rate"]):
+        raise NotPermitted("The token that asks has a lower rate.", field="rate")
+    if own.ends_at is not None and (ends_at is None or ends_at > own.ends_at):
+        raise NotPermitted(
+            f"The token that asks ends at {own.ends_at:%Y-%m-%d %H:%M:%S %Z}.", field="expires_at"
+        )
+
+
+def _list(words: list[str]) -> str:
+    return ", ".join(words)[:_LONGEST_MESSAGE]
+
+
+def _owns(actor: Actor | None, token: Token) -> bool:
+    acting: Any = actor.user if actor is not None and actor.kind is ActorKind.USER else None
+    return acting is not None and acting.pk is not None and token.user_id == acting.pk
 
 
 def _check_owner(actor: Actor | None, client_id: str, user: AbstractBaseUser | None) -> None:
     acting: Any = actor.user if actor is not None else None
-    # Two anonymous users are equal, and nobody.
+    # Two anonymous users are equal, and own nothing.
     own = acting is not None and acting.pk is not None and user == acting
     if may_issue_for_others(actor):
         # Otherwise this permission would be a superuser's rights under another name.
@@ -115,27 +229,30 @@ def _check_owner(actor: Actor | None, client_id: str, user: AbstractBaseUser | N
 
 def _belongs_to_another(client_id: str, user: AbstractBaseUser) -> bool:
     # Views may decide by `request.auth.client_id`, so a name in use is an identity to steal.
-    # `iexact` on every database: what looks the same to one must not pass on another.
+    # Names that differ in letter case count as the same on every database.
+    tokens = Token.objects.primary()
+    if tokens.of_client(client_id).exclude(user_id=user.pk).exists():
+        return True
     users: Any = get_user_model()
+    if client_id == user.get_username():
+        return False  # Spares reading the users' table, which has no index for this question.
     named = {f"{users.USERNAME_FIELD}__iexact": client_id}
-    return (
-        Token.objects.primary().of_client(client_id).exclude(user_id=user.pk).exists()
-        or users._default_manager.filter(**named).exclude(pk=user.pk).exists()
-    )
+    others = users._base_manager.using(tokens.db).filter(**named).exclude(pk=user.pk)
+    return bool(others.exists())
 
 
 def _holds(actor: Actor | None, permission: str | None) -> bool:
     user: Any = actor.user if actor is not None else None
     if user is None or not user.is_active:
         return False
-    # An API token acts within its scopes, not with all the rights of its owner.
+    # An API token acts within its scopes, not with the permissions of its owner.
     if actor is not None and actor.kind is not ActorKind.USER:
         return False
     return bool(user.is_superuser) if permission is None else bool(user.has_perm(permission))
 
 
 def is_strengthened(before: Token, after: Token) -> bool:
-    """Tell whether the change gives the token anything it didn't have."""
+    """Return whether the change gives the token anything it didn't have."""
     granted = before.scope_set
     return (
         any(scope not in granted for scope in after.scope_set)
@@ -162,24 +279,27 @@ def _is_faster(before: str, after: str) -> bool:
             parse_rate(text) if text else None for text in (before or default, after or default)
         )
     except ValueError:
-        return before != after  # One that can't be read lets nobody in.
+        return before != after  # A token with an unreadable rate is refused.
     return old is not None and (new is None or new.allows_more_than(old))
 
 
-def _is_widened(
-    before: tuple[IPv4Network | IPv6Network, ...], after: tuple[IPv4Network | IPv6Network, ...]
-) -> bool:
-    if not before:
-        return False
-    return not after or not all(_is_covered(network, before) for network in after)
+def _is_widened(before: Networks, after: Networks) -> bool:
+    if not before or not after:
+        return bool(before)
+    for version in (4, 6):
+        networks = [network for network in after if network.version == version]
+        others = [network for network in before if network.version == version]
+        if not _are_covered(networks, others):
+            return True
+    return False
 
 
-def _is_covered(
-    network: IPv4Network | IPv6Network, others: tuple[IPv4Network | IPv6Network, ...]
-) -> bool:
-    # Of two families, neither holds the other.
-    return any(
-        network.subnet_of(cast("Any", other))
-        for other in others
-        if network.version == other.version
-    )
+def _are_covered(networks: list[Any], others: list[Any]) -> bool:
+    """Return whether each of ``networks`` lies within ``others``, all of one family."""
+    apart = list(collapse_addresses(others))  # Sorted, and no two of them overlap.
+    starts = [network.network_address for network in apart]
+    for network in networks:
+        place = bisect_right(starts, network.network_address)
+        if not place or not network.subnet_of(apart[place - 1]):
+            return False
+    return True

@@ -1,7 +1,8 @@
 r"""Scopes: reading them, and telling what a set of them grants. Pure.
 
 A scope is a scope-token of RFC 6749 section 3.3: printable ASCII without space, ``"`` and
-``\``. ``*`` grants everything, ``ns:*`` every scope under ``ns:``.
+``\``. ``*`` grants everything, ``ns:*`` every scope under ``ns:``; but scopes under ``tokenauth:`` are
+granted by their names only.
 """
 
 from __future__ import annotations
@@ -11,25 +12,36 @@ from collections.abc import Iterable, Iterator, Mapping
 
 LONGEST = 100
 """A scope's longest length in characters."""
+RESERVED = "tokenauth:"
+"""What the names of our own scopes begin with. They are granted by name, never by a wildcard."""
+MANAGE = "tokenauth:manage"
+"""The scope with which a token may issue and change tokens."""
 
 _SCOPE = re.compile(rf"[\x21\x23-\x5b\x5d-\x7e]{{1,{LONGEST}}}")
+
+
+def _wildcards(scope: str) -> Iterator[str]:
+    """Return the wildcards that cover ``scope``; none covers a reserved one."""
+    if scope.startswith(RESERVED):
+        return
+    yield "*"
+    for place, character in enumerate(scope):
+        if character == ":":
+            yield f"{scope[: place + 1]}*"
 
 
 class ScopeSet:
     """An immutable set of granted scopes whose ``in`` honours ``*`` and ``ns:*``."""
 
-    __slots__ = ("_granted", "_prefixes")
+    __slots__ = ("_granted",)
 
     def __init__(self, scopes: Iterable[str] = ()) -> None:
-        self._granted = tuple(dict.fromkeys(scopes))
-        self._prefixes = tuple(
-            scope[:-1] for scope in self._granted if scope == "*" or scope.endswith(":*")
-        )
+        self._granted = dict.fromkeys(scopes)
 
     def __contains__(self, scope: object) -> bool:
         if not isinstance(scope, str):
             return False
-        return scope in self._granted or scope.startswith(self._prefixes)
+        return scope in self._granted or any(name in self._granted for name in _wildcards(scope))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._granted)
@@ -38,7 +50,7 @@ class ScopeSet:
         return len(self._granted)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ScopeSet) and set(self._granted) == set(other._granted)
+        return isinstance(other, ScopeSet) and self._granted == other._granted
 
     def __hash__(self) -> int:
         return hash(frozenset(self._granted))
@@ -47,19 +59,19 @@ class ScopeSet:
         return " ".join(self._granted)
 
     def __repr__(self) -> str:
-        return f"ScopeSet({self._granted!r})"
+        return f"ScopeSet({tuple(self._granted)!r})"
 
 
 def missing(required: Iterable[str], granted: ScopeSet) -> list[str]:
     """Return the required scopes that are not granted, in their order.
 
-    ``*`` grants everything, ``ns:*`` every scope under ``ns:`` (but not ``ns`` itself).
+    ``ns:*`` grants every scope under ``ns:``, but not ``ns`` itself.
     """
     return [scope for scope in required if scope not in granted]
 
 
 def common(one: ScopeSet, other: ScopeSet) -> ScopeSet:
-    """Return what both grant. Of two wildcards, the narrower one is what they have in common."""
+    """Return what both grant; of two wildcards the narrower one."""
     return ScopeSet(
         [
             *(scope for scope in one if scope in other),
@@ -69,7 +81,10 @@ def common(one: ScopeSet, other: ScopeSet) -> ScopeSet:
 
 
 def is_well_formed(scope: str) -> bool:
-    """Tell whether ``scope`` is a scope-token of RFC 6749; ``*`` may only end ``ns:*``, or stand alone."""
+    """Return whether ``scope`` is a scope-token of RFC 6749.
+
+    ``*`` stands alone or ends a wildcard, ``ns:*``.
+    """
     if not _SCOPE.fullmatch(scope):
         return False
     return "*" not in scope or scope == "*" or (scope.endswith(":*") and scope.count("*") == 1)
@@ -78,12 +93,16 @@ def is_well_formed(scope: str) -> bool:
 def unknown(scopes: Iterable[str], declared: Mapping[str, str]) -> list[str]:
     """Return the scopes that can't be granted where ``declared`` lists a project's scopes.
 
-    Nothing declared: every well-formed scope can be. A wildcard can be granted when it covers
-    a declared scope; one that covers nothing is a slip.
+    If nothing is declared, every well-formed scope can be granted. Scopes under ``tokenauth:``
+    always can. A wildcard that covers no declared scope is a slip.
     """
-    return [
-        scope
-        for scope in scopes
-        if not is_well_formed(scope)
-        or (declared and not any(name in ScopeSet([scope]) for name in declared))
-    ]
+    covered = {*declared, *(name for scope in declared for name in _wildcards(scope))}
+    return [scope for scope in scopes if not _is_grantable(scope, covered)]
+
+
+def _is_grantable(scope: str, covered: set[str]) -> bool:
+    if not is_well_formed(scope):
+        return False
+    if scope.startswith(RESERVED):
+        return not scope.endswith("*")
+    return not covered or scope in covered

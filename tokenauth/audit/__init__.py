@@ -7,12 +7,13 @@ call returns, before any view runs; ``AUDIT_SINK`` says where it goes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from threading import Lock
 from typing import Any
 
 from django.db import router
 
-from tokenauth.audit.database import save_row
+from tokenauth.audit.database import save_row, save_rows
 from tokenauth.audit.logs import log_row, log_unwritten
 from tokenauth.audit.rows import Row, make_row
 from tokenauth.audit.sinks import get_sink
@@ -44,6 +45,18 @@ def record(
         details=details,
     )
     save_row(row, router.db_for_write(Token, instance=token))
+
+
+def record_many(
+    event: Event, *, tokens: Sequence[Token], by: Actor | None, reason: str = ""
+) -> None:
+    """Write what happened to each of ``tokens`` alike, as ``record`` does it for one."""
+    info, actor = by.client_info if by else ClientInfo(), str(by) if by else "code"
+    rows = [
+        make_row(event, info, subject=token.identity, reason=reason, actor=actor)
+        for token in tokens
+    ]
+    save_rows(rows, router.db_for_write(Token))
 
 
 def record_operation(event: Event, *, by: Actor, using: str, details: dict[str, Any]) -> None:

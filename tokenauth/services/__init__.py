@@ -2,15 +2,15 @@
 
 Each function asks ``policy`` what ``by`` may do, changes the token and writes its audit row in
 one transaction. ``by=None`` stands for the project's own code, which may do everything. All
-raise ValidationError for input that can't be used (by field) and NotPermitted for what ``by``
-may not do.
+raise ValidationError for input that can't be used (by field), and NotPermitted for what ``by``
+may not do, which leaves a row of ``token.refused``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Unpack
 
 from django.core.exceptions import ValidationError
@@ -21,35 +21,57 @@ from tokenauth import audit, policy
 from tokenauth.client_info import Actor, sanitise
 from tokenauth.conf import get_settings
 from tokenauth.models import Event, Token, TokenStatus
+from tokenauth.services.attempts import admit, atomic, attempt, lock
 from tokenauth.services.cleaning import clean_public_id
-from tokenauth.services.drafts import Changes, apply, atomic, check_grant, copy_of, describe, draft
+from tokenauth.services.drafts import (
+    Changes,
+    clean,
+    describe,
+    describe_change,
+    draft,
+    name_of,
+    revise,
+)
 from tokenauth.services.importing import import_plaintext
+from tokenauth.services.stopping import (
+    REASON_LENGTH,
+    disable,
+    disable_many,
+    enable,
+    enable_many,
+    revoke,
+    revoke_many,
+    stop_descendants,
+)
 from tokenauth.tokens import Plaintext, digest, generate, generate_public_id
 
 __all__ = [
+    "REASON_LENGTH",
     "Changes",
     "Issued",
     "change",
     "check_change",
     "check_issue",
     "disable",
+    "disable_many",
     "enable",
+    "enable_many",
     "import_plaintext",
     "issue",
     "revoke",
+    "revoke_many",
     "rotate",
 ]
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
 
-REASON_LENGTH = 200
 _USABLE = {TokenStatus.ACTIVE, TokenStatus.NOT_YET_VALID}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Issued:
-    """A new token and, this once, its text."""
+    """A new token and its text, which can't be had again."""
 
     plaintext: Plaintext = field(repr=False)
     """What the client sends. It is stored nowhere: show it, then forget it."""
@@ -72,11 +94,12 @@ def issue(
 ) -> Issued:
     """Issue a token.
 
-    ``client_id`` may be "" where there is a ``user``: then it is the user's name. Without
+    ``client_id`` may be "" if there is a ``user``: then it is the user's name. Without
     ``expires_at`` the token lives for ``MAX_LIFETIME``. ``allowed_networks`` are CIDRs of both
-    families; none: from anywhere. ``rate`` is how often it may be used, "600/m"; "" for the
-    default. ``public_id`` is drawn where it isn't given; a form gives
-    one so that being sent twice can't issue twice (the second raises IntegrityError).
+    families; without any, the token may be used from anywhere. ``rate`` is how often it may be
+    used, "600/m"; "" stands for the default. Without ``public_id`` a new one is drawn; a form
+    gives one so that a form that is sent twice can't issue twice (the second raises
+    IntegrityError).
     """
     token = draft(
         client_id=client_id,
@@ -91,10 +114,12 @@ def issue(
             "rate": rate,
         },
     )
-    token.public_id = clean_public_id(public_id)
-    with atomic():
+    public_id = clean_public_id(public_id)
+    with attempt("issue", token, by):
+        _admit(token, by, is_end_given=expires_at is not None)
+        token.public_id = public_id
         plaintext = _insert(token)
-        audit.record(Event.TOKEN_ISSUED, token=token, by=by, details=describe(token))
+        audit.record(Event.TOKEN_ISSUED, token=token, by=by, details=_describe_new(token))
     return Issued(plaintext=plaintext, token=token)
 
 
@@ -105,116 +130,112 @@ def check_issue(
     by: Actor | None = None,
     **changes: Unpack[Changes],
 ) -> None:
-    """Raise what ``issue`` would raise for this input; write nothing."""
-    draft(client_id=client_id, user=user, by=by, changes=changes)
+    """Raise what ``issue`` would raise for this input. A refusal by ``policy`` is recorded."""
+    token = draft(client_id=client_id, user=user, by=by, changes=changes)
+    with attempt("issue", token, by):
+        _admit(token, by, is_end_given=changes.get("expires_at") is not None)
 
 
-def rotate(token: Token, *, reason: str = "", by: Actor | None = None) -> Issued:
+def rotate(
+    token: Token, *, reason: str = "", grace: timedelta | None = None, by: Actor | None = None
+) -> Issued:
     """Issue a successor with the same identity, scopes and networks.
 
-    The old token lives on for ``ROTATION_GRACE`` at most. The successor's life is as long as
-    the old one's was. Only a usable token that hasn't been rotated yet can be.
+    The old token ends after ``grace``, or ``ROTATION_GRACE`` if that is shorter. The successor's
+    life is as long as the old one's was, and ends with the token that acts at the latest. Only a
+    usable token that hasn't been rotated yet can be.
     """
-    reason = sanitise(reason, REASON_LENGTH)
-    with atomic():
-        old = _lock(token, by)
+    longest = get_settings().rotation_grace
+    grace = longest if grace is None else max(timedelta(), min(grace, longest))
+    with attempt("rotate", token, by) as old:
+        policy.check_change(by, old)
         if old.replaced_by_id is not None:
             raise ValidationError("This token has been rotated already.")
         if old.status not in _USABLE:
             raise ValidationError(f"This token is {old.status}; issue a new one instead.")
-        check_grant(by, old)
-        new = _successor(old, by)
+        new = _make_successor(old, by)
+        policy.check_grant(by, **policy.rights_of(new))
         plaintext = _insert(new)
-        grace_ends = timezone.now() + get_settings().rotation_grace
+        grace_ends = timezone.now() + grace
         old.replaced_by = new
         old.expires_at = grace_ends if old.ends_at is None else min(old.ends_at, grace_ends)
         old.save(update_fields=["replaced_by", "expires_at"])
-        details = {"replaced_by": new.public_id, "expires_at": old.expires_at.isoformat()}
-        audit.record(Event.TOKEN_ROTATED, token=old, by=by, reason=reason, details=details)
-        details = {**describe(new), "replaces": old.public_id}
+        audit.record(
+            Event.TOKEN_ROTATED,
+            token=old,
+            by=by,
+            reason=sanitise(reason, REASON_LENGTH),
+            details={"replaced_by": new.public_id, "expires_at": old.expires_at.isoformat()},
+        )
+        details = {**_describe_new(new), "replaces": old.public_id}
         audit.record(Event.TOKEN_ISSUED, token=new, by=by, details=details)
     return Issued(plaintext=plaintext, token=new)
 
 
 def change(token: Token, *, by: Actor | None = None, **changes: Unpack[Changes]) -> Token:
-    """Change a token's label, scopes, dates or networks; return it as it is now.
+    """Change a token's label, scopes, dates, networks or rate; return it as it is now.
 
-    A token's owner never changes. Nothing is written when nothing differs.
+    A token's owner never changes. Nothing is written if nothing differs.
     """
-    with atomic():
-        token = _lock(token, by)
-        described = describe(token)
-        changed = apply(token, changes, by)
-        if changed:
-            token.save(update_fields=changed)
-            now_described = describe(token)
-            details = {key: {"from": described[key], "to": now_described[key]} for key in changed}
-            audit.record(Event.TOKEN_CHANGED, token=token, by=by, details=details)
-    return token
+    values = clean(changes)
+    with attempt("change", token, by) as before:
+        after = _revise(before, values, by)
+        if details := describe_change(before, after):
+            after.save(update_fields=list(details))
+            audit.record(Event.TOKEN_CHANGED, token=after, by=by, details=details)
+    return after
 
 
 def check_change(token: Token, *, by: Actor | None = None, **changes: Unpack[Changes]) -> None:
-    """Raise what ``change`` would raise for this input; write nothing."""
-    policy.check_change(by, token)
-    apply(copy_of(token), changes, by)
+    """Raise what ``change`` would raise for this input. A refusal by ``policy`` is recorded."""
+    values = clean(changes)
+    with attempt("change", token, by) as before:
+        _revise(before, values, by)
 
 
-def enable(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
-    """Let a disabled token work again; return it. Asks for as much as issuing it would."""
-    reason = sanitise(reason, REASON_LENGTH)
-    with atomic():
-        token = _lock(token, by)
-        if token.revoked_at is not None:
-            raise ValidationError("A revoked token can't be enabled: revoking is final.")
-        if not token.enabled:
-            check_grant(by, token)
-            token.enabled = True
-            token.save(update_fields=["enabled"])
-            audit.record(Event.TOKEN_ENABLED, token=token, by=by, reason=reason)
-    return token
+def _revise(before: Token, values: dict[str, Any], by: Actor | None) -> Token:
+    """Return ``before`` with cleaned ``values``; raises NotPermitted if ``by`` may not do that."""
+    policy.check_change(by, before)
+    after = revise(before, values)
+    if before.revoked_at is not None and describe_change(before, after):
+        raise ValidationError("A revoked token can't be changed.")
+    if policy.is_strengthened(before, after):
+        policy.check_grant(by, **policy.rights_of(after))
+    return after
 
 
-def disable(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
-    """Stop a token until it is enabled again; return it."""
-    reason = sanitise(reason, REASON_LENGTH)
-    with atomic():
-        token = _lock(token, by)
-        if token.revoked_at is not None:
-            raise ValidationError("This token is revoked already.")
-        if token.enabled:
-            token.enabled = False
-            token.save(update_fields=["enabled"])
-            audit.record(Event.TOKEN_DISABLED, token=token, by=by, reason=reason)
-    return token
-
-
-def revoke(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
-    """Stop a token for good, from the next request on; return it. A second time does nothing."""
-    reason = sanitise(reason, REASON_LENGTH)
-    with atomic():
-        token = _lock(token, by)
-        if token.revoked_at is None:
-            token.revoked_at = timezone.now()
-            token.revoked_by = str(by) if by else "code"
-            token.revoked_reason = reason
-            token.save(update_fields=["revoked_at", "revoked_by", "revoked_reason"])
-            audit.record(Event.TOKEN_REVOKED, token=token, by=by, reason=reason)
-    return token
-
-
-def on_token_deleted(sender: type[Token], instance: Token, origin: Any, **_kwargs: Any) -> None:
+def on_token_deleted(
+    sender: type[Token], instance: Token, origin: Any, **_kwargs: Any
+) -> None:
     """Write the row of a token that is being deleted, mostly along with its owner (pre_delete)."""
     model = origin.model if isinstance(origin, models.QuerySet) else type(origin)
-    reason = "deleted" if model is sender else "owner_deleted"
-    audit.record(Event.TOKEN_REVOKED, token=instance, by=None, reason=reason)
+    by = Actor.current()
+    with atomic():
+        # What is being deleted may have been read long ago, or from a replica.
+        for token in lock([instance.pk]):
+            if token.revoked_at is None:
+                reason = "deleted" if model is sender else "owner_deleted"
+                audit.record(Event.TOKEN_REVOKED, token=token, by=by, reason=reason)
+            if model is sender:
+                stop_descendants(token, by=by)
 
 
-def _lock(token: Token, by: Actor | None) -> Token:
-    """Return the token as it is stored, locked for whoever may change it."""
-    # Without the user's table in the query: an outer join can't be locked on PostgreSQL.
-    token = Token.objects.primary().select_for_update().get(pk=token.pk)
-    policy.check_change(by, token)
-    return token
+def _admit(token: Token, by: Actor | None, *, is_end_given: bool) -> None:
+    """Check that ``by`` may issue ``token``, which by default ends with the token that acts."""
+    acting = policy.acting_token(by)
+    if acting is not None and not is_end_given:
+        token.expires_at = _earlier(token.expires_at, acting.ends_at)
+    admit(token, by)
+
+
+def _earlier(*moments: datetime | None) -> datetime | None:
+    """Return the earliest of ``moments``; None stands for never."""
+    return min((moment for moment in moments if moment is not None), default=None)
+
+
+def _describe_new(token: Token) -> dict[str, Any]:
+    parent = token.parent
+    return describe(token) if parent is None else {**describe(token), "parent": parent.public_id}
 
 
 def _insert(token: Token) -> Plaintext:
@@ -226,22 +247,27 @@ def _insert(token: Token) -> Plaintext:
     return plaintext
 
 
-def _successor(old: Token, by: Actor | None) -> Token:
+def _make_successor(old: Token, by: Actor | None) -> Token:
     now = timezone.now()
+    acting = policy.acting_token(by)
     new = Token(
         public_id=generate_public_id(),
-        created_by=str(by) if by else "code",
+        user=old.user,
+        created_by=name_of(by),
         created_at=now,
+        # A token that rotates itself can't be the parent: it is about to end.
+        parent=old.parent if acting is None or acting.pk == old.pk else acting,
         **{
             name: getattr(old, name)
-            for name in ("client_id", "user_id", "name", "scopes", "allowed_networks", "rate")
+            for name in ("client_id", "name", "scopes", "allowed_networks", "rate")
         },
     )
     if old.not_before is not None and old.not_before > now:
         new.not_before = old.not_before
     limit = get_settings().max_lifetime
-    lives = [limit] if limit is not None else []
-    if old.expires_at is not None:
-        lives.append(old.expires_at - old.created_at)
-    new.expires_at = now + min(lives) if lives else None
+    new.expires_at = _earlier(
+        None if limit is None else now + limit,
+        None if old.expires_at is None else now + (old.expires_at - old.created_at),
+        None if acting is None else acting.ends_at,
+    )
     return new

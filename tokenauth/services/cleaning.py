@@ -1,10 +1,11 @@
-"""Checks what is typed into a token; each raises ValidationError by field."""
+"""Checks of a token's input; each raises ValidationError by field."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from itertools import islice
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
@@ -13,9 +14,9 @@ from django.utils import timezone
 from tokenauth.client_info import NAME_LENGTH
 from tokenauth.conf import get_settings
 from tokenauth.credentials import LONGEST
-from tokenauth.models import Token
+from tokenauth.models import LABEL_LENGTH, Token
 from tokenauth.rates import parse_rate
-from tokenauth.scopes import unknown
+from tokenauth.scopes import ScopeSet, unknown
 from tokenauth.tokens import (
     SHORTEST,
     Plaintext,
@@ -28,15 +29,31 @@ from tokenauth.tokens import (
 )
 
 FIRST_YEAR, LAST_YEAR = 1970, 2999
-
-
+MOST = 100
+"""How many scopes a token has at most, and how many networks."""
+_LONGEST_NETWORK = 60
+"""The longest text that is read as a network, in characters."""
 _MAPPED_BITS = 96
+
+
+def take(name: str, values: Iterable[str]) -> list[str]:
+    """Return ``values`` without repetitions; raises ValidationError for ``name`` if there are
+    more than ``MOST``, or if they aren't a list of texts. Reads no further than that.
+    """
+    if isinstance(values, str):
+        raise ValidationError({name: f"Give a list: [{values[:50]!r}]."})
+    taken = list(islice(values, MOST + 1))
+    if len(taken) > MOST:
+        raise ValidationError({name: f"Give at most {MOST}: a token can't have more."})
+    if not all(isinstance(value, str) for value in taken):
+        raise ValidationError({name: "Give a list of texts."})
+    return list(dict.fromkeys(taken))
 
 
 def clean_networks(texts: Iterable[str]) -> list[str]:
     """Return CIDRs in their canonical form; raises ValidationError (``allowed_networks``)."""
     networks = []
-    for text in texts:
+    for text in take("allowed_networks", texts):
         try:
             networks.append(str(_network(text.strip())))
         except ValueError:
@@ -50,7 +67,7 @@ def clean_networks(texts: Iterable[str]) -> list[str]:
 
 
 def _network(text: str) -> IPv4Network | IPv6Network:
-    if "%" in text:
+    if "%" in text or len(text) > _LONGEST_NETWORK:
         raise ValueError(text)  # A zone means something on one machine only.
     network = ip_network(text, strict=False)
     mapped = getattr(network.network_address, "ipv4_mapped", None)
@@ -60,20 +77,17 @@ def _network(text: str) -> IPv4Network | IPv6Network:
     return IPv4Network((mapped, network.prefixlen - _MAPPED_BITS))
 
 
-def clean_scopes(scopes: Iterable[str], *, kept: Iterable[str] = ()) -> list[str]:
-    """Return the scopes without repetitions; raises ValidationError (``scopes``) for unknown ones.
+def check_scopes(scopes: Iterable[str], *, kept: ScopeSet) -> None:
+    """Raise ValidationError (``scopes``) for scopes that can't be granted.
 
     ``kept`` are granted already: they may stay though ``SCOPES`` has dropped them since.
     """
-    if isinstance(scopes, str):
-        raise ValidationError({"scopes": f"Give a list of scopes: [{scopes!r}]."})
-    scopes = list(dict.fromkeys(scopes))
     declared = get_settings().scopes
-    wrong = [scope for scope in unknown(scopes, declared) if scope not in set(kept)]
+    granted = set(kept)
+    wrong = [scope for scope in unknown(scopes, declared) if scope not in granted]
     if wrong:
         known = f" Known are: {', '.join(declared)}." if declared else ""
         raise ValidationError({"scopes": f"No such scope: {', '.join(wrong)}.{known}"[:1_000]})
-    return scopes
 
 
 def check_client_id(client_id: str) -> None:
@@ -84,9 +98,9 @@ def check_client_id(client_id: str) -> None:
 
 
 def check_no_double(client_id: str) -> None:
-    """Raise ValidationError where there is another client whose name a database takes for this."""
-    # MariaDB's default collation takes "robot" and "ROBOT" for one: two clients so named would
-    # see each other's rows in views that filter by who asks. Compared in Python, refused always.
+    """Raise ValidationError if a database may take the name of another client for this one."""
+    # MariaDB's default collation takes "robot" and "ROBOT" for one: two clients with these names
+    # would see each other's rows in views that filter by the caller. So no database accepts them.
     known = Token.objects.primary().of_client(client_id).order_by().first()
     if known is not None and known.client_id != client_id:
         raise ValidationError(
@@ -132,14 +146,14 @@ def check_plaintext(text: Plaintext) -> None:
 
 
 def check_absent(text: Plaintext, token: Token) -> None:
-    """Raise ValidationError where ``token`` shows ``text``, its own secret."""
+    """Raise ValidationError if ``token`` shows ``text``, its own secret."""
     for name in ("client_id", "name", "scopes"):
         if text in getattr(token, name):
             raise ValidationError({name: "This holds the token's text, which is stored nowhere."})
 
 
 def clean_rate(text: str) -> str:
-    """Return a rate in its shortest form; "" stays. Raises ValidationError for what is none."""
+    """Return a rate in its shortest form; "" stays. Raises ValidationError (``rate``)."""
     try:
         return str(parse_rate(text)) if text else ""
     except ValueError as error:
@@ -147,7 +161,7 @@ def clean_rate(text: str) -> str:
 
 
 def clean_moment(name: str, moment: datetime | None) -> datetime | None:
-    """Return a time in UTC; None stays. Raises ValidationError for naive and for absurd ones."""
+    """Return a time in UTC; None stays. Raises ValidationError for a naive or absurd time."""
     if moment is None:
         return None
     if timezone.is_naive(moment) == settings.USE_TZ:
@@ -160,7 +174,13 @@ def clean_moment(name: str, moment: datetime | None) -> datetime | None:
 
 
 def clean_public_id(public_id: str) -> str:
-    """Return the public id; a new one for "". Raises ValidationError for what can't be one."""
+    """Return the public id, or a new one for "". Raises ValidationError for other texts."""
     if public_id and not is_public_id(public_id):
         raise ValidationError("A public id is 12 characters of 0-9 and a-z.")
     return public_id or generate_public_id()
+
+
+def clean_label(text: str) -> str:
+    """Return a label; raises ValidationError (``name``)."""
+    check_text("name", text, LABEL_LENGTH)
+    return text

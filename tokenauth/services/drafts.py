@@ -1,32 +1,37 @@
-"""A token on its way in: checked as ``policy`` and the settings want it, not stored yet."""
+"""A token before it is stored: input is checked here, outside of any transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+import json
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
-from django.db import router, transaction
 from django.utils import timezone
 
-from tokenauth import policy
 from tokenauth.client_info import Actor
 from tokenauth.conf import format_duration, get_settings
-from tokenauth.models import LABEL_LENGTH, Token
+from tokenauth.models import Token
 from tokenauth.services.cleaning import (
     check_client_id,
-    check_no_double,
-    check_text,
+    check_scopes,
+    clean_label,
     clean_moment,
     clean_networks,
     clean_rate,
-    clean_scopes,
+    take,
 )
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
+
+_LONGEST_DETAILS = 8_000
+"""How much of a change is written to the audit, in characters of JSON."""
+_LISTS = ("scopes", "allowed_networks")
 
 
 class Changes(TypedDict, total=False):
@@ -40,80 +45,62 @@ class Changes(TypedDict, total=False):
     rate: str
 
 
-def atomic() -> transaction.Atomic:
-    """Return a transaction in the database that tokens and the rows of their changes are in."""
-    return transaction.atomic(using=router.db_for_write(Token))
+_CLEANERS: dict[str, Callable[[Any], Any]] = {
+    "name": clean_label,
+    "scopes": partial(take, "scopes"),
+    "not_before": partial(clean_moment, "not_before"),
+    "expires_at": partial(clean_moment, "expires_at"),
+    "allowed_networks": clean_networks,
+    "rate": clean_rate,
+}
 
 
-def check_grant(by: Actor | None, token: Token) -> None:
-    """Raise what ``policy`` says where ``by`` may not grant what this token is good for."""
-    policy.check_grant(
-        by,
-        client_id=token.client_id,
-        user=token.user,
-        scopes=token.scope_set,
-        rate=token.rate,
-    )
-
-
-def copy_of(token: Token) -> Token:
-    """Return the token again, so that trying changes leaves the first as it is."""
-    return Token(**{field.attname: getattr(token, field.attname) for field in token._meta.fields})
+def clean(changes: Changes) -> dict[str, Any]:
+    """Return ``changes`` as far as they can be checked without the token."""
+    if unknown_names := changes.keys() - _CLEANERS.keys():
+        raise TypeError(f"A token's {', '.join(sorted(unknown_names))} can't be changed.")
+    given: Mapping[str, Any] = changes
+    return {name: _CLEANERS[name](value) for name, value in given.items()}
 
 
 def draft(
     *, client_id: str, user: AbstractBaseUser | None, by: Actor | None, changes: Changes
 ) -> Token:
-    """Return a new token, checked and not stored."""
-    named: Any = user
-    if named is not None and (not isinstance(named, get_user_model()) or named.pk is None):
-        raise ValidationError({"user": "This is no stored user."})
-    client_id = client_id or ("" if named is None else str(named.get_username()))
+    """Return a new token that is neither stored nor judged by ``policy`` yet."""
+    owner = None if user is None else _find_owner(user)
+    client_id = client_id or ("" if owner is None else str(owner.get_username()))
     check_client_id(client_id)
     token = Token(
-        client_id=client_id,
-        user=named,
-        created_by=str(by) if by else "code",
-        created_at=timezone.now(),
+        client_id=client_id, user=owner, created_by=name_of(by), created_at=timezone.now()
     )
-    _assign(token, {"expires_at": None, **changes})
-    check_grant(by, token)
-    check_no_double(client_id)
-    return token
+    return revise(token, clean({"expires_at": None, **changes}))
 
 
-def apply(token: Token, changes: Changes, by: Actor | None) -> list[str]:
-    """Set ``changes`` on ``token``, checked and not stored; return the names of what differs."""
-    before, described = copy_of(token), describe(token)
-    _assign(token, changes)
-    changed = [key for key, value in describe(token).items() if described[key] != value]
-    if changed and token.revoked_at is not None:
-        raise ValidationError("A revoked token can't be changed.")
-    if policy.is_strengthened(before, token):
-        check_grant(by, token)
-    return changed
+def _find_owner(user: Any) -> Any:
+    """Return ``user`` as the database that tokens are written to has it."""
+    if isinstance(user, get_user_model()) and user.pk is not None:
+        owners: Any = get_user_model()._base_manager.using(Token.objects.primary().db)
+        if found := owners.filter(pk=user.pk).first():
+            return found
+    raise ValidationError({"user": "This is no stored user."})
 
 
-def _assign(token: Token, changes: Changes) -> None:
-    unknown_names = changes.keys() - Changes.__annotations__.keys()
-    if unknown_names:
-        raise TypeError(f"A token's {', '.join(sorted(unknown_names))} can't be changed.")
-    if "name" in changes:
-        token.name = changes["name"]
-        check_text("name", token.name, LABEL_LENGTH)
-    if "scopes" in changes:
-        token.scopes = " ".join(clean_scopes(changes["scopes"], kept=token.scope_set))
-    if "allowed_networks" in changes:
-        token.allowed_networks = " ".join(clean_networks(changes["allowed_networks"]))
-    if "rate" in changes:
-        token.rate = clean_rate(changes["rate"])
-    if "not_before" in changes:
-        token.not_before = clean_moment("not_before", changes["not_before"])
-    if "expires_at" in changes:
-        token.expires_at = clean_moment("expires_at", changes["expires_at"])
-        _set_lifetime(token)
-    if token.not_before and token.expires_at and token.not_before >= token.expires_at:
+def name_of(by: Actor | None) -> str:
+    """Return how a token's history names ``by``."""
+    return str(by) if by else "code"
+
+
+def revise(token: Token, values: Mapping[str, Any]) -> Token:
+    """Return ``token`` with cleaned ``values``, neither stored nor judged by ``policy`` yet."""
+    revised = copy.copy(token)
+    for name, value in values.items():
+        setattr(revised, name, " ".join(value) if name in _LISTS else value)
+    check_scopes(values.get("scopes", ()), kept=token.scope_set)
+    if "expires_at" in values:
+        _set_lifetime(revised)
+    if revised.not_before and revised.expires_at and revised.not_before >= revised.expires_at:
         raise ValidationError({"expires_at": "It would end before it begins."})
+    return revised
 
 
 def _set_lifetime(token: Token) -> None:
@@ -143,3 +130,25 @@ def describe(token: Token) -> dict[str, Any]:
         "allowed_networks": token.allowed_networks,
         "rate": token.rate,
     }
+
+
+def describe_change(before: Token, after: Token) -> dict[str, Any]:
+    """Return what differs, as the audit's details show it; {} if nothing does.
+
+    A value has ``from`` and ``to``. Lists that are too long for that have ``added`` and
+    ``removed``, which also tell the state of the token if one knows the state before.
+    """
+    now = describe(after)
+    details: dict[str, Any] = {
+        name: {"from": value, "to": now[name]}
+        for name, value in describe(before).items()
+        if value != now[name]
+    }
+    if len(json.dumps(details)) > _LONGEST_DETAILS:
+        for name in details.keys() & set(_LISTS):
+            old, new = (dict.fromkeys(details[name][key].split()) for key in ("from", "to"))
+            details[name] = {
+                "added": [word for word in new if word not in old],
+                "removed": [word for word in old if word not in new],
+            }
+    return details

@@ -13,7 +13,8 @@ from tokenauth.client_info import Actor
 from tokenauth.conf import get_settings
 from tokenauth.models import Event, Token
 from tokenauth.services.cleaning import check_absent, check_plaintext
-from tokenauth.services.drafts import Changes, atomic, describe, draft
+from tokenauth.services.attempts import admit, atomic, attempt
+from tokenauth.services.drafts import Changes, describe, draft
 from tokenauth.tokens import Plaintext, digest, digests, generate_public_id, parse
 
 if TYPE_CHECKING:
@@ -28,32 +29,34 @@ def import_plaintext(
     by: Actor | None = None,
     **changes: Unpack[Changes],
 ) -> tuple[Token, bool]:
-    """Have another system's token accepted; return its row, and whether it is a new one.
+    """Accept another system's token; return its row, and whether the row is new.
 
-    ``plaintext`` is 32 to 4096 characters of visible ASCII. What is stored already, under any
-    pepper of the ring, stays as it is, whatever else is asked for: a revoked one stays revoked.
-    The rest is as in ``issue``, and looked at for new ones only.
+    ``plaintext`` is 32 to 4096 characters of visible ASCII. A token that is stored already, under
+    any pepper of the ring, stays as it is, whatever else is asked for: a revoked one stays
+    revoked. The other arguments are those of ``issue``, and used for new tokens only.
     """
     if not isinstance(plaintext, str):
         raise TypeError("The text of a token is a str.")
     plaintext = Plaintext(plaintext)  # From here on no traceback shows it.
     check_plaintext(plaintext)
-    with atomic():
-        stored = _find_stored(plaintext)
-        if stored is None:
-            # Only now: the settings of today don't bind what was stored by those of yesterday.
-            token = draft(client_id=client_id, user=user, by=by, changes=changes)
+    stored = _find_stored(plaintext)
+    if stored is None:
+        # Only now: the settings of today don't bind what was stored by those of yesterday.
+        token = draft(client_id=client_id, user=user, by=by, changes=changes)
+        with attempt("import", token, by):
+            admit(token, by)
             check_absent(plaintext, token)
             stored = _insert_imported(token, plaintext)
             if stored is token:
                 audit.record(Event.TOKEN_IMPORTED, token=token, by=by, details=describe(token))
                 return token, True
+    with attempt("import", stored, by) as stored:
         policy.check_change(by, stored)
     return stored, False
 
 
 def _insert_imported(token: Token, plaintext: Plaintext) -> Token:
-    """Store ``token`` under this text; return it, or the row of whoever stored the text first."""
+    """Store ``token`` under this text; return it, or the row that was stored meanwhile."""
     conf = get_settings()
     token.pepper_id, pepper = next(iter(conf.peppers.items()))
     token.digest = digest(plaintext, pepper)
@@ -80,7 +83,7 @@ def _insert_imported(token: Token, plaintext: Plaintext) -> Token:
 
 def _find_stored(plaintext: Plaintext) -> Token | None:
     ring = digests(plaintext, get_settings().peppers)
-    for token in Token.objects.primary().filter(digest__in=ring.values()):
+    for token in Token.objects.primary().select_related("user").filter(digest__in=ring.values()):
         # The database's idea of equality is its collation's; this is ours, in constant time.
         if hmac.compare_digest(token.digest, ring.get(token.pepper_id, "")):
             return token

@@ -1,0 +1,204 @@
+"""Revoking, disabling and enabling: one token or many, and the tokens that they issued."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.db.models import QuerySet
+from django.utils import timezone
+
+from tokenauth import audit, policy
+from tokenauth.client_info import Actor, sanitise
+from tokenauth.exceptions import NotPermitted
+from tokenauth.models import Event, Token
+from tokenauth.services.attempts import atomic, attempt, lock, note_refusal
+from tokenauth.services.drafts import name_of
+
+REASON_LENGTH = 200
+BATCH = 1_000
+"""How many tokens are in memory at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Operation:
+    name: str
+    """As ``token.refused`` names it."""
+    event: Event
+    """What is recorded of each token that it changes."""
+    due: dict[str, Any]
+    """The columns of the tokens that it changes; the others are in that state already."""
+    inherited: str = ""
+    """The reason that is recorded of descendants; "" if they aren't changed."""
+
+
+_REVOKE = _Operation(
+    name="revoke", event=Event.TOKEN_REVOKED, due={"revoked_at": None}, inherited="parent_revoked"
+)
+_DISABLE = _Operation(
+    name="disable",
+    event=Event.TOKEN_DISABLED,
+    due={"revoked_at": None, "enabled": True},
+    inherited="parent_disabled",
+)
+_ENABLE = _Operation(
+    name="enable", event=Event.TOKEN_ENABLED, due={"revoked_at": None, "enabled": False}
+)
+
+
+def revoke(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
+    """Stop a token and its descendants for good, from the next request on; return it.
+
+    Revoking a revoked token does nothing.
+    """
+    return _run(_REVOKE, token, reason, by)
+
+
+def disable(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
+    """Stop a token and its descendants until they are enabled again; return it."""
+    return _run(_DISABLE, token, reason, by, revoked="This token is revoked already.")
+
+
+def enable(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
+    """Accept a disabled token again; return it. Its descendants stay as they are.
+
+    ``by`` must be allowed to issue it, and only a holder of ``tokenauth.change_token`` enables
+    what somebody else disabled.
+    """
+    refusal = "A revoked token can't be enabled: revoking is final."
+    return _run(_ENABLE, token, reason, by, revoked=refusal)
+
+
+def revoke_many(tokens: QuerySet[Token], *, reason: str = "", by: Actor | None = None) -> int:
+    """Revoke all of ``tokens`` and their descendants; return how many that changed.
+
+    All or none: raises NotPermitted if ``by`` may not revoke one of them.
+    """
+    return _run_many(_REVOKE, tokens, reason, by)
+
+
+def disable_many(tokens: QuerySet[Token], *, reason: str = "", by: Actor | None = None) -> int:
+    """Disable all of ``tokens`` and their descendants, as ``revoke_many`` revokes them."""
+    return _run_many(_DISABLE, tokens, reason, by)
+
+
+def enable_many(tokens: QuerySet[Token], *, reason: str = "", by: Actor | None = None) -> int:
+    """Enable all of ``tokens`` that are disabled, as ``revoke_many`` revokes them."""
+    return _run_many(_ENABLE, tokens, reason, by)
+
+
+def stop_descendants(token: Token, *, by: Actor | None) -> None:
+    """Revoke what ``token``, which is about to be deleted, has issued; joins the transaction."""
+    _stop_descendants(_REVOKE, [token.pk], by)
+
+
+def _run(
+    operation: _Operation, token: Token, reason: str, by: Actor | None, *, revoked: str = ""
+) -> Token:
+    with attempt(operation.name, token, by) as stored:
+        _check(operation, stored, by)
+        if revoked and stored.revoked_at is not None:
+            raise ValidationError(revoked)
+        if _change(operation, [stored], sanitise(reason, REASON_LENGTH), by):
+            _stop_descendants(operation, [stored.pk], by)
+    return stored
+
+
+def _run_many(
+    operation: _Operation, tokens: QuerySet[Token], reason: str, by: Actor | None
+) -> int:
+    reason, count = sanitise(reason, REASON_LENGTH), 0
+    using = Token.objects.primary().db
+    member: Token | None = None
+    try:
+        with atomic():
+            keys = set(tokens.using(using).values_list("pk", flat=True))
+            due = [key for part in _parts(keys) for key in _find(operation, part)]
+            heirs = find_descendants(due) - keys if operation.inherited else set()
+            for part in _parts(keys | heirs):
+                locked = lock(part)
+                members = [token for token in locked if token.pk in keys]
+                for member in members:
+                    _check(operation, member, by)
+                count += _change(operation, members, reason, by)
+                others = [token for token in locked if token.pk not in keys]
+                count += _change(operation, others, operation.inherited, by)
+            count += _stop_descendants(operation, [*due, *heirs], by)
+    except NotPermitted as refusal:
+        assert member is not None
+        note_refusal(refusal, operation.name, member, by)
+        raise
+    return count
+
+
+def _check(operation: _Operation, token: Token, by: Actor | None) -> None:
+    policy.check_change(by, token)
+    if operation is _ENABLE and _is_due(operation, token):
+        policy.check_enable(by, token)
+        policy.check_grant(by, **policy.rights_of(token))
+
+
+def _is_due(operation: _Operation, token: Token) -> bool:
+    return all(getattr(token, name) == value for name, value in operation.due.items())
+
+
+def _find(operation: _Operation, keys: Sequence[int]) -> list[int]:
+    due = Token.objects.primary().filter(pk__in=keys, **operation.due)
+    return list(due.order_by().values_list("pk", flat=True))
+
+
+def _change(operation: _Operation, tokens: list[Token], reason: str, by: Actor | None) -> int:
+    """Change those of ``tokens``, which are locked, that need it; return how many that are."""
+    due = [token for token in tokens if _is_due(operation, token)]
+    if operation is _REVOKE:
+        changes: dict[str, Any] = {
+            "revoked_at": timezone.now(),
+            "revoked_by": name_of(by),
+            "revoked_reason": reason,
+        }
+    else:
+        is_enabled = operation is _ENABLE
+        changes = {"enabled": is_enabled, "disabled_by": "" if is_enabled else name_of(by)}
+    for token in due:
+        vars(token).update(changes)
+    if due:
+        Token.objects.primary().filter(pk__in=[token.pk for token in due]).update(**changes)
+        audit.record_many(operation.event, tokens=due, by=by, reason=reason)
+    return len(due)
+
+
+def _stop_descendants(operation: _Operation, keys: Collection[int], by: Actor | None) -> int:
+    """Stop what was issued by the tokens with these keys, which are locked; return how many.
+
+    A token that issues another locks itself first, so nothing is issued by tokens that are
+    locked here. What they issued just before is found the next time round.
+    """
+    count, seen = 0, set(keys)
+    while operation.inherited and (heirs := find_descendants(seen) - seen):
+        for part in _parts(heirs):
+            count += _change(operation, lock(part), operation.inherited, by)
+        seen |= heirs
+    return count
+
+
+def find_descendants(keys: Collection[int]) -> set[int]:
+    """Return the keys of the tokens that these have issued, and of those that those have, …"""
+    found: set[int] = set()
+    layer = set(keys)
+    while layer:
+        issued: set[int] = set()
+        for part in _parts(layer):
+            children = Token.objects.primary().filter(parent_id__in=part).order_by()
+            issued.update(children.values_list("pk", flat=True))
+        layer = issued - found
+        found |= issued
+    return found
+
+
+def _parts(keys: Collection[int]) -> Iterator[list[int]]:
+    """Return ``keys`` in their order, in parts."""
+    ordered = sorted(keys)
+    for start in range(0, len(ordered), BATCH):
+        yield ordered[start : start + BATCH]
