@@ -133,7 +133,7 @@ def test_the_text_is_kept_nowhere(admin_client: Client) -> None:
 
 def test_a_damaged_ticket_is_refused(admin_client: Client) -> None:
     data = fill_in(admin_client, client_id="c", ticket="aaaaaaaaaaaa:forged")
-    assert "damaged" in admin_client.post(ADD, data).content.decode()
+    assert "Reload the page" in admin_client.post(ADD, data).content.decode()
     assert not Token.objects.exists()
 
 

@@ -1,4 +1,4 @@
-"""What staff type in: issuing, changing and confirming. Rules live in ``services`` and ``policy``."""
+"""Forms for issuing, changing and confirming. The rules are in ``services`` and ``policy``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tokenauth.conf import format_duration, get_settings
 from tokenauth.exceptions import NotPermitted
 from tokenauth.models import Token
 from tokenauth.services import Changes
+from tokenauth.services.cleaning import MOST
 from tokenauth.tokens import generate_public_id
 
 _SEPARATORS = re.compile(r"[\s,]+")
@@ -26,10 +27,14 @@ class ListField(forms.CharField):
     """Words separated by spaces, commas or lines; cleans to a list."""
 
     def to_python(self, value: Any) -> Any:
-        """Return the words; a list stays one."""
+        """Return the words, ``MOST`` at most; a list stays one."""
         if isinstance(value, list):
             return value
-        return [word for word in _SEPARATORS.split(value or "") if word]
+        # Read no further than needed to know that there are too many.
+        words = _SEPARATORS.split(str(value or "").strip(", \t\r\n"), maxsplit=MOST)
+        if len(words) > MOST:
+            raise ValidationError(_("Give at most %(most)d."), params={"most": MOST})
+        return [word for word in words if word]
 
     def prepare_value(self, value: Any) -> Any:
         """Show a list one word a line."""
@@ -37,7 +42,10 @@ class ListField(forms.CharField):
 
     def has_changed(self, initial: Any, data: Any) -> bool:
         """Compare what both mean, not how they are laid out."""
-        return bool(self.to_python(initial) != self.to_python(data))
+        try:
+            return bool(self.to_python(initial) != self.to_python(data))
+        except ValidationError:
+            return True
 
 
 class _TokenForm(forms.ModelForm):  # type: ignore[type-arg]
@@ -104,13 +112,13 @@ class _TokenForm(forms.ModelForm):  # type: ignore[type-arg]
         return expires_at
 
     def get_changes(self) -> Changes:
-        """Return what was typed in, as ``services`` takes it."""
+        """Return the input as ``services`` takes it."""
         names = ("name", "scopes", "not_before", "expires_at", "allowed_networks", "rate")
         cleaned = {name: self.cleaned_data[name] for name in names if name in self.fields}
         return cast("Changes", cleaned)
 
     def add_refusal(self, refusal: ValidationError | NotPermitted) -> None:
-        """Show what ``services`` said beside the field that it is about."""
+        """Show a refusal by ``services`` beside the field that it names."""
         if isinstance(refusal, NotPermitted):
             refusal = ValidationError({refusal.field: refusal.message})
         by_field = getattr(refusal, "error_dict", None) or {"": refusal.error_list}
@@ -150,7 +158,7 @@ class IssueForm(_TokenForm):
         try:
             public_id = _signer().unsign(ticket) if ticket else ""
         except BadSignature:
-            self.add_error(None, _("This form is damaged. Open it anew."))
+            self.add_error(None, _("This form is invalid. Reload the page and try again."))
             return
         if public_id and Token.objects.primary().filter(public_id=public_id).exists():
             text = _("This form was sent already: token %(id)s was issued and its text shown then.")

@@ -23,6 +23,7 @@ from tokenauth.exceptions import NotPermitted
 from tokenauth.models import Token, TokenStatus
 from tokenauth.rates import parse_rate
 from tokenauth.scopes import MANAGE, ScopeSet, missing
+from tokenauth.tokens import is_public_id
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -92,9 +93,8 @@ def acting_token(actor: Actor | None) -> Token | None:
     if actor is None or actor.kind is not ActorKind.TOKEN:
         return None
     known = Token.objects.primary().select_related("user").filter(public_id=actor.token_id)
-    token = known.first() if actor.token_id else None
-    # Compared in Python too: MariaDB's default collation ignores case.
-    if token is None or token.public_id != actor.token_id or token.status != TokenStatus.ACTIVE:
+    token = known.first() if is_public_id(actor.token_id) else None
+    if token is None or token.status is not TokenStatus.ACTIVE:
         raise NotPermitted("The token that asks for this is not active.")
     if MANAGE not in token.scope_set:
         raise NotPermitted(f"That takes a token with the scope {MANAGE}.")

@@ -22,7 +22,6 @@ from django.db.models.sql import InsertQuery
 
 from tokenauth.models import AuditEvent, StoredToken, Token
 
-
 _COLUMNS = StoredToken._fields[:-1]
 _WIDTH = len(_COLUMNS)
 _COMPILED_FROM = {"AUTH_USER_MODEL", "DATABASES", "TIME_ZONE", "USE_TZ"}

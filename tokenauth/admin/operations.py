@@ -1,13 +1,15 @@
-"""What can be done to tokens from the admin, one or many, after a confirmation."""
+"""Operations on tokens, one or many, that the admin offers after a confirmation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
 
 from tokenauth import services
 from tokenauth.models import TokenStatus
@@ -15,7 +17,7 @@ from tokenauth.models import TokenStatus
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """Something that can be done to tokens, one or many, after a confirmation."""
+    """An operation on tokens, one or many, that is run after a confirmation."""
 
     name: str
     """As in the URL and the action's name."""
@@ -23,10 +25,12 @@ class Operation:
     """What the button says."""
     question: str | Promise
     """What the confirmation says will happen."""
-    done: str | Promise
-    """What the message says afterwards; ``%d`` is how many."""
+    done: Callable[[int], str]
+    """What the message says afterwards of so many tokens."""
     run: Callable[..., Any]
-    """The service."""
+    """The service for one token."""
+    run_many: Callable[..., int] | None = None
+    """The service for a queryset; None if the tokens' texts have to be shown."""
 
 
 OPERATIONS = {
@@ -37,31 +41,40 @@ OPERATIONS = {
             title=_("Rotate"),
             question=_(
                 "A successor is issued and its text shown once. "
-                "The old one lives on for the grace period."
+                "The old token is accepted until the grace period ends."
             ),
-            done=_("%d rotated."),
+            done=partial(ngettext, "%d token rotated.", "%d tokens rotated."),
             run=services.rotate,
         ),
         Operation(
             name="disable",
             title=_("Disable"),
-            question=_("It is refused from the next request on, until it is enabled again."),
-            done=_("%d disabled."),
+            question=_(
+                "It is refused from the next request on, until it is enabled again. "
+                "So are the tokens that were issued with it."
+            ),
+            done=partial(ngettext, "%d token disabled.", "%d tokens disabled."),
             run=services.disable,
+            run_many=services.disable_many,
         ),
         Operation(
             name="enable",
             title=_("Enable"),
             question=_("It is accepted again."),
-            done=_("%d enabled."),
+            done=partial(ngettext, "%d token enabled.", "%d tokens enabled."),
             run=services.enable,
+            run_many=services.enable_many,
         ),
         Operation(
             name="revoke",
             title=_("Revoke"),
-            question=_("It is refused from the next request on. This can't be undone."),
-            done=_("%d revoked."),
+            question=_(
+                "It is refused from the next request on, and so are the tokens that were issued "
+                "with it. This can't be undone."
+            ),
+            done=partial(ngettext, "%d token revoked.", "%d tokens revoked."),
             run=services.revoke,
+            run_many=services.revoke_many,
         ),
     )
 }

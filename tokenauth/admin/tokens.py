@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from functools import partial
 from typing import Any, ClassVar
 
+from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.admin.options import csrf_protect_m
 from django.contrib.auth import get_user_model
+from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import IntegrityError, router, transaction
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import get_script_prefix, path, reverse
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
 
 from tokenauth import policy, services
 from tokenauth.admin.lists import BoundedPaginator, ScopeFilter, StatusFilter
@@ -28,8 +32,6 @@ from tokenauth.guards import guarded_views
 from tokenauth.models import AuditEvent, Token
 
 _LISTED = 100
-
-
 _CHANGEABLE = ["name", "scopes", "not_before", "expires_at", "allowed_networks", "rate"]
 
 
@@ -42,14 +44,7 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     form = ChangeForm
     list_display = [
-        "public_id",
-        "state",
-        "client_id",
-        "user",
-        "scopes",
-        "ends",
-        "last_used_at",
-        "name",
+        *("public_id", "state", "client_id", "user", "scopes", "ends", "last_used_at", "name")
     ]
     list_filter = [
         StatusFilter,
@@ -57,7 +52,6 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         ("expires_at", admin.DateFieldListFilter),
         ("last_used_at", admin.EmptyFieldListFilter),
     ]
-    list_select_related = ["user"]
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
     paginator = BoundedPaginator
@@ -76,25 +70,35 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         "revoked_at",
         "revoked_by",
         "revoked_reason",
+        "disabled_by",
         "replaced_by",
+        "parent",
     ]
     fieldsets = [
         (None, {"fields": ["public_id", "state", "client_id", "user"]}),
-        (
-            _("Can be changed"),
-            {"fields": [*_CHANGEABLE]},
-        ),
+        (_("Can be changed"), {"fields": [*_CHANGEABLE]}),
         (_("History"), {"fields": [*readonly_fields[4:]]}),
     ]
 
+    def get_queryset(self, request: HttpRequest) -> Any:
+        """Read from the database that tokens are written to, because a replica may be behind."""
+        return Token.objects.primary().select_related("user", "replaced_by", "parent")
+
+    def formfield_for_foreignkey(
+        self, db_field: Any, request: HttpRequest, **kwargs: Any
+    ) -> forms.ModelChoiceField[Any] | None:
+        """Look the chosen user up where tokens are written."""
+        using = router.db_for_write(Token)
+        return super().formfield_for_foreignkey(db_field, request, **{**kwargs, "using": using})
+
     def get_search_fields(self, request: HttpRequest) -> list[str]:
-        """Search by what people know a token by; never by its text, which isn't stored."""
+        """Search by id, client, label and user; never by a token's text, which isn't stored."""
         users: Any = get_user_model()
         return ["public_id__exact", "client_id", "name", f"user__{users.USERNAME_FIELD}"]
 
     @admin.display(description=_("status"))
     def state(self, token: Token) -> Any:
-        """Return what the token is worth now."""
+        """Return the token's status."""
         return STATUS_LABELS[token.status]
 
     @admin.display(description=_("expires"), ordering="expires_at")
@@ -103,7 +107,7 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return token.ends_at
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Tokens are revoked, not deleted; but a user's can go with the user."""
+        """Tokens are revoked, not deleted, except along with their user."""
         page = request.resolver_match.url_name if request.resolver_match else None
         if (page or "").startswith("tokenauth_token_"):
             return False
@@ -112,7 +116,7 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def get_form(
         self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
     ) -> Any:
-        """Return the form, knowing who fills it in."""
+        """Return the form, which knows who fills it in."""
         if obj is None:
             kwargs["form"] = IssueForm
         form = super().get_form(request, obj, change=change, **kwargs)
@@ -145,7 +149,7 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
                 raise
             refusal = str(_("This form was sent already."))
         except (ValidationError, NotPermitted) as error:
-            # Somebody else was quicker: the form was right when it was looked at.
+            # The token was changed after the form was checked.
             refusal = _explain(error)
         self.message_user(request, refusal, messages.ERROR)
         return HttpResponseRedirect(self._url("changelist"))
@@ -213,14 +217,16 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if not permitted:
             raise PermissionDenied
         back = self._url("change", token.pk)
-        return self._confirm(request, operation, [token], back)
+        return self._confirm(
+            request, operation, self.get_queryset(request).filter(pk=token.pk), back
+        )
 
     def has_rotate_permission(self, request: HttpRequest) -> bool:
         """Rotating changes a token and adds one."""
         return self.has_change_permission(request) and self.has_add_permission(request)
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
-        """Refuse to filter by what is no staff member's business, guess by guess."""
+        """Refuse to filter by digests, which could be guessed bit by bit."""
         if lookup.startswith(("digest", "pepper_id")):
             return False
         return super().lookup_allowed(lookup, value, request)  # type: ignore[arg-type]
@@ -254,42 +260,43 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return reverse(name, args=args, current_app=self.admin_site.name)
 
     def _confirm_selected(self, request: HttpRequest, name: str, queryset: Any) -> HttpResponse:
-        # In one order, so that two people at it wait for each other instead of failing.
-        tokens = list(queryset.order_by("pk"))
-        return self._confirm(
-            request, OPERATIONS[name], tokens, self._url("changelist"), f"{name}_selected"
-        )
+        back = self._url("changelist")
+        return self._confirm(request, OPERATIONS[name], queryset, back, f"{name}_selected")
 
     def _confirm(
         self,
         request: HttpRequest,
         operation: Operation,
-        tokens: list[Token],
+        tokens: QuerySet[Token],
         back: str,
         action: str = "",
     ) -> HttpResponse:
         """Ask on the first call, do it once it is confirmed by POST."""
+        count = tokens.count()
         confirmed = request.method == "POST" and "confirmed" in request.POST
-        if confirmed and action and request.POST.get("count", str(len(tokens))) != str(len(tokens)):
+        if confirmed and action and request.POST.get("count", str(count)) != str(count):
             confirmed = False
             text = _("The selection has changed meanwhile. Look again.")
             self.message_user(request, text, messages.WARNING)
         form = ConfirmForm(request.POST if confirmed else None)
         if confirmed and form.is_valid():
-            issued = self._run(request, operation, tokens, form.cleaned_data["reason"])
+            reason = form.cleaned_data["reason"]
+            run = self._run_many if action and operation.run_many else self._run
+            issued = run(request, operation, tokens, reason)
             return self._show_issued(request, issued) if issued else HttpResponseRedirect(back)
         across = request.POST.get("select_across") == "1"
+        keys = tokens.order_by("pk").values_list("pk", flat=True)
         context = {
             **self.admin_site.each_context(request),
             "title": operation.title,
             "opts": self.opts,
             "operation": operation,
-            "tokens": tokens[:_LISTED],
-            "count": len(tokens),
-            "more": max(0, len(tokens) - _LISTED),
-            # All of many pages are selected as such: so many fields nobody may send.
+            "tokens": tokens.order_by("pk")[:_LISTED],
+            "count": count,
+            "more": max(0, count - _LISTED),
+            # A selection over many pages is sent as such: a form can't have so many fields.
             "across": across,
-            "selected": tokens[:1] if across else tokens,
+            "selected": keys[:1] if across else keys,
             "form": form,
             "action": action,
             "back": back,
@@ -298,16 +305,16 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return self._render(request, "confirm", context)
 
     def _run(
-        self, request: HttpRequest, operation: Operation, tokens: Iterable[Token], reason: str
+        self, request: HttpRequest, operation: Operation, tokens: QuerySet[Token], reason: str
     ) -> list[services.Issued]:
         """Do it to each token and say how it went; return what was issued.
 
-        One transaction: were the third of five to fail for a reason nobody foresaw, the texts of
-        the first two would be lost.
+        One transaction: if the third of five failed for an unforeseen reason, the texts of the
+        first two would be lost.
         """
         actor, done, issued = Actor.from_request(request), 0, []
         with transaction.atomic(using=router.db_for_write(Token)):
-            for token in tokens:
+            for token in tokens.order_by("pk"):
                 if operation.name not in OFFERED[token.status]:
                     text = _("%(token)s: it is %(status)s.")
                     names = {"token": token, "status": STATUS_LABELS[token.status]}
@@ -319,13 +326,35 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
                     self.message_user(request, f"{token}: {_explain(refusal)}", messages.ERROR)
                     continue
                 done += 1
-                log = f"{operation.name}: {reason}" if reason else operation.name
-                self.log_change(request, token, log)
+                self.log_change(request, token, _log_line(operation, reason))
                 if isinstance(result, services.Issued):
                     issued.append(result)
         if done:
-            self.message_user(request, operation.done % done, messages.SUCCESS)
+            self.message_user(request, operation.done(done) % done, messages.SUCCESS)
         return issued
+
+    def _run_many(
+        self, request: HttpRequest, operation: Operation, tokens: QuerySet[Token], reason: str
+    ) -> list[services.Issued]:
+        """Do it to all tokens or to none, and say how it went; nothing is issued."""
+        run: Any = operation.run_many
+        try:
+            count = run(tokens, reason=reason, by=Actor.from_request(request))
+        except NotPermitted as refusal:
+            self.message_user(request, _explain(refusal), messages.ERROR)
+            return []
+        level = messages.SUCCESS if count else messages.WARNING
+        self.message_user(request, operation.done(count) % count, level)
+        if count:
+            # One entry for all: the audit has a row for each of them.
+            LogEntry.objects.create(
+                user_id=request.user.pk or 0,
+                content_type=ContentType.objects.get_for_model(Token),
+                object_repr=ngettext("%d token", "%d tokens", count) % count,
+                action_flag=CHANGE,
+                change_message=_log_line(operation, reason),
+            )
+        return []
 
     def _render(self, request: Any, name: str, context: dict[str, Any]) -> TemplateResponse:
         request.current_app = self.admin_site.name
@@ -349,6 +378,10 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         response["Cache-Control"] = "no-store"
         response["Referrer-Policy"] = "no-referrer"
         return response
+
+
+def _log_line(operation: Operation, reason: str) -> str:
+    return f"{operation.name}: {reason}" if reason else operation.name
 
 
 def _explain(refusal: ValidationError | NotPermitted) -> str:

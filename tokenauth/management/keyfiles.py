@@ -168,8 +168,9 @@ def _label(path: Path) -> str:
 def _revoke_others(label: str, token: Token, by: Actor) -> list[Token]:
     kept = [token.pk]
     # Rotation copies the label. The successor isn't in the file until somebody writes it there.
-    while token.replaced_by is not None:
-        token = token.replaced_by
+    while token.replaced_by_id is not None:
+        # Not by its attribute, which Django may read from a replica.
+        token = Token.objects.primary().get(pk=token.replaced_by_id)
         kept.append(token.pk)
     others = Token.objects.primary().filter(name=label, revoked_at=None).exclude(pk__in=kept)
     return [

@@ -159,7 +159,12 @@ class TokenQuerySet(models.QuerySet["Token"]):
         return found
 
     def mark_used(
-        self, token: Token | StoredToken, *, now: datetime, ip: str | None, rehash: tuple[str, str] | None
+        self,
+        token: Token | StoredToken,
+        *,
+        now: datetime,
+        ip: str | None,
+        rehash: tuple[str, str] | None,
     ) -> None:
         """Write a proven token's last use, and its digest under the newest pepper.
 

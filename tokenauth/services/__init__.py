@@ -204,9 +204,7 @@ def _revise(before: Token, values: dict[str, Any], by: Actor | None) -> Token:
     return after
 
 
-def on_token_deleted(
-    sender: type[Token], instance: Token, origin: Any, **_kwargs: Any
-) -> None:
+def on_token_deleted(sender: type[Token], instance: Token, origin: Any, **_kwargs: Any) -> None:
     """Write the row of a token that is being deleted, mostly along with its owner (pre_delete)."""
     model = origin.model if isinstance(origin, models.QuerySet) else type(origin)
     by = Actor.current()

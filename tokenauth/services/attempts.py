@@ -15,6 +15,7 @@ from tokenauth.client_info import Actor
 from tokenauth.exceptions import NotPermitted
 from tokenauth.models import Token
 from tokenauth.services.cleaning import check_no_double
+from tokenauth.tokens import is_public_id
 
 
 def atomic() -> transaction.Atomic:
@@ -55,7 +56,7 @@ def lock(keys: Collection[int], by: Actor | None = None) -> list[Token]:
     """
     tokens = Token.objects.primary()
     acting: Any = ()
-    if by is not None and by.token_id:
+    if by is not None and is_public_id(by.token_id):
         acting = tokens.filter(public_id=by.token_id).values_list("pk", flat=True)
     # By keys only and without the users' table: another index would give another order, and
     # PostgreSQL can't lock an outer join.

@@ -37,8 +37,9 @@ _MAPPED_BITS = 96
 
 
 def take(name: str, values: Iterable[str]) -> list[str]:
-    """Return ``values`` without repetitions; raises ValidationError for ``name`` if there are
-    more than ``MOST``, or if they aren't a list of texts. Reads no further than that.
+    """Return ``values`` without repetitions; raises ValidationError for the input ``name``.
+
+    There may be ``MOST`` of them; of more, and of an endless iterator, the rest isn't read.
     """
     if isinstance(values, str):
         raise ValidationError({name: f"Give a list: [{values[:50]!r}]."})

@@ -12,8 +12,8 @@ from tokenauth import audit, policy
 from tokenauth.client_info import Actor
 from tokenauth.conf import get_settings
 from tokenauth.models import Event, Token
-from tokenauth.services.cleaning import check_absent, check_plaintext
 from tokenauth.services.attempts import admit, atomic, attempt
+from tokenauth.services.cleaning import check_absent, check_plaintext
 from tokenauth.services.drafts import Changes, describe, draft
 from tokenauth.tokens import Plaintext, digest, digests, generate_public_id, parse
 

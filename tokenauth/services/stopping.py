@@ -106,12 +106,10 @@ def _run(
     return stored
 
 
-def _run_many(
-    operation: _Operation, tokens: QuerySet[Token], reason: str, by: Actor | None
-) -> int:
+def _run_many(operation: _Operation, tokens: QuerySet[Token], reason: str, by: Actor | None) -> int:
     reason, count = sanitise(reason, REASON_LENGTH), 0
     using = Token.objects.primary().db
-    member: Token | None = None
+    member = Token()
     try:
         with atomic():
             keys = set(tokens.using(using).values_list("pk", flat=True))
@@ -127,7 +125,6 @@ def _run_many(
                 count += _change(operation, others, operation.inherited, by)
             count += _stop_descendants(operation, [*due, *heirs], by)
     except NotPermitted as refusal:
-        assert member is not None
         note_refusal(refusal, operation.name, member, by)
         raise
     return count
@@ -184,7 +181,7 @@ def _stop_descendants(operation: _Operation, keys: Collection[int], by: Actor | 
 
 
 def find_descendants(keys: Collection[int]) -> set[int]:
-    """Return the keys of the tokens that these have issued, and of those that those have, …"""
+    """Return the keys of the tokens that these tokens issued, directly or through others."""
     found: set[int] = set()
     layer = set(keys)
     while layer:

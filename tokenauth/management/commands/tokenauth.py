@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Iterable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import router, transaction
+from django.db.models import Q
 from django.utils import timezone
 
 from tokenauth import services
 from tokenauth.client_info import Actor
-from tokenauth.conf import parse_duration
 from tokenauth.exceptions import NotPermitted
+from tokenauth.management.arguments import (
+    UNNAMED,
+    add_import_options,
+    add_keyfile_options,
+    make_grant_parser,
+    make_selection_parser,
+    read_public_id,
+    read_rate,
+)
 from tokenauth.management.keyfiles import Grant, prepare_key_file
-from tokenauth.management.options import add_base_options
+from tokenauth.management.options import add_base_options, explaining_database_errors
 from tokenauth.management.parsers import QuietParser
 from tokenauth.management.sources import (
     Found,
@@ -28,17 +36,16 @@ from tokenauth.management.sources import (
     find_in_object,
     find_in_variable,
 )
-from tokenauth.models import Token, TokenStatus
-from tokenauth.rates import parse_rate
+from tokenauth.models import Token, TokenQuerySet, TokenStatus
 from tokenauth.services import Issued
 from tokenauth.services.keyfiles import is_in_work_tree
-from tokenauth.tokens import is_public_id
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
 
-_UNNAMED = "imported"
-"""Whose imported tokens are where nobody says."""
+_SELECTING = ("client", "user", "unused_since")
+"""Options that select tokens in place of an id."""
+_DONE = {"revoke": "revoked", "disable": "disabled"}
 _OPTIONS = {
     "client_id": "--client",
     "scopes": "--scope",
@@ -49,11 +56,11 @@ _OPTIONS = {
 
 
 class Command(BaseCommand):
-    """Whoever can run this may do everything; each change leaves its row in the audit.
+    """The operator may do everything; each change leaves its row in the audit.
 
-    Standard output carries what was asked for, and nothing else: the token after ``issue`` and
-    ``rotate``, how many were imported, where the key file is, the tokens' data after ``list`` and
-    ``show``, JSON with ``--json``. What is said beside that goes to standard error.
+    Standard output carries only the result: the token after ``issue`` and ``rotate``, how many were
+    imported, where the key file is, the tokens' data after ``list`` and ``show``, JSON with
+    ``--json``. All other messages go to standard error.
     """
 
     help = "Issue, import, list, show, rotate, revoke, enable and disable API tokens."
@@ -65,35 +72,40 @@ class Command(BaseCommand):
         common = CommandParser(add_help=False)
         common.add_argument("--json", action="store_true", help="print JSON")
         one = CommandParser(add_help=False)
-        one.add_argument("id", type=_public_id, help="the token's public id")
+        one.add_argument("id", type=read_public_id, help="the token's public id")
+        many = make_selection_parser()
         why = CommandParser(add_help=False)
         why.add_argument("--reason", default="", metavar="TEXT", help="why; goes to the audit")
 
-        grant = _grant_parser()
+        grant = make_grant_parser()
 
         issue = verbs.add_parser(
             "issue", parents=[grant, common], help="issue a token, shown this once"
         )
         issue.add_argument("--client", required=True, metavar="NAME", help="who calls with it")
         issue.add_argument("--name", default="", metavar="LABEL", help="a label to tell it by")
-        issue.add_argument("--rate", type=_rate, metavar="600/m", help="how often it may be used")
+        issue.add_argument(
+            "--rate", type=read_rate, metavar="600/m", help="how often it may be used"
+        )
         issue.add_argument(
             "--network", action="append", default=[], metavar="CIDR", help="repeatable"
         )
-        _add_import(
+        add_import_options(
             verbs.add_parser(
                 "import", parents=[grant, common], help="accept another system's tokens"
             )
         )
-        _add_keyfile(verbs.add_parser("keyfile", parents=[grant], help="keep an API key in a file"))
+        add_keyfile_options(
+            verbs.add_parser("keyfile", parents=[grant], help="keep an API key in a file")
+        )
         listing = verbs.add_parser("list", parents=[common], help="list tokens")
         listing.add_argument("--client", metavar="NAME", help="only this client's")
         listing.add_argument("--status", choices=[*map(str, TokenStatus)], help="only these")
         verbs.add_parser("show", parents=[common, one], help="show a token's data")
         verbs.add_parser("rotate", parents=[common, one, why], help="issue a successor")
-        verbs.add_parser("revoke", parents=[common, one, why], help="stop a token for good")
-        verbs.add_parser("enable", parents=[common, one, why], help="let a token work again")
-        verbs.add_parser("disable", parents=[common, one, why], help="stop a token for now")
+        verbs.add_parser("revoke", parents=[common, many, why], help="stop tokens for good")
+        verbs.add_parser("enable", parents=[common, one, why], help="accept a token again")
+        verbs.add_parser("disable", parents=[common, many, why], help="stop tokens for now")
         add_base_options(verbs.choices.values())
 
     def handle(self, *_args: Any, verb: str, **options: Any) -> None:
@@ -108,7 +120,8 @@ class Command(BaseCommand):
         }
         try:
             handle: Callable[..., None] = handlers.get(verb, self._operate)
-            handle(verb=verb, **options)
+            with explaining_database_errors(router.db_for_write(Token)):
+                handle(verb=verb, **options)
         except ValidationError as error:
             raise CommandError(_explain(error)) from None
         except UnicodeEncodeError:
@@ -143,6 +156,8 @@ class Command(BaseCommand):
                 self.stderr.write(
                     f"{entry.place} was there already, and stays {token}, {token.status}."
                 )
+            elif is_new:
+                self._warn_of_owner(token)
         out = self.stderr if options["json"] else self.stdout
         out.write(f"{new} imported, {len(results) - new} there already.")
 
@@ -150,6 +165,7 @@ class Command(BaseCommand):
         key_file = prepare_key_file(path, _grant(client, **options))
         self.stdout.write(f"API key authentication ready (key file: {key_file.path})")
         self.stderr.write(f"{key_file.token}: {key_file.news}.")
+        self._warn_of_owner(key_file.token)
         for token in key_file.revoked:
             self.stderr.write(f"{token}, the key before, was revoked.")
         if is_in_work_tree(key_file.path):
@@ -163,14 +179,39 @@ class Command(BaseCommand):
         issued = services.rotate(_find(id), reason=reason, by=Actor.from_command())
         self._print_issued(issued, as_json=options["json"])
         old = _find(id)
-        self.stderr.write(f"The old one, {id}, works until {old.ends_at:%Y-%m-%d %H:%M:%S %Z}.")
+        self.stderr.write(
+            f"The old token, {id}, is accepted until {old.ends_at:%Y-%m-%d %H:%M:%S %Z}."
+        )
 
-    def _operate(self, *, verb: str, id: str, reason: str, **options: Any) -> None:  # noqa: A002
+    def _operate(self, *, verb: str, id: str | None, reason: str, **options: Any) -> None:  # noqa: A002
+        if id is None:
+            self._operate_on_many(verb=verb, reason=reason, **options)
+            return
+        if any(options.get(name) is not None for name in _SELECTING):
+            raise CommandError("Give an id or a selection, not both.", returncode=2)
         run = {"revoke": services.revoke, "enable": services.enable, "disable": services.disable}
-        token = run[verb](_find(id), reason=reason, by=Actor.from_command())
+        token = _find(id)
+        if not options.get("dry_run"):
+            token = run[verb](token, reason=reason, by=Actor.from_command())
         if options["json"]:
             self._print_json(_describe(token))
         self.stderr.write(f"{token}: {token.status}.")
+
+    def _operate_on_many(self, *, verb: str, reason: str, dry_run: bool, **options: Any) -> None:
+        tokens, done = _select(**options), _DONE[verb]
+        if dry_run:
+            tokens = tokens.filter(revoked_at=None)
+            tokens = tokens if verb == "revoke" else tokens.filter(enabled=True)
+            count = tokens.count()
+            if not options["json"]:
+                self._print_table(tokens.iterator(chunk_size=1_000))
+        else:
+            run = {"revoke": services.revoke_many, "disable": services.disable_many}[verb]
+            count = run(tokens, reason=reason, by=Actor.from_command())
+        if options["json"]:
+            self._print_json({"count": count})
+        would = "would be " if dry_run else ""
+        self.stderr.write(f"{count} token{'' if count == 1 else 's'} {would}{done}.")
 
     def _show(self, *, id: str, **options: Any) -> None:  # noqa: A002
         description = _describe(_find(id))
@@ -183,7 +224,7 @@ class Command(BaseCommand):
             )
 
     def _list(self, *, client: str | None, status: str | None, **options: Any) -> None:
-        tokens = Token.objects.select_related("user", "replaced_by")
+        tokens = _tokens()
         if client is not None:
             tokens = tokens.filter(client_id=client)
         if status is not None:
@@ -209,7 +250,15 @@ class Command(BaseCommand):
             self._print_json({"token": str(issued.plaintext), **_describe(issued.token)})
         else:
             self.stdout.write(str(issued.plaintext))
-        self.stderr.write(f"Issued {issued.token}. Its text is shown this once.")
+        self.stderr.write(f"Issued token {issued.token}. Save it now; it is not shown again.")
+        self._warn_of_owner(issued.token)
+
+    def _warn_of_owner(self, token: Token) -> None:
+        if token.status is TokenStatus.OWNER_INACTIVE:
+            self.stderr.write(
+                "Warning: the token is refused until its user is active again: the account is "
+                "inactive."
+            )
 
     def _print_json(self, value: Any) -> None:
         self.stdout.write(json.dumps(value))
@@ -231,6 +280,7 @@ def _describe(token: Token) -> dict[str, Any]:
         "created_at": _iso(token.created_at),
         "last_used_at": _iso(token.last_used_at),
         "replaced_by": token.replaced_by.public_id if token.replaced_by else None,
+        "parent": token.parent.public_id if token.parent else None,
     }
 
 
@@ -265,7 +315,7 @@ def _find_sources(
             raise CommandError("--json-env names the clients: leave --client out.", returncode=2)
         return find_in_object(json_env)
     # A user's tokens go by the user's name.
-    owner = client if client is not None else user.get_username() if user else _UNNAMED
+    owner = client if client is not None else user.get_username() if user else UNNAMED
     if env is not None:
         return find_in_variable(env, owner)
     if csv_env is not None:
@@ -292,8 +342,32 @@ def _explain(error: ValidationError, places: Mapping[str, str] = _OPTIONS) -> st
     )
 
 
+def _tokens() -> TokenQuerySet:
+    """Return all tokens, from the database that they are written to."""
+    return Token.objects.primary().select_related("user", "replaced_by", "parent")
+
+
+def _select(
+    *, client: str | None, user: str | None, unused_since: datetime | None, **_options: Any
+) -> TokenQuerySet:
+    """Return the tokens that fit all of the options given; raises CommandError without any."""
+    tokens = _tokens()
+    if client is None and user is None and unused_since is None:
+        raise CommandError("Give an id, or --client, --user or --unused-since.", returncode=2)
+    if client is not None:
+        # Exactly this one: MariaDB's default collation ignores case.
+        is_known = client in set(tokens.of_client(client).values_list("client_id", flat=True))
+        tokens = tokens.of_client(client) if is_known else tokens.none()
+    if user is not None:
+        tokens = tokens.filter(user=_find_user(user))
+    if unused_since is not None:
+        never = Q(last_used_at=None, created_at__lt=unused_since)
+        tokens = tokens.filter(never | Q(last_used_at__lt=unused_since))
+    return tokens
+
+
 def _find(public_id: str) -> Token:
-    token = Token.objects.select_related("user", "replaced_by").filter(public_id=public_id).first()
+    token = _tokens().filter(public_id=public_id).first()
     if token is None:
         raise CommandError(f"There is no token with the id {public_id}.")
     return token
@@ -302,70 +376,7 @@ def _find(public_id: str) -> Token:
 def _find_user(username: str) -> Any:
     users: Any = get_user_model()
     try:
-        return users._default_manager.get_by_natural_key(username)
+        found = users._default_manager.db_manager(router.db_for_write(Token))
+        return found.get_by_natural_key(username)
     except (users.DoesNotExist, ValueError):
         raise CommandError(f"There is no user {username!r}.") from None
-
-
-def _grant_parser() -> CommandParser:
-    parser = CommandParser(add_help=False)
-    parser.add_argument("--user", metavar="USERNAME", help="the user in whose name it acts")
-    parser.add_argument("--scope", action="append", default=[], metavar="S", help="repeatable")
-    parser.add_argument(
-        "--ttl", type=_duration, metavar="30d", help="its life: 90s, 15m, 12h, 30d, 2w"
-    )
-    return parser
-
-
-def _add_keyfile(parser: CommandParser) -> None:
-    parser.add_argument("--path", required=True, help="the file, made where there is none")
-    parser.add_argument(
-        "--client", default="keyfile", metavar="NAME", help="who calls with it (keyfile)"
-    )
-
-
-def _add_import(parser: CommandParser) -> None:
-    parser.add_argument("--client", metavar="NAME", help=f"who calls with it ({_UNNAMED})")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--env", metavar="NAME", help="a variable that holds a token")
-    source.add_argument(
-        "--json-env", metavar="NAME", help='a variable that holds {"token": "client"}'
-    )
-    source.add_argument("--csv-env", metavar="NAME", help="a variable that holds token,token")
-    source.add_argument("--file", metavar="PATH", help="a file that holds a token; - for stdin")
-    # Only to be refused: argparse would repeat what it doesn't know.
-    parser.add_argument("token", nargs="*", type=_no_token, help=argparse.SUPPRESS)
-
-
-def _no_token(text: str) -> str:
-    raise argparse.ArgumentTypeError(
-        "don't give the token itself: other users see command lines; use --env or --file"
-    )
-
-
-def _public_id(text: str) -> str:
-    if not is_public_id(text):
-        # What was typed isn't repeated: it may be a token.
-        raise argparse.ArgumentTypeError(
-            "give the public id, 12 characters of 0-9 and a-z, not the token"
-        )
-    return text
-
-
-def _rate(text: str) -> str:
-    try:
-        return str(parse_rate(text))
-    except ValueError:
-        raise argparse.ArgumentTypeError("this is not a rate; write for example 600/m") from None
-
-
-def _duration(text: str) -> timedelta:
-    try:
-        duration = parse_duration(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            "this is not a duration of a hundred years at most; write for example 12h, 30d or 2w"
-        ) from None
-    if not duration:
-        raise argparse.ArgumentTypeError("a token has to live for a while")
-    return duration

@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from importlib import import_module
 from itertools import chain
 from types import ModuleType
@@ -19,7 +19,6 @@ from django.db import DatabaseError, connections, router
 from django.db import Error as DatabaseFailure
 from django.db.models import Sum
 from django.utils import timezone
-from django.utils.dateparse import parse_date, parse_datetime
 
 from tokenauth.audit.cursors import count_waiting
 from tokenauth.audit.export import export
@@ -34,6 +33,7 @@ from tokenauth.client_info import Actor
 from tokenauth.conf import parse_duration
 from tokenauth.exceptions import SealError
 from tokenauth.management.options import add_base_options
+from tokenauth.management.parsers import parse_moment
 from tokenauth.management.progress import printing, show_progress
 from tokenauth.management.wording import count_of
 from tokenauth.models import AuditEvent, AuditSeal, SealKind, Token
@@ -88,12 +88,16 @@ class Command(BaseCommand):
         )
         pruning = verbs.add_parser("prune", parents=[common], help="delete old rows for good")
         pruning.add_argument(
-            "--before", type=_moment, required=True, metavar="WHEN", help="2026-01-31, or 365d ago"
+            "--before",
+            type=parse_moment,
+            required=True,
+            metavar="WHEN",
+            help="2026-01-31, or 365d ago",
         )
         exporting = verbs.add_parser("export", parents=[common], help="print rows")
         exporting.add_argument("--format", choices=["jsonl", "csv"], default="jsonl")
         exporting.add_argument(
-            "--since", type=_moment, metavar="WHEN", help="2026-01-31, or 24h ago"
+            "--since", type=parse_moment, metavar="WHEN", help="2026-01-31, or 24h ago"
         )
         draining = verbs.add_parser("drain", help="move rows from the Redis stream to the database")
         draining.add_argument("--once", action="store_true", help="stop when the stream is empty")
@@ -322,24 +326,3 @@ def _duration(text: str) -> timedelta:
         return parse_duration(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _moment(text: str) -> datetime:
-    """Read a date, a time or an age."""
-    try:
-        moment = parse_datetime(text)
-        if moment is None and (day := parse_date(text)):
-            moment = datetime(day.year, day.month, day.day)  # noqa: DTZ001 - made aware below
-        if moment is None:
-            return timezone.now() - parse_duration(text)
-        aware = timezone.make_aware(moment) if timezone.is_naive(moment) else moment
-        aware = aware.astimezone(UTC)
-        # Aware or naive, as USE_TZ says.
-        if timezone.is_aware(timezone.now()):
-            return aware
-        return timezone.make_naive(aware, timezone.get_default_timezone())
-    except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a time; write 2026-01-31, 2026-01-31T12:00:00+01:00, or 30d for 30 "
-            "days ago"
-        ) from None
