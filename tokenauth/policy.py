@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from django.contrib.auth import get_user_model
 
@@ -36,29 +35,6 @@ _LONGEST_MESSAGE = 500
 """How much of a list a message shows, in characters."""
 
 Networks = tuple[IPv4Network | IPv6Network, ...]
-
-
-class Rights(TypedDict):
-    """A token's owner and what it may do, as far as the rights of a token that acts limit it."""
-
-    client_id: str
-    user: AbstractBaseUser | None
-    scopes: Iterable[str]
-    rate: str
-    networks: Networks
-    ends_at: datetime | None
-
-
-def rights_of(token: Token) -> Rights:
-    """Return what :func:`check_grant` judges of ``token``."""
-    return Rights(
-        client_id=token.client_id,
-        user=token.user,
-        scopes=token.scope_set,
-        rate=token.rate,
-        networks=token.networks,
-        ends_at=token.ends_at,
-    )
 
 
 def is_unrestricted(actor: Actor | None) -> bool:
@@ -106,13 +82,13 @@ def check_change(actor: Actor | None, token: Token) -> None:
 
     People may change their own tokens, and those of others if they hold
     ``tokenauth.change_token``. A token may change itself, and tokens of the same owner that lie
-    within its own rights. What widens the token is for :func:`check_grant` to judge, besides.
+    within its own rights. What widens the token is for :func:`check_token` to judge, besides.
     """
     if is_unrestricted(actor):
         return
     if (own := acting_token(actor)) is not None:
         if own.pk != token.pk:
-            _check_within(own, rights_of(token))
+            _check_within(own, token)
     elif not (_owns(actor, token) or _holds(actor, CHANGE_TOKEN)):
         raise NotPermitted("You may change only your own tokens.")
 
@@ -132,6 +108,20 @@ def check_enable(actor: Actor | None, token: Token) -> None:
         raise NotPermitted("Somebody else disabled this token; ask for it to be enabled.")
 
 
+def check_token(actor: Actor | None, token: Token) -> None:
+    """Raise NotPermitted unless ``actor`` may hand out ``token``, with all that it may do."""
+    if (own := acting_token(actor)) is not None:
+        _check_within(own, token)
+    else:
+        check_grant(
+            actor,
+            client_id=token.client_id,
+            user=token.user,
+            scopes=token.scope_set,
+            rate=token.rate,
+        )
+
+
 def check_grant(
     actor: Actor | None,
     *,
@@ -139,25 +129,12 @@ def check_grant(
     user: AbstractBaseUser | None,
     scopes: Iterable[str],
     rate: str = "",
-    networks: Networks = (),
-    ends_at: datetime | None = None,
 ) -> None:
-    """Raise NotPermitted unless ``actor`` may hand out a token with this owner and these rights.
+    """Raise NotPermitted unless ``actor`` may hand out a token with this owner, scopes and rate.
 
-    ``networks`` and ``ends_at`` limit what a token may hand out, and don't matter for people.
+    That is about people. What a token hands out is judged as a whole, by :func:`check_token`.
     """
     if is_unrestricted(actor):
-        return
-    if actor is not None and actor.token_id and (own := acting_token(actor)) is not None:
-        asked = Rights(
-            client_id=client_id,
-            user=user,
-            scopes=scopes,
-            rate=rate,
-            networks=networks,
-            ends_at=ends_at,
-        )
-        _check_within(own, asked)
         return
     _check_owner(actor, client_id, user)
     if refused := ungrantable(actor, scopes):
@@ -171,29 +148,26 @@ def check_grant(
             f"You may not grant more than {default}: that takes the permission “Can grant any scope”.",
             field="rate",
         )
-    acting_token(actor)  # Fail closed: a token that isn't known may hand out nothing.
+    if actor is not None and actor.kind is ActorKind.TOKEN:
+        raise NotPermitted("A token may hand out only tokens within its own rights.")
 
 
-def _check_within(own: Token, asked: Rights) -> None:
+def _check_within(own: Token, token: Token) -> None:
     """Raise NotPermitted, by field, for what ``own``, the token that acts, doesn't have itself."""
-    user, ends_at = asked["user"], asked["ends_at"]
-    if own.user_id != (None if user is None else user.pk):
+    if own.user_id != token.user_id:
         raise NotPermitted("A token may manage only tokens of its owner.", field="user")
-    if own.client_id != asked["client_id"]:
+    if own.client_id != token.client_id:
         raise NotPermitted("A token may manage only tokens of its client.", field="client_id")
-    if lacking := missing(asked["scopes"], own.scope_set):
+    if lacking := missing(token.scope_set, own.scope_set):
         raise NotPermitted(f"The token that asks lacks {_list(lacking)}.", field="scopes")
-    if _is_widened(own.networks, asked["networks"]):
-        raise NotPermitted(
-            f"The token that asks is limited to {_list(own.allowed_networks.split())}.",
-            field="allowed_networks",
-        )
-    if _is_faster(own.rate, asked["rate"]):
+    if _is_widened(own.networks, token.networks):
+        limits = _list(own.allowed_networks.split())
+        raise NotPermitted(f"The token that asks is limited to {limits}.", field="allowed_networks")
+    if _is_faster(own.rate, token.rate):
         raise NotPermitted("The token that asks has a lower rate.", field="rate")
-    if own.ends_at is not None and (ends_at is None or ends_at > own.ends_at):
-        raise NotPermitted(
-            f"The token that asks ends at {own.ends_at:%Y-%m-%d %H:%M:%S %Z}.", field="expires_at"
-        )
+    if own.ends_at is not None and (token.ends_at is None or token.ends_at > own.ends_at):
+        end = f"{own.ends_at:%Y-%m-%d %H:%M:%S %Z}"
+        raise NotPermitted(f"The token that asks ends at {end}.", field="expires_at")
 
 
 def _list(words: list[str]) -> str:

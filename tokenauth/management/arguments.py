@@ -10,6 +10,7 @@ from django.core.management.base import CommandParser
 from tokenauth.conf import parse_duration
 from tokenauth.management.parsers import parse_moment
 from tokenauth.rates import parse_rate
+from tokenauth.tokens import is_public_id
 
 UNNAMED = "imported"
 """The client of imported tokens if none is given."""

@@ -154,7 +154,7 @@ def rotate(
         if old.status not in _USABLE:
             raise ValidationError(f"This token is {old.status}; issue a new one instead.")
         new = _make_successor(old, by)
-        policy.check_grant(by, **policy.rights_of(new))
+        policy.check_token(by, new)
         plaintext = _insert(new)
         grace_ends = timezone.now() + grace
         old.replaced_by = new
@@ -200,7 +200,7 @@ def _revise(before: Token, values: dict[str, Any], by: Actor | None) -> Token:
     if before.revoked_at is not None and describe_change(before, after):
         raise ValidationError("A revoked token can't be changed.")
     if policy.is_strengthened(before, after):
-        policy.check_grant(by, **policy.rights_of(after))
+        policy.check_token(by, after)
     return after
 
 

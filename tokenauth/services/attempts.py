@@ -73,7 +73,7 @@ def lock(keys: Collection[int], by: Actor | None = None) -> list[Token]:
 def admit(token: Token, by: Actor | None) -> None:
     """Check that ``by`` may issue ``token``, which isn't stored yet; record which token does so."""
     token.parent = policy.acting_token(by)
-    policy.check_grant(by, **policy.rights_of(token))
+    policy.check_token(by, token)
     check_no_double(token.client_id)
 
 

@@ -134,7 +134,7 @@ def _check(operation: _Operation, token: Token, by: Actor | None) -> None:
     policy.check_change(by, token)
     if operation is _ENABLE and _is_due(operation, token):
         policy.check_enable(by, token)
-        policy.check_grant(by, **policy.rights_of(token))
+        policy.check_token(by, token)
 
 
 def _is_due(operation: _Operation, token: Token) -> bool:
