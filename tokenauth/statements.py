@@ -104,6 +104,31 @@ def insert_events(connection: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         cursor.execute(insert.sql, params)
 
 
+def insert_many(connection: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert as ``insert_events`` does, with one parameter for a column on PostgreSQL.
+
+    Its driver takes longer over ten thousand parameters than the database over a thousand rows.
+    """
+    if connection.vendor != "postgresql":
+        insert_events(connection, rows)
+        return
+    names, values, params = [], [], []
+    for name in rows[0]:
+        field: Any = AuditEvent._meta.get_field(name)
+        column, kind = [row[name] for row in rows], field.db_type(connection)
+        is_constant = column.count(column[0]) == len(column)
+        names.append(connection.ops.quote_name(field.column))
+        values.append(f"%s::{kind}" if is_constant else f"unnest(%s::{kind}[])")
+        different = column[:1] if is_constant else column
+        ready = [field.get_db_prep_save(value, connection) for value in different]
+        params.append(ready[0] if is_constant else ready)
+    table = connection.ops.quote_name(AuditEvent._meta.db_table)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {table} ({', '.join(names)}) SELECT {', '.join(values)}", params
+        )  # noqa: S608
+
+
 def _convert(
     row: Sequence[Any], converters: list[tuple[int, _Convert, Any]], connection: Any
 ) -> list[Any]:

@@ -7,12 +7,13 @@ from typing import Any
 
 from django.db import Error as DatabaseFailure
 from django.db import connections, router, transaction
+from django.db.models import Max
 
 from tokenauth.audit.logs import log_row
 from tokenauth.audit.rows import COLUMNS, Row, columns_of, storable
 from tokenauth.exceptions import OpenTransaction, Unavailable
 from tokenauth.models import AuditEvent
-from tokenauth.statements import insert_events
+from tokenauth.statements import insert_events, insert_many
 
 
 def save_row(row: Row, using: str) -> None:
@@ -24,14 +25,18 @@ def save_row(row: Row, using: str) -> None:
 
 def save_rows(rows: Sequence[Row], using: str) -> None:
     """Insert many ``rows`` as ``save_row`` inserts one, without keeping them until the commit."""
-    rows = [storable(row, using) for row in rows]
-    written = AuditEvent.objects.using(using).bulk_create([row.as_event() for row in rows])
-    keys = [event.pk for event in written]
+    stored = AuditEvent.objects.using(using)
+    before = stored.aggregate(last=Max("id"))["last"] or 0
+    insert_many(connections[using], columns_of([storable(row, using) for row in rows]))
+    after = stored.aggregate(last=Max("id"))["last"]
+    event, tokens = rows[0].event, {row.token_id for row in rows}
 
     def log() -> None:
-        stored = AuditEvent.objects.using(using).filter(pk__in=keys).order_by("pk")
-        for columns in stored.values_list(*COLUMNS):
-            log_row(Row._make(columns))
+        # Rows of other transactions may lie between, but none of the tokens locked here.
+        between = stored.filter(id__gt=before, id__lte=after, event=event).order_by("id")
+        for columns in between.values_list(*COLUMNS).iterator():
+            if (row := Row._make(columns)).token_id in tokens:
+                log_row(row)
 
     transaction.on_commit(log, using=using, robust=True)
 

@@ -60,7 +60,7 @@ def lock(keys: Collection[int], by: Actor | None = None) -> list[Token]:
         acting = tokens.filter(public_id=by.token_id).values_list("pk", flat=True)
     # By keys only and without the users' table: another index would give another order, and
     # PostgreSQL can't lock an outer join.
-    found = list(tokens.filter(pk__in={*keys, *acting}).order_by("pk").select_for_update())
+    found = list(tokens.with_keys({*keys, *acting}).order_by("pk").select_for_update())
     owners: Any = get_user_model()._base_manager.using(tokens.db)
     known = owners.in_bulk({token.user_id for token in found if token.user_id is not None})
     for token in found:

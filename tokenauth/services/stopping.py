@@ -142,7 +142,7 @@ def _is_due(operation: _Operation, token: Token) -> bool:
 
 
 def _find(operation: _Operation, keys: Sequence[int]) -> list[int]:
-    due = Token.objects.primary().filter(pk__in=keys, **operation.due)
+    due = Token.objects.primary().with_keys(keys).filter(**operation.due)
     return list(due.order_by().values_list("pk", flat=True))
 
 
@@ -161,7 +161,7 @@ def _change(operation: _Operation, tokens: list[Token], reason: str, by: Actor |
     for token in due:
         vars(token).update(changes)
     if due:
-        Token.objects.primary().filter(pk__in=[token.pk for token in due]).update(**changes)
+        Token.objects.primary().with_keys(token.pk for token in due).update(**changes)
         audit.record_many(operation.event, tokens=due, by=by, reason=reason)
     return len(due)
 
@@ -187,7 +187,7 @@ def find_descendants(keys: Collection[int]) -> set[int]:
     while layer:
         issued: set[int] = set()
         for part in _parts(layer):
-            children = Token.objects.primary().filter(parent_id__in=part).order_by()
+            children = Token.objects.primary().issued_by(part).order_by()
             issued.update(children.values_list("pk", flat=True))
         layer = issued - found
         found |= issued

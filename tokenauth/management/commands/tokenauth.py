@@ -191,8 +191,10 @@ class Command(BaseCommand):
             raise CommandError("Give an id or a selection, not both.", returncode=2)
         run = {"revoke": services.revoke, "enable": services.enable, "disable": services.disable}
         token = _find(id)
-        if not options.get("dry_run"):
-            token = run[verb](token, reason=reason, by=Actor.from_command())
+        if options.get("dry_run"):
+            self.stderr.write(f"{token} would be {_DONE[verb]}.")
+            return
+        token = run[verb](token, reason=reason, by=Actor.from_command())
         if options["json"]:
             self._print_json(_describe(token))
         self.stderr.write(f"{token}: {token.status}.")

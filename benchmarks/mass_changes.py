@@ -1,0 +1,95 @@
+"""How long it takes to revoke many tokens at once, and how much memory.
+
+Uses the project's own environment and the database of ``DATABASE_URL``, in which it makes a database
+of its own and drops it again. Exits with 1 when a goal is missed: 100,000 tokens on PostgreSQL
+within 20 seconds, and less than 150 MB on top of what the process has before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("DATABASE_URL", "sqlite:///:memory:")
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
+
+SECONDS, MEGABYTES = 20.0, 150
+
+
+def main() -> int:
+    """Print a table; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=100_000, help="default: %(default)s")
+    options = parser.parse_args()
+    import django  # noqa: PLC0415 - after the environment is set
+
+    django.setup()
+    from django.db import connection  # noqa: PLC0415
+
+    logging.getLogger("tokenauth.audit").setLevel(logging.INFO)
+    logging.getLogger("tokenauth.audit").addHandler(logging.NullHandler())
+    logging.getLogger("tokenauth.audit").propagate = False
+    creation = connection.creation
+    before = connection.settings_dict["NAME"]
+    creation.create_test_db(verbosity=0, autoclobber=True, serialize=False)
+    try:
+        return run(connection.vendor, options.tokens)
+    finally:
+        creation.destroy_test_db(before, verbosity=0)
+
+
+def run(vendor: str, count: int) -> int:
+    """Measure one operation after the other; return the exit code."""
+    from django.contrib.auth import get_user_model  # noqa: PLC0415
+
+    from tokenauth import services  # noqa: PLC0415
+    from tokenauth.models import AuditEvent, Token  # noqa: PLC0415
+
+    owners = [get_user_model().objects.create(username=f"user-{number}") for number in range(10)]
+    for start in range(0, count, 5_000):
+        Token.objects.bulk_create(
+            Token(
+                public_id=f"{number:012}",
+                digest=f"{number:064}",
+                client_id=f"client-{number}",
+                user=owners[number % 10],
+                scopes="samples:read",
+            )
+            for number in range(start, min(start + 5_000, count))
+        )
+    missed = False
+    print(f"{count:,} tokens on {vendor}\n\n| operation | seconds | CPU seconds here | rows | MB more |")
+    print("|---|---|---|---|---|")
+    operations: list[Callable[..., int]] = [
+        services.disable_many,
+        services.enable_many,
+        services.revoke_many,
+    ]
+    operations = operations[:1] if os.environ.get("PROF") else operations
+    for operation in operations:
+        rows, memory, began = AuditEvent.objects.count(), peak(), time.perf_counter()
+        cpu = time.process_time()
+        changed = operation(Token.objects.all(), reason="benchmark")
+        seconds, more = time.perf_counter() - began, peak() - memory
+        written = AuditEvent.objects.count() - rows
+        print(f"| {operation.__name__} | {seconds:.1f} | {time.process_time() - cpu:.1f} | {written:,} | {more:.0f} |", flush=True)
+        missed |= changed != count or written != count or more > MEGABYTES
+        missed |= vendor == "postgresql" and seconds > SECONDS * max(1, count / 100_000)
+    print(f"\ngoals: {'missed' if missed else 'met'}")
+    return int(missed)
+
+
+def peak() -> float:
+    """Return the most memory that this process has had so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1_000
+
+
+if __name__ == "__main__":
+    sys.exit(main())

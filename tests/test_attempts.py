@@ -1,0 +1,159 @@
+"""Which changes are named after whom, and what a refused one leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Permission
+from django.db import transaction
+from django.test import Client, RequestFactory
+
+from tests.conftest import Issue
+from tokenauth import services
+from tokenauth.audit.attempts import has_attempts, write_attempts
+from tokenauth.client_info import Actor, ActorKind, serving
+from tokenauth.exceptions import NotPermitted
+from tokenauth.models import AuditEvent, Token
+
+MakeUser = Callable[..., Any]
+
+pytestmark = pytest.mark.django_db
+
+
+def rows(event: str) -> list[AuditEvent]:
+    return list(AuditEvent.objects.filter(event=event).order_by("id"))
+
+
+@pytest.fixture
+def jo(make_user: MakeUser) -> Any:
+    return make_user("jo")
+
+
+def by(user: Any) -> Actor:
+    return Actor(kind=ActorKind.USER, name=user.get_username(), user=user)
+
+
+OPERATIONS: dict[str, Callable[[Token, Actor], object]] = {
+    "issue": lambda _, by: services.issue(client_id="worker", by=by),
+    "import": lambda _, by: services.import_plaintext("f" * 64, client_id="worker", by=by),
+    "rotate": lambda token, by: services.rotate(token, by=by),
+    "change": lambda token, by: services.change(token, name="x", by=by),
+    "disable": lambda token, by: services.disable(token, by=by),
+    "enable": lambda token, by: services.enable(token, by=by),
+    "revoke": lambda token, by: services.revoke(token, by=by),
+    "revoke_many": lambda _, by: services.revoke_many(Token.objects.all(), by=by),
+    "disable_many": lambda _, by: services.disable_many(Token.objects.all(), by=by),
+    "enable_many": lambda _, by: services.enable_many(Token.objects.all(), by=by),
+    "check_issue": lambda _, by: services.check_issue(client_id="worker", by=by),
+    "check_change": lambda token, by: services.check_change(token, name="x", by=by),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_refused_attempt_leaves_one_row(name: str, jo: Any, issue: Issue) -> None:
+    token = issue(client_id="worker").token
+    with pytest.raises(NotPermitted) as caught:
+        OPERATIONS[name](token, by(jo))
+    [row] = rows("token.refused")
+    assert (row.outcome, row.actor, row.client_id) == ("failure", "user:jo", "worker")
+    assert row.details["operation"] == name.removesuffix("_many").removeprefix("check_")
+    assert row.details["problem"] == caught.value.message
+    is_new = row.details["operation"] in {"issue", "import"}
+    assert row.token_id == ("" if is_new else token.public_id)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_row_survives_the_rollback_of_the_change(jo: Any, issue: Issue) -> None:
+    token = issue().token
+    with pytest.raises(NotPermitted):
+        services.revoke(token, by=by(jo))
+    assert len(rows("token.refused")) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_in_a_request_it_is_noted_once_and_outlives_the_views_transaction(
+    jo: Any, issue: Issue
+) -> None:
+    token, request = issue().token, RequestFactory().post("/")
+    with serving(request):
+        with pytest.raises(NotPermitted), transaction.atomic():
+            services.check_change(token, name="x", by=by(jo))
+        with pytest.raises(NotPermitted), transaction.atomic():
+            services.change(token, name="x", by=by(jo))
+        with pytest.raises(NotPermitted), transaction.atomic():
+            services.revoke(token, by=by(jo))
+    assert not rows("token.refused")
+    assert has_attempts(request)
+    write_attempts(request)
+    assert [row.details["operation"] for row in rows("token.refused")] == ["change", "revoke"]
+
+
+def test_nobody_else_is_refused(issue: Issue, make_user: MakeUser) -> None:
+    for actor in (None, Actor.from_command(), by(make_user("root", is_superuser=True))):
+        token = issue(client_id="worker").token
+        for name in ("rotate", "change", "disable", "enable", "revoke"):
+            OPERATIONS[name](token, actor)  # type: ignore[arg-type]
+    assert not rows("token.refused")
+
+
+def test_staff_who_try_more_than_they_may_leave_one_row(make_user: MakeUser) -> None:
+    staff, browser = make_user("staff", is_staff=True), Client()
+    staff.user_permissions.set(Permission.objects.filter(codename__in=["add_token"]))
+    browser.force_login(staff)
+    form = browser.get("/admin/tokenauth/token/add/").context["adminform"].form
+    crafted = {"client_id": "admin", "scopes": [], "ticket": form.initial["ticket"]}
+    make_user("admin")
+    assert browser.post("/admin/tokenauth/token/add/", crafted).status_code == 200
+    [row] = rows("token.refused")
+    assert (row.actor, row.method, row.details["field"]) == ("user:staff", "POST", "client_id")
+
+
+# Deleting.
+
+
+def test_deleting_a_user_names_who_deleted(jo: Any, issue: Issue, make_user: MakeUser) -> None:
+    token = issue(user=jo).token
+    request = RequestFactory().post("/users/", headers={"User-Agent": "firefox"})
+    request.user = make_user("root")
+    with serving(request):
+        jo.delete()
+    [row] = rows("token.revoked")
+    assert (row.token_id, row.reason, row.actor) == (token.public_id, "owner_deleted", "user:root")
+    assert (row.user_name, row.user_agent) == ("jo", "firefox")
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+def test_deleting_a_user_in_the_admin_names_who_deleted(
+    bulk: bool, jo: Any, issue: Issue, admin_client: Client
+) -> None:
+    issue(user=jo)
+    path = "/admin/auth/user/"
+    if bulk:
+        selected = {"action": "delete_selected", "_selected_action": [jo.pk], "post": "yes"}
+        admin_client.post(path, selected)
+    else:
+        admin_client.post(f"{path}{jo.pk}/delete/", {"post": "yes"})
+    assert not get_user_model().objects.filter(pk=jo.pk).exists()
+    assert [(row.actor, row.reason) for row in rows("token.revoked")] == [
+        ("user:admin", "owner_deleted")
+    ]
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_deleting_a_revoked_token_leaves_no_second_row(stale: bool, issue: Issue) -> None:
+    token = issue().token
+    revoked = services.revoke(token)
+    (token if stale else revoked).delete()
+    assert len(rows("token.revoked")) == 1
+
+
+def test_deleting_the_owner_of_revoked_tokens(jo: Any, issue: Issue) -> None:
+    services.revoke(issue(user=jo).token)
+    living = issue(user=jo).token
+    jo.delete()
+    assert [(row.token_id, row.reason) for row in rows("token.revoked")][1:] == [
+        (living.public_id, "owner_deleted")
+    ]
