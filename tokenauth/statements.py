@@ -126,7 +126,7 @@ def insert_many(connection: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     with connection.cursor() as cursor:
         cursor.execute(
             f"INSERT INTO {table} ({', '.join(names)}) SELECT {', '.join(values)}", params
-        )  # noqa: S608
+        )
 
 
 def _convert(

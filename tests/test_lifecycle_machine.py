@@ -1,0 +1,531 @@
+"""Any sequence of changes, by actors with different rights, against rules that are written twice."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Permission
+from django.core.exceptions import ValidationError
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.lifecycle_model import (
+    COVERED_NETWORKS,
+    COVERED_SCOPES,
+    DAY,
+    GRACE,
+    HOUR,
+    LIFETIME,
+    MANAGE,
+    PEOPLE,
+    PERMISSIONS,
+    RATES,
+    SELF_SERVICE,
+    Acting,
+    Known,
+    Rights,
+    World,
+)
+from tokenauth import admission, services
+from tokenauth.client_info import Actor, ActorKind, ClientInfo
+from tokenauth.credentials import Credential
+from tokenauth.exceptions import NotPermitted, Refused
+from tokenauth.models import AuditEvent, Token
+from tokenauth.tokens import Plaintext
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+ADDRESSES = {"": "203.0.113.7", "10.0.0.0/8": "10.9.9.9", "10.1.0.0/16": "10.1.9.9"}
+SINGLE = {"revoke": services.revoke, "disable": services.disable, "enable": services.enable}
+MANY = {
+    "revoke": services.revoke_many,
+    "disable": services.disable_many,
+    "enable": services.enable_many,
+}
+EVENTS = {"revoke": "token.revoked", "disable": "token.disabled", "enable": "token.enabled"}
+
+numbers = st.integers(0, 30)
+kinds = st.sampled_from(["code", "command", *PEOPLE, *["token"] * 6])
+operations = st.sampled_from(list(SINGLE))
+scopes = st.frozensets(st.sampled_from(list(COVERED_SCOPES)), max_size=3)
+networks = st.sampled_from(list(COVERED_NETWORKS))
+rates = st.sampled_from(list(RATES))
+lives = st.sampled_from([None, HOUR, 5 * DAY, 9 * DAY, 11 * DAY])
+clients = st.sampled_from(["bot", "BOT", "jo", "eva"])
+owners = st.sampled_from([None, *PEOPLE])
+
+
+class Lifecycle(RuleBasedStateMachine):
+    """Each rule says what should happen, does it, and compares."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for model in (AuditEvent, Token):
+            model.objects.all()._raw_delete("default")  # type: ignore[attr-defined]
+        get_user_model().objects.all().delete()
+        self.world, self.now = World(), START
+        self.users: dict[str, Any] = {}
+        for name, codenames in PERMISSIONS.items():
+            user = get_user_model().objects.create(username=name, is_superuser=name == "root")
+            user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
+            self.users[name] = user
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(timezone, "now", lambda: self.now)
+        self.last = 0
+
+    def teardown(self) -> None:
+        self.patch.undo()
+
+    # Choosing.
+
+    def token(self, number: int) -> Known:
+        return self.world.tokens[number % len(self.world.tokens)]
+
+    def acting(self, kind: str, number: int) -> Acting:
+        if kind != "token" and (kind not in PEOPLE or kind in self.world.users):
+            return Acting(kind=kind)
+        managers = [t for t in self.world.tokens if MANAGE in t.rights.scopes]
+        # Mostly one that may do something at all.
+        pool = managers if managers and number % 4 else self.world.tokens
+        return Acting(kind="token", token=pool[number % len(pool)]) if pool else Acting(kind="jo2")
+
+    def by(self, acting: Acting) -> Actor | None:
+        if acting.kind == "code":
+            return None
+        if acting.kind == "command":
+            return Actor(kind=ActorKind.COMMAND, name="operator")
+        if acting.token is not None:
+            owner = acting.token.rights.owner
+            return Actor(
+                kind=ActorKind.TOKEN,
+                name=acting.token.rights.client,
+                user=self.users.get(owner or ""),
+                token_id=acting.token.public_id,
+            )
+        user = get_user_model().objects.get(username=acting.kind)
+        return Actor(kind=ActorKind.USER, name=acting.kind, user=user)
+
+    # Doing and comparing.
+
+    def attempt(
+        self,
+        run: Callable[[], Any],
+        *,
+        permitted: bool,
+        valid: bool,
+        rows: Callable[[Any], list[tuple[str, str]]],
+    ) -> Any:
+        """Run a change; return its result, None if it was refused as it should be."""
+        self.now += timedelta(seconds=1)
+        try:
+            result = run()
+        except NotPermitted as refusal:
+            assert not permitted, f"refused: {refusal}"
+            assert [event for event, _ in self.new_rows()] == ["token.refused"]
+        except ValidationError as error:
+            assert not valid, f"invalid: {error}"
+            assert self.new_rows() == []
+        else:
+            assert permitted, "beyond what the giver may do"
+            assert valid, "of a state that forbids it"
+            assert self.new_rows() == sorted(rows(result))
+            return result
+        return None
+
+    def new_rows(self) -> list[tuple[str, str]]:
+        rows = list(AuditEvent.objects.filter(pk__gt=self.last).order_by("pk"))
+        self.last = rows[-1].pk if rows else self.last
+        return sorted((row.event, row.token_id) for row in rows)
+
+    def remember(self, issued: services.Issued, rights: Rights, parent: Known | None) -> None:
+        self.world.tokens.append(
+            Known(
+                public_id=issued.token.public_id,
+                plaintext=str(issued.plaintext),
+                rights=rights,
+                created_at=self.now,
+                parent=parent,
+            )
+        )
+
+    # Rules.
+
+    @initialize(scopes=scopes)
+    def issue_first_ones(self, scopes: frozenset[str]) -> None:
+        for owner in ("jo", None):
+            self.issue("code", 0, owner, "bot", scopes | {MANAGE}, "10.0.0.0/8", "", None)
+
+    @rule(
+        kind=kinds, number=numbers, owner=owners, client=clients, scopes=scopes, network=networks,
+        rate=rates, life=lives, own=st.booleans(),
+    )  # fmt: skip
+    def issue_any(
+        self, kind: str, number: int, own: bool, owner: str | None, client: str, **asked: Any
+    ) -> None:
+        acting = self.acting(kind, number)
+        if own and acting.token is not None:
+            # Mostly within its rights, or it would hardly ever succeed.
+            rights = acting.token.rights
+            owner, client = rights.owner, rights.client
+            if number % 3:
+                asked |= {"scopes": rights.scopes & (asked["scopes"] | {MANAGE})}
+                asked |= {"network": rights.network, "rate": rights.rate}
+        elif own and kind in PEOPLE:
+            owner = kind
+        self.issue(kind, number, owner, client, **asked)
+
+    def issue(
+        self,
+        kind: str,
+        number: int,
+        owner: str | None,
+        client: str,
+        scopes: frozenset[str],
+        network: str,
+        rate: str,
+        life: timedelta | None,
+    ) -> None:
+        acting, now = self.acting(kind, number), self.now + timedelta(seconds=1)
+        if owner is not None and owner not in self.world.users:
+            return
+        ends_at = now + (life or LIFETIME)
+        if life is None and acting.token is not None:
+            ends_at = min(ends_at, acting.token.rights.ends_at)
+        rights = Rights(
+            owner=owner, client=client, scopes=scopes, network=network, rate=rate, ends_at=ends_at
+        )
+        issued = self.attempt(
+            lambda: services.issue(
+                client_id=client,
+                user=self.users[owner] if owner else None,
+                scopes=sorted(scopes),
+                allowed_networks=[network] if network else [],
+                rate=rate,
+                expires_at=self.now + life if life else None,
+                by=self.by(acting),
+            ),
+            permitted=acting.may_hand_out(rights, self.world, now),
+            valid=(life or LIFETIME) <= LIFETIME and not self.world.has_double(client),
+            rows=lambda issued: [("token.issued", issued.token.public_id)],
+        )
+        if issued is not None:
+            self.remember(issued, rights, acting.token)
+
+    @rule(
+        kind=kinds, number=numbers, which=numbers, scopes=st.none() | scopes,
+        network=st.none() | networks, rate=st.none() | rates, life=st.none() | lives,
+    )  # fmt: skip
+    def change(
+        self,
+        kind: str,
+        number: int,
+        which: int,
+        scopes: frozenset[str] | None,
+        network: str | None,
+        rate: str | None,
+        life: timedelta | None,
+    ) -> None:
+        token, acting = self.token(which), self.acting(kind, number)
+        if token.deleted:
+            return
+        now, before = self.now + timedelta(seconds=1), token.rights
+        after, asked = before, dict[str, Any]()
+        if scopes is not None:
+            after, asked["scopes"] = replace(after, scopes=scopes), sorted(scopes)
+        if network is not None:
+            after = replace(after, network=network)
+            asked["allowed_networks"] = [network] if network else []
+        if rate is not None:
+            after, asked["rate"] = replace(after, rate=rate), rate
+        if life is not None:
+            after = replace(after, ends_at=now + life)
+            asked["expires_at"] = now + life
+        permitted = acting.may_touch(token, now) and (
+            not after.exceeds(before) or acting.may_hand_out(after, self.world, now)
+        )
+        fits = life is None or now + life <= token.created_at + LIFETIME
+        changed = self.attempt(
+            lambda: services.change(self.row(token), by=self.by(acting), **asked),
+            permitted=permitted,
+            valid=fits and not (token.revoked and after != before),
+            rows=lambda _: [("token.changed", token.public_id)] if after != before else [],
+        )
+        if changed is not None:
+            token.rights = after
+
+    @rule(kind=kinds, number=numbers, which=numbers)
+    def rotate(self, kind: str, number: int, which: int) -> None:
+        token, acting = self.token(which), self.acting(kind, number)
+        if token.deleted:
+            return
+        now = self.now + timedelta(seconds=1)
+        ends_at = now + min(LIFETIME, token.rights.ends_at - token.created_at)
+        if acting.token is not None:
+            ends_at = min(ends_at, acting.token.rights.ends_at)
+        rights = replace(token.rights, ends_at=ends_at)
+        issued = self.attempt(
+            lambda: services.rotate(self.row(token), by=self.by(acting)),
+            permitted=acting.may_touch(token, now) and acting.may_hand_out(rights, self.world, now),
+            valid=not token.rotated and token.is_active(now),
+            rows=lambda issued: [
+                ("token.rotated", token.public_id),
+                ("token.issued", issued.token.public_id),
+            ],
+        )
+        if issued is not None:
+            parent = token.parent if acting.token in {None, token} else acting.token
+            self.remember(issued, rights, parent)
+            token.rotated = True
+            token.rights = replace(token.rights, ends_at=min(token.rights.ends_at, now + GRACE))
+
+    @rule(kind=kinds, number=numbers, which=numbers, name=operations)
+    def stop_or_start(self, kind: str, number: int, which: int, name: str) -> None:
+        token, acting = self.token(which), self.acting(kind, number)
+        if token.deleted:
+            return
+        now = self.now + timedelta(seconds=1)
+        changing = self.changing(name, [token])
+        done = self.attempt(
+            lambda: SINGLE[name](self.row(token), by=self.by(acting)),
+            permitted=self.may_operate(acting, name, token, now),
+            valid=name == "revoke" or not token.revoked,
+            rows=lambda _: [(EVENTS[name], each.public_id) for each in changing],
+        )
+        if done is not None:
+            self.note(name, changing, acting)
+
+    @rule(
+        kind=kinds, number=numbers, name=operations,
+        chosen=st.frozensets(numbers, max_size=5), owner=st.none() | st.sampled_from(PEOPLE),
+    )  # fmt: skip
+    def stop_or_start_many(
+        self, kind: str, number: int, name: str, chosen: frozenset[int], owner: str | None
+    ) -> None:
+        acting, now = self.acting(kind, number), self.now + timedelta(seconds=1)
+        picked = {self.token(place).public_id for place in chosen}
+        tokens = [
+            token
+            for token in self.world.stored
+            if token.public_id in picked or (owner is not None and token.rights.owner == owner)
+        ]
+        changing = self.changing(name, tokens)
+        ids = [token.public_id for token in tokens]
+        count = self.attempt(
+            lambda: MANY[name](Token.objects.filter(public_id__in=ids), by=self.by(acting)),
+            permitted=all(self.may_operate(acting, name, token, now) for token in tokens),
+            valid=True,
+            rows=lambda _: [(EVENTS[name], each.public_id) for each in changing],
+        )
+        if count is not None:
+            assert count == len(changing)
+            self.note(name, changing, acting)
+
+    @rule(name=st.sampled_from(["jo", "eva", "granter"]))
+    def delete_user(self, name: str) -> None:
+        if name not in self.world.users:
+            return
+        gone = [token for token in self.world.stored if token.rights.owner == name]
+        self.attempt(
+            lambda: get_user_model().objects.get(username=name).delete(),
+            permitted=True,
+            valid=True,
+            rows=lambda _: [("token.revoked", t.public_id) for t in gone if not t.revoked],
+        )
+        self.world.users.discard(name)
+        for token in gone:
+            token.deleted = True
+
+    @rule(which=numbers)
+    def delete_token(self, which: int) -> None:
+        token = self.token(which)
+        if token.deleted:
+            return
+        changing = self.changing("revoke", [token]) if not token.revoked else []
+        self.attempt(
+            lambda: self.row(token).delete(),
+            permitted=True,
+            valid=True,
+            rows=lambda _: [("token.revoked", each.public_id) for each in changing],
+        )
+        self.note("revoke", changing, Acting(kind="code"))
+        token.deleted = True
+        for child in self.world.tokens:
+            if child.parent is token:
+                child.parent = None
+
+    @rule(which=numbers)
+    def use(self, which: int) -> None:
+        token = self.token(which)
+        self.now += timedelta(seconds=1)
+        ip = ADDRESSES.get(token.rights.network, "192.0.2.7")
+        credential = Credential(text=Plaintext(token.plaintext), transport=None)
+        with contextlib.suppress(Refused):
+            principal = admission.admit(credential, ClientInfo(ip=ip))
+            assert token.is_active(self.now), "accepted"
+            assert set(principal.scopes) == token.rights.scopes
+            assert principal.client_id == token.rights.client
+            assert self.new_rows() == [("auth.accepted", token.public_id)]
+            return
+        assert not token.is_active(self.now), "refused"
+        assert ("auth.rejected", "" if token.deleted else token.public_id) in self.new_rows()
+
+    @precondition(lambda self: self.now < START + 20 * DAY)
+    @rule(hours=st.sampled_from([1, 30, 100]))
+    def wait(self, hours: int) -> None:
+        self.now += hours * HOUR
+
+    # What should change.
+
+    def row(self, token: Known) -> Token:
+        return Token.objects.get(public_id=token.public_id)
+
+    def may_operate(self, acting: Acting, name: str, token: Known, now: datetime) -> bool:
+        if not acting.may_touch(token, now):
+            return False
+        if name != "enable" or token.disabled_by is None or token.revoked:
+            return True
+        return acting.may_enable(token) and acting.may_hand_out(token.rights, self.world, now)
+
+    def changing(self, name: str, tokens: list[Known]) -> list[Known]:
+        """Return the tokens that change with these, descendants included."""
+
+        def is_due(token: Known) -> bool:
+            if token.revoked:
+                return False
+            return {
+                "revoke": True,
+                "disable": token.disabled_by is None,
+                "enable": token.disabled_by is not None,
+            }[name]
+
+        found = [token for token in tokens if is_due(token)]
+        if name != "enable":
+            heirs = [heir for token in found for heir in self.world.descendants(token)]
+            found += [heir for heir in heirs if is_due(heir)]
+        return list({token.public_id: token for token in found}.values())
+
+    def note(self, name: str, changing: list[Known], acting: Acting) -> None:
+        label = "command:operator" if acting.kind == "command" else acting.label
+        for token in changing:
+            if name == "revoke":
+                token.revoked = True
+            else:
+                token.disabled_by = label if name == "disable" else None
+
+    # What always holds.
+
+    @invariant()
+    def tables_say_the_same(self) -> None:
+        expected = {
+            token.public_id: (
+                token.rights.owner,
+                token.rights.client,
+                frozenset(token.rights.scopes),
+                token.rights.network,
+                token.rights.rate,
+                token.rights.ends_at,
+                token.disabled_by is None,
+                token.revoked,
+            )
+            for token in self.world.stored
+        }
+        assert {
+            token.public_id: (
+                None if token.user is None else token.user.get_username(),
+                token.client_id,
+                frozenset(token.scope_set),
+                token.allowed_networks,
+                token.rate,
+                token.expires_at,
+                token.enabled,
+                token.revoked_at is not None,
+            )
+            for token in Token.objects.select_related("user")
+        } == expected
+        assert replay() == expected
+
+    @invariant()
+    def parents_are_known(self) -> None:
+        rows = Token.objects.values_list("public_id", "parent__public_id")
+        assert dict(rows) == {
+            token.public_id: token.parent.public_id if token.parent else None
+            for token in self.world.stored
+        }
+
+
+def replay() -> dict[str, tuple[Any, ...]]:
+    """Return the tokens' state as the audit alone tells it."""
+    states: dict[str, dict[str, Any]] = {}
+    for row in AuditEvent.objects.filter(event__startswith="token.").order_by("pk"):
+        details = row.details
+        if row.event == "token.issued":
+            owner = row.user_name or None
+            states[row.token_id] = {
+                **{"owner": owner, "client": row.client_id, "enabled": True, "revoked": False},
+                **{name: details[name] for name in ("scopes", "allowed_networks", "rate")},
+                "expires_at": details["expires_at"],
+            }
+        elif row.event == "token.changed":
+            states[row.token_id] |= {name: change["to"] for name, change in details.items()}
+        elif row.event == "token.rotated":
+            states[row.token_id]["expires_at"] = details["expires_at"]
+        elif row.event in {"token.disabled", "token.enabled"}:
+            states[row.token_id]["enabled"] = row.event == "token.enabled"
+        elif row.event == "token.revoked":
+            states[row.token_id]["revoked"] = True
+    stored = set(Token.objects.values_list("public_id", flat=True))
+    assert stored <= states.keys()
+    # A deleted token's last row says that it is revoked.
+    assert all(states[public_id]["revoked"] for public_id in states.keys() - stored)
+    return {
+        public_id: (
+            state["owner"],
+            state["client"],
+            frozenset(state["scopes"].split()),
+            state["allowed_networks"],
+            state["rate"],
+            parse_datetime(state["expires_at"]),
+            state["enabled"],
+            state["revoked"],
+        )
+        for public_id, state in states.items()
+        if public_id in stored
+    }
+
+
+@pytest.mark.django_db
+def test_any_sequence_of_changes_keeps_the_rules(configure: Callable[..., None]) -> None:
+    configure(
+        SCOPES={"a:read": "A", "a:write": "A", "b": "B"},
+        SELF_SERVICE_SCOPES=sorted(SELF_SERVICE),
+        MAX_LIFETIME="10d",
+        ROTATION_GRACE="1h",
+        TOKEN_RATE="100/m",
+    )
+    run_state_machine_as_test(
+        Lifecycle,
+        settings=settings(
+            phases=[Phase.generate],  # Shrinking takes minutes; the steps are printed.
+            max_examples=12,
+            stateful_step_count=30,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
