@@ -65,7 +65,9 @@ def run(vendor: str, count: int) -> int:
             for number in range(start, min(start + 5_000, count))
         )
     missed = False
-    print(f"{count:,} tokens on {vendor}\n\n| operation | seconds | CPU seconds here | rows | MB more |")
+    print(
+        f"{count:,} tokens on {vendor}\n\n| operation | seconds | CPU seconds here | rows | MB more |"
+    )
     print("|---|---|---|---|---|")
     operations: list[Callable[..., int]] = [
         services.disable_many,
@@ -79,7 +81,10 @@ def run(vendor: str, count: int) -> int:
         changed = operation(Token.objects.all(), reason="benchmark")
         seconds, more = time.perf_counter() - began, peak() - memory
         written = AuditEvent.objects.count() - rows
-        print(f"| {operation.__name__} | {seconds:.1f} | {time.process_time() - cpu:.1f} | {written:,} | {more:.0f} |", flush=True)
+        print(
+            f"| {operation.__name__} | {seconds:.1f} | {time.process_time() - cpu:.1f} | {written:,} | {more:.0f} |",
+            flush=True,
+        )
         missed |= changed != count or written != count or more > MEGABYTES
         missed |= vendor == "postgresql" and seconds > SECONDS * max(1, count / 100_000)
     print(f"\ngoals: {'missed' if missed else 'met'}")

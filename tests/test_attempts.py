@@ -17,6 +17,8 @@ from tokenauth.audit.attempts import has_attempts, write_attempts
 from tokenauth.client_info import Actor, ActorKind, serving
 from tokenauth.exceptions import NotPermitted
 from tokenauth.models import AuditEvent, Token
+from tokenauth.principal import ClientUser, Principal
+from tokenauth.verifiers.jwt import issue_jwt
 
 MakeUser = Callable[..., Any]
 
@@ -157,3 +159,25 @@ def test_deleting_the_owner_of_revoked_tokens(jo: Any, issue: Issue) -> None:
     assert [(row.token_id, row.reason) for row in rows("token.revoked")][1:] == [
         (living.public_id, "owner_deleted")
     ]
+
+
+def test_a_jwt_beyond_the_tokens_rights_is_an_attempt(issue: Issue, configure: Any) -> None:
+    keys = {"k": "s3cret" * 8}
+    configure(
+        JWT={"issuer": "https://i.example", "audience": "a", "keys": keys, "algorithm": "HS256"}
+    )
+    token = issue(scopes=["samples:read"]).token
+    principal = Principal(
+        client_id="client",
+        scopes=token.scope_set,
+        token_id=token.public_id,
+        name="",
+        expires_at=None,
+        source="database",
+        user=ClientUser("client"),
+    )
+    with pytest.raises(NotPermitted):
+        issue_jwt(principal, scopes=["samples:write"])
+    [row] = rows("token.refused")
+    assert (row.token_id, row.actor) == (token.public_id, "token:client")
+    assert (row.details["operation"], row.details["field"]) == ("issue_jwt", "scopes")

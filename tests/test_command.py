@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 from django.test import Client
 from django.utils import timezone
@@ -179,6 +180,52 @@ def test_the_command_is_not_bound_by_self_service(run: Run, settings: Settings) 
     assert run.json("issue", "--client", "c", "--scope", "*")["scopes"] == ["*"]
 
 
+@pytest.mark.parametrize("verb", ["issue", "import", "keyfile"])
+def test_a_token_of_an_inactive_user_comes_with_a_warning(
+    verb: str, run: Run, make_user: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_user("jo", is_active=False)
+    make_user("eva")
+    monkeypatch.setenv("THEIRS", "f" * 64)
+    options = {
+        "issue": ["--client", "c"],
+        "import": ["--env", "THEIRS"],
+        "keyfile": ["--path", str(tmp_path / "key")],
+    }
+    run(verb, *options[verb], "--user", "jo")
+    assert "Warning: the token is refused until its user is active again" in run.err
+    if verb == "issue":
+        run(verb, *options[verb], "--user", "eva")
+        assert "Warning" not in run.err
+
+
+LINES = [
+    ["issue", "--client", "c"],
+    ["list"],
+    ["show", "0" * 12],
+    ["revoke", "0" * 12],
+    ["revoke", "--client", "c"],
+    ["import", "--env", "PATH"],
+]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("line", LINES, ids=" ".join)
+def test_a_database_that_is_down_is_a_message(
+    line: list[str], run: Run, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setenv("PATH", "f" * 64)
+    request.getfixturevalue("database_down")
+    with pytest.raises(CommandError, match="The database says: server closed") as raised:
+        run(*line)
+    assert raised.value.__suppress_context__
+
+
+def test_quickstart_says_what_the_database_says(database_down: None) -> None:
+    with pytest.raises(CommandError, match="The database says: server closed"):
+        call_command("quickstart", "--no-serve")
+
+
 # Django's own options.
 
 
@@ -201,6 +248,22 @@ VERBS: list[tuple[BaseCommand, list[str]]] = [
         )
     ],
 ]
+
+
+@pytest.mark.parametrize(
+    ("command", "line"), VERBS, ids=[f"{c.__module__}-{v[0]}" for c, v in VERBS]
+)
+def test_every_option_of_django_may_follow_the_verb(command: BaseCommand, line: list[str]) -> None:
+    class Plain(BaseCommand):
+        """A command without options of its own."""
+
+    plain = Plain().create_parser("manage.py", "name")
+    parser = command.create_parser("manage.py", "name")
+    verbs: Any = next(a for a in parser._actions if a.dest == "verb")
+    known = set(verbs.choices[line[0]]._option_string_actions)
+    assert set(plain._option_string_actions) <= known
+    assert parser.parse_args([*line, "--skip-checks"]).skip_checks
+    assert not parser.parse_args(line).skip_checks
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import base64
 import json
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -29,7 +30,8 @@ from django.conf import settings as django_settings
 from django.core.exceptions import ValidationError
 from django.utils import timezone
 
-from tokenauth.client_info import ClientInfo
+from tokenauth.audit.attempts import record_attempt
+from tokenauth.client_info import Actor, ActorKind, ClientInfo
 from tokenauth.conf import JWTSettings, get_settings
 from tokenauth.conf.jwt import Algorithm, is_private
 from tokenauth.credentials import LONGEST
@@ -126,16 +128,17 @@ def issue_jwt(
     that aren't a list of scopes, are too many for a header, or for a lifetime that is too long;
     NotPermitted for scopes that the token hasn't, and for a principal that isn't an API token's
     or whose token has ended: a JWT can't be had for a JWT. Raises InvalidSettings without
-    ``TOKENAUTH["JWT"]``. Writes nothing.
+    ``TOKENAUTH["JWT"]``. Writes nothing but a row of ``token.refused`` for NotPermitted.
     """
     settings = get_settings().jwt
     if settings is None:
         raise InvalidSettings("TOKENAUTH['JWT'] is not set: there is nothing to sign with.")
-    if principal.source != DATABASE:
-        raise NotPermitted("Only an API token can be exchanged for a JWT.")
-    granted = principal.scopes if scopes is None else _narrow(principal, scopes)
     issued_at = int(_timestamp(now or timezone.now()))
-    expires_at = _end(principal, issued_at, _seconds(lifetime, settings))
+    with _recording_refusals(principal):
+        if principal.source != DATABASE:
+            raise NotPermitted("Only an API token can be exchanged for a JWT.")
+        granted = principal.scopes if scopes is None else _narrow(principal, scopes)
+        expires_at = _end(principal, issued_at, _seconds(lifetime, settings))
     jti = uuid.uuid4().hex
     claims = {
         "iss": settings.issuer,
@@ -152,6 +155,18 @@ def issue_jwt(
     return IssuedJWT(
         plaintext=_sign(claims, settings), expires_at=_moment(expires_at), scopes=granted, jti=jti
     )
+
+
+@contextmanager
+def _recording_refusals(principal: Principal) -> Iterator[None]:
+    try:
+        yield
+    except NotPermitted as refusal:
+        by = Actor.current() or Actor(
+            kind=ActorKind.TOKEN, name=principal.client_id, token_id=principal.token_id
+        )
+        record_attempt(refusal, operation="issue_jwt", subject=principal.identity, by=by)
+        raise
 
 
 def _end(principal: Principal, issued_at: int, seconds: int) -> int:

@@ -10,10 +10,12 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import router
 from django.urls import reverse
 
 from tokenauth import services
 from tokenauth.client_info import Actor
+from tokenauth.management.options import explaining_database_errors
 from tokenauth.models import Token
 
 ADMIN = "admin"
@@ -43,10 +45,11 @@ class Command(BaseCommand):
             )
         if not no_serve:
             _check_port(port)
-        call_command("migrate", verbosity=0)
         base = f"http://{HOST}:{port}"
-        self._print_admin(base)
-        self._print_token(base)
+        with explaining_database_errors(router.db_for_write(Token)):
+            call_command("migrate", verbosity=0)
+            self._print_admin(base)
+            self._print_token(base)
         self.stdout.write("")
         if no_serve:
             self.stdout.write(f"To serve it: python manage.py runserver {port}")
