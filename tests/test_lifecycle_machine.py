@@ -511,18 +511,13 @@ class Lifecycle(RuleBasedStateMachine):
             token.public_id: token.parent and token.parent.public_id for token in self.world.stored
         }
         assert dict(Token.objects.values_list("public_id", "parent__public_id")) == parents
+        columns = Token.objects.values_list(
+            "public_id", "user__username", "client_id", "scopes", "allowed_networks", "rate",
+            "expires_at", "enabled", "revoked_at",
+        )  # fmt: skip
         assert {
-            token.public_id: (
-                None if token.user is None else token.user.get_username(),
-                token.client_id,
-                frozenset(token.scope_set),
-                token.allowed_networks,
-                token.rate,
-                token.expires_at,
-                token.enabled,
-                token.revoked_at is not None,
-            )
-            for token in Token.objects.select_related("user")
+            public_id: (owner, client, frozenset(granted.split()), *rest, revoked_at is not None)
+            for public_id, owner, client, granted, *rest, revoked_at in columns
         } == expected
         assert replay() == expected
 
@@ -530,7 +525,9 @@ class Lifecycle(RuleBasedStateMachine):
 def replay() -> dict[str, tuple[Any, ...]]:
     """Return the tokens' state as the audit alone tells it."""
     states: dict[str, dict[str, Any]] = {}
-    for row in AuditEvent.objects.filter(event__startswith="token.").order_by("pk"):
+    rows = AuditEvent.objects.exclude(event="token.refused").filter(event__startswith="token.")
+    names = ("event", "token_id", "user_name", "client_id", "details")
+    for row in rows.order_by("pk").values_list(*names, named=True):
         details = row.details
         if row.event == "token.issued":
             owner = row.user_name or None
@@ -583,7 +580,7 @@ def test_any_sequence_of_changes_keeps_the_rules(configure: Callable[..., None])
         Lifecycle,
         settings=settings(
             phases=[Phase.generate],  # Shrinking takes minutes; the steps are printed.
-            max_examples=22,
+            max_examples=16,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,
