@@ -93,7 +93,7 @@ def action(**arguments: Choice) -> Callable[[Callable[..., None]], Any]:
 
     def register(method: Callable[..., None]) -> Callable[..., None]:
         # Tokens' own rights have the most limits to come close to.
-        weight = 3 if method.__name__ == "issue_by_token" else 1
+        weight = {"issue_by_token": 3, "change": 3}.get(method.__name__, 1)
         ACTIONS.extend([(method.__name__, arguments)] * weight)
         return method
 
@@ -125,6 +125,11 @@ class Lifecycle(RuleBasedStateMachine):
 
     def token(self, number: int) -> Known:
         return self.world.tokens[number % len(self.world.tokens)]
+
+    def target(self, acting: Acting, number: int, which: int) -> Known:
+        """Return a token, mostly one that the actor may do something to."""
+        pool = [token for token in self.world.stored if acting.may_touch(token, self.now)]
+        return pool[which % len(pool)] if pool and number % 3 else self.token(which)
 
     def acting(self, kind: str, number: int) -> Acting:
         if kind != "token" and (kind not in PEOPLE or kind in self.world.users):
@@ -299,7 +304,8 @@ class Lifecycle(RuleBasedStateMachine):
         rate: str | None,
         life: timedelta | None,
     ) -> None:
-        token, acting = self.token(which), self.acting(kind, number)
+        acting = self.acting(kind, number)
+        token = self.target(acting, number, which)
         if token.deleted:
             return
         now, before = self.now + timedelta(seconds=1), token.rights
@@ -329,7 +335,8 @@ class Lifecycle(RuleBasedStateMachine):
 
     @action(kind=kinds, number=numbers, which=numbers)
     def rotate(self, kind: str, number: int, which: int) -> None:
-        token, acting = self.token(which), self.acting(kind, number)
+        acting = self.acting(kind, number)
+        token = self.target(acting, number, which)
         if token.deleted:
             return
         now = self.now + timedelta(seconds=1)
@@ -354,7 +361,8 @@ class Lifecycle(RuleBasedStateMachine):
 
     @action(kind=kinds, number=numbers, which=numbers, name=operations)
     def stop_or_start(self, kind: str, number: int, which: int, name: str) -> None:
-        token, acting = self.token(which), self.acting(kind, number)
+        acting = self.acting(kind, number)
+        token = self.target(acting, number, which)
         if token.deleted:
             return
         now = self.now + timedelta(seconds=1)
