@@ -302,7 +302,7 @@ def test_the_command_stops_a_selection(
         (["revoke"], "Give an id, or --client, --user or --unused-since."),
         (["revoke", "0" * 12, "--client", "c"], "Give an id or a selection, not both."),
         (["disable", "--user", "nobody"], "There is no user 'nobody'."),
-        (["disable", "--unused-since", "soon"], "is no time"),
+        (["disable", "--unused-since", "soon"], "is not a time"),
         (["enable"], "required"),
     ],
 )

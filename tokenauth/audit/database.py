@@ -10,7 +10,7 @@ from django.db import connections, router, transaction
 from django.db.models import Max
 
 from tokenauth.audit.logs import log_row
-from tokenauth.audit.rows import COLUMNS, Row, columns_of, storable
+from tokenauth.audit.rows import Row, columns_of, storable
 from tokenauth.exceptions import OpenTransaction, Unavailable
 from tokenauth.models import AuditEvent
 from tokenauth.statements import insert_events, insert_many
@@ -34,7 +34,7 @@ def save_rows(rows: Sequence[Row], using: str) -> None:
     def log() -> None:
         # Rows of other transactions may lie between, but none of the tokens locked here.
         between = stored.filter(id__gt=before, id__lte=after, event=event).order_by("id")
-        for columns in between.values_list(*COLUMNS).iterator():
+        for columns in between.values_list(*Row._fields).iterator():
             if (row := Row._make(columns)).token_id in tokens:
                 log_row(row)
 

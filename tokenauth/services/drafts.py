@@ -13,6 +13,7 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.utils import timezone
 
+from tokenauth.audit.rows import LONGEST_DETAILS
 from tokenauth.client_info import Actor
 from tokenauth.conf import format_duration, get_settings
 from tokenauth.models import Token
@@ -29,8 +30,6 @@ from tokenauth.services.cleaning import (
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
 
-_LONGEST_DETAILS = 8_000
-"""How much of a change is written to the audit, in characters of JSON."""
 _LISTS = ("scopes", "allowed_networks")
 
 
@@ -144,7 +143,7 @@ def describe_change(before: Token, after: Token) -> dict[str, Any]:
         for name, value in describe(before).items()
         if value != now[name]
     }
-    if len(json.dumps(details)) > _LONGEST_DETAILS:
+    if len(json.dumps(details)) > LONGEST_DETAILS:
         for name in details.keys() & set(_LISTS):
             old, new = (dict.fromkeys(details[name][key].split()) for key in ("from", "to"))
             details[name] = {

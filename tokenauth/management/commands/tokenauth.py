@@ -36,6 +36,7 @@ from tokenauth.management.sources import (
     find_in_object,
     find_in_variable,
 )
+from tokenauth.management.wording import count_of
 from tokenauth.models import Token, TokenQuerySet, TokenStatus
 from tokenauth.services import Issued
 from tokenauth.services.keyfiles import is_in_work_tree
@@ -213,7 +214,7 @@ class Command(BaseCommand):
         if options["json"]:
             self._print_json({"count": count})
         would = "would be " if dry_run else ""
-        self.stderr.write(f"{count} token{'' if count == 1 else 's'} {would}{done}.")
+        self.stderr.write(f"{count_of(count, 'token')} {would}{done}.")
 
     def _show(self, *, id: str, **options: Any) -> None:  # noqa: A002
         description = _describe(_find(id))
