@@ -25,11 +25,15 @@ from tokenauth.client_info import (
     ActorKind,
     ClientInfo,
     client_address,
+    current_request,
     parse_address,
     read_client_info,
     sanitise,
+    serving,
 )
 from tokenauth.conf import TrustedProxies
+from tokenauth.principal import ClientUser, Principal
+from tokenauth.scopes import ScopeSet
 
 PUBLIC_ID = "0a1b2c3d4e5f"
 TOKEN = f"tka_{PUBLIC_ID}_0123456789ABCDEFGHIJabcdefghijKL0rpGH6"
@@ -373,3 +377,34 @@ def test_an_actor_made_by_hand_is_safe_to_store_too(name: str) -> None:
     assert len(text) <= 200
     assert text.isprintable()
     assert SECRET not in text
+
+
+@pytest.mark.parametrize(("source", "token_id"), [("database", "abcdefghijkl"), ("jwt", "")])
+def test_a_request_with_a_token_acts_as_the_token(
+    source: str, token_id: str, rf: RequestFactory
+) -> None:
+    """What is made from a token has less than its rights, so it doesn't act as that token."""
+    request: Any = rf.get("/")
+    request.user = AnonymousUser()
+    request.tokenauth = Principal(
+        client_id="bot",
+        scopes=ScopeSet(),
+        token_id="abcdefghijkl",
+        name="",
+        expires_at=None,
+        source=source,
+        user=ClientUser("bot"),
+    )
+    actor = Actor.from_request(request)
+    assert (str(actor), actor.token_id) == ("token:bot", token_id)
+    with serving(request):
+        assert Actor.current() == actor
+
+
+def test_nobody_acts_in_an_anonymous_request(rf: RequestFactory) -> None:
+    request: Any = rf.get("/")
+    request.user, request.tokenauth = AnonymousUser(), None
+    assert Actor.current() is None
+    with serving(request):
+        assert (Actor.current(), current_request()) == (None, request)
+    assert current_request() is None

@@ -90,15 +90,19 @@ class Actor:
 
     @classmethod
     def from_request(cls, request: HttpRequest) -> Actor:
-        """Return who acts in ``request``: the caller's token if it has one, else its user."""
+        """Return who acts in ``request``: the caller's token if it has one, else its user.
+
+        Only a stored token has rights of its own to give. What a JWT or another verifier's
+        credential grants is less than its source's row: its ``token_id`` stays "".
+        """
         principal: Any = getattr(request, "auth", None) or getattr(request, "tokenauth", None)
-        token_id = str(getattr(principal, "token_id", ""))
-        user: Any = principal.user if token_id else request.user
+        source = getattr(principal, "source", "")
+        user: Any = principal.user if source else request.user
         return cls(
-            kind=ActorKind.TOKEN if token_id else ActorKind.USER,
-            name=principal.client_id if token_id else str(user.get_username()),
+            kind=ActorKind.TOKEN if source else ActorKind.USER,
+            name=principal.client_id if source else str(user.get_username()),
             user=user,
-            token_id=token_id,
+            token_id=principal.token_id if source == "database" else "",
             client_info=read_client_info(request),
         )
 
