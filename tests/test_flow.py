@@ -11,7 +11,7 @@ from django.contrib.auth import get_user_model
 from django.core.cache import caches
 from django.core.management import call_command
 from django.db import connection, transaction
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.test import Client, RequestFactory
 from django.urls import path
 from django.utils.decorators import method_decorator
@@ -27,9 +27,11 @@ from rest_framework.views import APIView
 from tests.conftest import Issue, ask, bearer, events, header, use_middleware
 from tokenauth.admission import Verdict, authenticate_request, state_of
 from tokenauth.authentication import TokenAuthentication
+from tokenauth.client_info import Actor
 from tokenauth.decorators import scopes_required, token_required
 from tokenauth.exceptions import OpenTransaction
 from tokenauth.permissions import HasScopes, HasUser
+from tokenauth.throttling import TokenRateThrottle
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.test_flow")]
 
@@ -171,7 +173,86 @@ def cached(request: Any) -> HttpResponse:
     return HttpResponse(request.auth.client_id)
 
 
+class Insisting(HasScopes):
+    def has_permission(self, request: Request, view: Any) -> bool:
+        if not super().has_permission(request, view):
+            raise exceptions.PermissionDenied("Ask the admin.")
+        return True
+
+
+class Disguised(Plain):
+    def permission_denied(self, request: Request, message: Any = None, code: Any = None) -> Any:
+        raise Http404
+
+
+class Throttle(TokenRateThrottle):
+    throttle_rate = "1/d"
+
+
+def with_status(status: int) -> Any:
+    """Return a view class attribute: an exception handler that answers with ``status``."""
+    return lambda self: lambda error, context: Response({"detail": str(error)}, status=status)
+
+
+class Kerberos(Foreign):
+    def authenticate(self, request: Any) -> Any:
+        user = get_user_model()(username="kerberos")
+        return user, None
+
+
+class Upstream(Plain):
+    """Another class knows the caller, and the view itself answers 401."""
+
+    authentication_classes = [TokenAuthentication, Kerberos]
+    permission_classes = [IsAuthenticated]
+
+    def get(self, request: Request, **_kwargs: Any) -> Response:
+        return Response({"detail": "The session upstream has expired."}, status=401)
+
+
+class CookieAuthentication(SessionAuthentication):
+    """As packages that keep a JWT in a cookie do it."""
+
+    def authenticate(self, request: Any) -> Any:
+        self.enforce_csrf(request)
+        return get_user_model()(username="admin"), None
+
+
+class WhoActs(Plain):
+    authentication_classes = [SessionAuthentication, TokenAuthentication]
+    permission_classes = [IsAuthenticated]
+
+    def get(self, request: Request, **_kwargs: Any) -> Response:
+        return Response({"actor": str(Actor.current())})
+
+
+def unless_known(view: Callable[..., Any]) -> Callable[..., Any]:
+    """Let users of the site in without a token."""
+
+    @wraps(view)
+    def answer(request: Any) -> Any:
+        known = request.META.get("REMOTE_USER")
+        return HttpResponse(known) if known else view(request)
+
+    return answer
+
+
 urlpatterns = [
+    path("insisting/", drf(permission_classes=[Insisting])),
+    path("disguised/", Disguised.as_view()),
+    path(
+        "throttled/hidden/",
+        drf(throttle_classes=[Throttle], get_exception_handler=with_status(400)),
+    ),
+    path(
+        "strict/hidden/",
+        drf(authentication_classes=[Strict], get_exception_handler=with_status(404)),
+    ),
+    path("upstream/", Upstream.as_view()),
+    path("cookie/", drf(authentication_classes=[CookieAuthentication], permission_classes=[])),
+    path("who-acts/", WhoActs.as_view()),
+    path("unless-known/", unless_known(token_required(lambda request: HttpResponse("token")))),
+    path("shared/decorated/", token_required(Shared.as_view())),
     path("plain/", Plain.as_view()),
     path("cors/", with_cors),
     path("cors/drf/", WithCors.as_view()),
@@ -348,7 +429,75 @@ def test_where_a_header_token_waives_csrf(
     assert client.post(where, **bearer(issue())).status_code == status
 
 
+@pytest.mark.parametrize(
+    ("middleware", "where"),
+    [
+        (OURS, "/unless-known/"),  # Nothing was verified, so nothing is waived.
+        (REQUIRED, "/cookie/"),  # Its own class enforces CSRF, for its own caller.
+    ],
+)
+def test_csrf_protection_of_other_identities_stays(
+    middleware: str, where: str, issue: Issue, settings: Any
+) -> None:
+    use_middleware(settings, middleware)
+    client = Client(enforce_csrf_checks=True, REMOTE_USER="kerberos")
+    headers = bearer(issue()) if middleware == REQUIRED else {}
+    assert client.post(where, **headers).status_code != 200
+
+
+def test_a_token_that_is_missing_is_told_before_csrf(issue: Issue) -> None:
+    client = Client(enforce_csrf_checks=True)
+    response: Any = client.post("/any/")
+    assert (response.status_code, response.json()["code"]) == (401, "not_authenticated")
+    assert events() == [("auth.rejected", "missing")]
+
+
 # Who refused.
+
+
+@pytest.mark.parametrize("asgi", [False, True])
+@pytest.mark.parametrize(
+    ("where", "status", "row"),
+    [
+        ("/insisting/", 403, ("access.denied", "insufficient_scope")),
+        ("/disguised/", 404, ("access.denied", "insufficient_scope")),
+        ("/strict/hidden/", 404, ("access.denied", "refused_by_project")),
+    ],
+)
+def test_denials_are_audited_however_they_are_raised(
+    where: str, status: int, row: tuple[str, str], asgi: bool, issue: Issue
+) -> None:
+    assert ask(where, header(issue()), asgi=asgi).status_code == status
+    assert events() == [("auth.accepted", ""), row]
+
+
+def test_a_throttle_is_audited_whatever_the_handler_answers(issue: Issue, limits_on: None) -> None:
+    token = header(issue(scopes=READ))
+    assert [ask("/throttled/hidden/", token).status_code for _ in range(2)] == [200, 400]
+    assert events()[-1] == ("auth.throttled", "view_rate")
+
+
+def test_a_view_that_knows_its_caller_may_answer_401_itself() -> None:
+    response = ask("/upstream/", {"Authorization": "Bearer unknown-to-us"})
+    assert response.json() == {"detail": "The session upstream has expired."}
+    assert events() == []
+
+
+def test_unknown_credentials_count_on_decorated_shared_views(
+    limits_on: None, configure: Callable[..., None]
+) -> None:
+    configure(FAILURE_RATE="1/d")
+    unknown = {"Authorization": "Bearer unknown-to-all"}
+    answers = [ask("/shared/decorated/", unknown) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [401, 429]
+    assert answers[0].json()["code"] == "invalid_token"
+
+
+def test_who_acts_is_who_the_view_sees(issue: Issue, make_user: Callable[..., Any]) -> None:
+    client, token = Client(), bearer(issue(client_id="bot"))
+    assert client.get("/who-acts/", **token).json() == {"actor": "token:bot"}
+    client.force_login(make_user("jo"))
+    assert client.get("/who-acts/", **token).json() == {"actor": "user:jo"}
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import pytest
 from rest_framework.decorators import action
 from rest_framework.generics import ListCreateAPIView
+from rest_framework.permissions import IsAdminUser
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.test import APIRequestFactory
@@ -145,15 +147,40 @@ def test_refusals_of_faulty_declarations_say_so_in_the_audit(issue: Issue, clien
 @pytest.mark.parametrize(
     ("cls", "keys", "stray"),
     [
-        (Samples, ["list", "create", "publish", "unpublish", "own"], []),
-        (Samples, ["lists", "get_queryset", "as_view", "initial"], ...),
+        (Samples, ["list", "create", "publish", "unpublish"], []),
+        (Samples, ["lists", "get_queryset", "as_view", "initial", "own"], ...),
         (GenericViewSet, ["list", "create"], ...),
-        (view(), ["get", "post", "options"], []),
-        (view(), ["GET", "create", "trace", "queryset"], ...),
+        (view(), ["get", "post"], []),
+        (view(), ["GET", "create", "trace", "queryset", "head", "options"], ...),
     ],
 )
 def test_stray_keys(cls: type, keys: list[str], stray: Any) -> None:
     assert stray_keys(cls, dict.fromkeys(keys, R)) == (keys if stray is ... else stray)
+
+
+def test_an_action_that_a_route_names_is_a_handler(issue: Issue) -> None:
+    made = viewset(action_scopes={"own": W}).as_view({"get": "own"})
+    assert status(made, issue, W, "get") == 200
+    assert status(made, issue, R, "get") == 403
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"required_scopes": R, "action_scopes": {"create": None}},
+        {"required_scopes": R, "action_scopes": {"create": ()}},
+        {"required_scopes": cached_property(lambda self: R), "write_scopes": W},
+    ],
+)
+def test_nothing_falls_back_to_a_weaker_rule(declared: dict[str, Any], issue: Issue) -> None:
+    cls = viewset(permission_classes=[(HasScopes & IsAdminUser) | HasScopes], **declared)
+    assert status(cls.as_view(ROUTES), issue, R, "post") == 403
+
+
+def test_no_action_scopes_at_all(issue: Issue) -> None:
+    """A usual way to take back what a parent class declares."""
+    made = viewset(required_scopes=R, action_scopes=None).as_view(ROUTES)
+    assert status(made, issue, R, "post") == 200
 
 
 @pytest.mark.parametrize("scopes", [{"read_scopes": []}, {"read_scopes": ()}, {}])

@@ -137,7 +137,8 @@ def find_refusal(
     verdict, state = authenticate_request(request), state_of(request)
     principal = verdict.principal
     if principal is None:
-        state.refusal = verdict.error or Refused(Reason.MISSING)
+        reason = Reason.UNKNOWN if verdict.unclaimed else Reason.MISSING
+        state.refusal = verdict.error or Refused(reason)
     elif missing(scopes, principal.scopes):
         state.refusal = deny(Reason.INSUFFICIENT_SCOPE, principal, scopes)
     else:

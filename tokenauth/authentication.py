@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.http import HttpRequest
+from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
+from django.http import Http404, HttpRequest
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import (
     APIException,
     AuthenticationFailed,
     NotAuthenticated,
+    PermissionDenied,
 )
 from rest_framework.permissions import AND, OR
 from rest_framework.request import Request
 
 from tokenauth import responses
-from tokenauth.admission import RequestState, authenticate_request, state_of
+from tokenauth.admission import RequestState, authenticate_request, deny, state_of
 from tokenauth.exceptions import Reason, Refused, Throttled, Unavailable
 from tokenauth.guards import is_shared
 from tokenauth.principal import Principal
@@ -86,32 +88,35 @@ def _watch(request: Any) -> None:
     if not hasattr(view, "permission_denied"):
         return
     state = state_of(request)
-    permission_denied, handle_exception = view.permission_denied, view.handle_exception
-    check_object_permissions = view.check_object_permissions
-    objects: list[Any] = []
+    handle_exception = view.handle_exception
 
-    def check_object(request: Request, obj: Any) -> None:
-        objects[:] = [obj]
-        check_object_permissions(request, obj)
-        objects.clear()
+    def watched(check: Any) -> Any:
+        def checked(request: Request, *objects: Any) -> None:
+            try:
+                check(request, *objects)
+            except _REFUSALS as error:
+                error.tokenauth_denied = _find_denial(request, view, objects)  # type: ignore[union-attr]
+                raise
 
-    def deny_permission(request: Request, message: Any = None, code: Any = None) -> Any:
-        try:
-            return permission_denied(request, message=message, code=code)
-        except APIException as error:
-            error.tokenauth_denied = _find_denial(request, view, objects)  # type: ignore[attr-defined]
-            raise
+        return checked
 
     def handle(error: Exception) -> Any:
         refusal = _why_refused(request, error, state)
         state.refusal = refusal or state.refusal
         response = handle_exception(error)
-        if refusal is not None and isinstance(error, AuthenticationFailed):
-            response.tokenauth_foreign = True  # Another class's refusal keeps its form.
+        if refusal is not None and (
+            refusal.reason is Reason.REFUSED_BY_PROJECT or isinstance(error, AuthenticationFailed)
+        ):
+            response.tokenauth_foreign = True  # The project's own refusal keeps its form.
         return response
 
-    view.check_object_permissions = check_object
-    view.permission_denied, view.handle_exception = deny_permission, handle
+    view.check_permissions = watched(view.check_permissions)
+    view.check_object_permissions = watched(view.check_object_permissions)
+    view.handle_exception = handle
+
+
+_REFUSALS = (APIException, DjangoPermissionDenied, Http404)
+"""What permissions and views raise to refuse a request."""
 
 
 def _why_refused(request: Any, error: Exception, state: RequestState) -> Refused | None:
@@ -123,15 +128,19 @@ def _why_refused(request: Any, error: Exception, state: RequestState) -> Refused
     if denial is not None:
         return denial
     is_authenticated = getattr(request, "_authenticator", None) is not None
-    if verdict.principal is not None or is_authenticated:
+    if is_authenticated:
         return None
+    if verdict.principal is not None:
+        # A subclass of ours, or a class after it, refused what our class accepted.
+        is_refusal = isinstance(error, (AuthenticationFailed, NotAuthenticated, PermissionDenied))
+        return deny(Reason.REFUSED_BY_PROJECT, verdict.principal) if is_refusal else None
     if isinstance(error, NotAuthenticated):
         return Refused(Reason.UNKNOWN if verdict.unclaimed else Reason.MISSING)
     is_theirs = verdict.unclaimed and isinstance(error, AuthenticationFailed)
     return Refused(Reason.UNKNOWN) if is_theirs else None
 
 
-def _find_denial(request: Request, view: Any, objects: list[Any]) -> Refused | None:
+def _find_denial(request: Request, view: Any, objects: tuple[Any, ...]) -> Refused | None:
     """Return the denial by the last permission of ours whose False decided; None if none did.
 
     ``HasScopes | IsAdminUser`` may have passed, and then another permission refused.
@@ -145,9 +154,12 @@ def _find_denial(request: Request, view: Any, objects: list[Any]) -> Refused | N
         elif kind is AND:
             passed = passes(permission.op1) and passes(permission.op2)
         else:
-            passed = bool(permission.has_permission(request, view)) and all(
-                permission.has_object_permission(request, view, obj) for obj in objects
-            )
+            try:
+                passed = bool(permission.has_permission(request, view)) and all(
+                    permission.has_object_permission(request, view, obj) for obj in objects
+                )
+            except _REFUSALS:
+                passed = False
         if passed:
             state.denied = None  # What was False below decided nothing.
         return passed

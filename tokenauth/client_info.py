@@ -95,7 +95,7 @@ class Actor:
         Only a stored token has rights of its own to give. What a JWT or another verifier's
         credential grants is less than its source's row: its ``token_id`` stays "".
         """
-        principal: Any = getattr(request, "auth", None) or getattr(request, "tokenauth", None)
+        principal = _principal_of(request)
         source = getattr(principal, "source", "")
         user: Any = principal.user if source else request.user
         return cls(
@@ -113,14 +113,11 @@ class Actor:
         None outside of a request that passes our middleware, and for an anonymous one: then the
         project's own code acts.
         """
-        request: Any = _served.get()
+        request: Any = current_request()
         if request is None:
             return None
-        if getattr(request, "tokenauth", None) is None and not (
-            getattr(getattr(request, "user", None), "is_authenticated", False)
-        ):
-            return None
-        return cls.from_request(request)
+        is_known = _principal_of(request) is not None or _has_user(request)
+        return cls.from_request(request) if is_known else None
 
     @classmethod
     def from_command(cls) -> Actor:
@@ -134,22 +131,37 @@ class Actor:
         return cls(kind=ActorKind.COMMAND, name=name)
 
 
-_served: ContextVar[HttpRequest | None] = ContextVar("tokenauth_served", default=None)
+def _principal_of(request: Any) -> Any:
+    """Return the Principal that the request acts as; None if it acts as a user."""
+    if hasattr(request, "auth"):
+        # DRF or a decorator has decided, perhaps for a session beside the token.
+        return request.auth if hasattr(request.auth, "source") else None
+    return None if _has_user(request) else getattr(request, "tokenauth", None)
+
+
+def _has_user(request: Any) -> bool:
+    return bool(getattr(getattr(request, "user", None), "is_authenticated", False))
+
+
+_served: ContextVar[list[HttpRequest]] = ContextVar("tokenauth_served")
+"""The request that is being served; emptied when that ends, for tasks that outlive it."""
 
 
 @contextmanager
 def serving(request: HttpRequest) -> Iterator[None]:
     """Make ``request`` known to the code that it runs, by :func:`current_request`."""
-    reset = _served.set(request)
+    served = [request]
+    reset = _served.set(served)
     try:
         yield
     finally:
+        served.clear()
         _served.reset(reset)
 
 
 def current_request() -> HttpRequest | None:
     """Return the request that our middleware is serving in this context; None outside of one."""
-    return _served.get()
+    return next(iter(_served.get([])), None)
 
 
 def sanitise(text: str, limit: int) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from inspect import getattr_static
 from typing import Any
 
 from django.conf import settings as django_settings
@@ -24,7 +26,7 @@ _BEFORE_THE_HANDLER = (
     "get_authenticators",
 )
 """Methods of a DRF view that may keep its authentication classes from being asked."""
-_ACTIONS = {"list", "create", "retrieve", "update", "partial_update", "destroy"}
+_ACTIONS = frozenset({"list", "create", "retrieve", "update", "partial_update", "destroy"})
 READING = {"GET", "HEAD"}
 """Methods for which ``read_scopes`` count; ``write_scopes`` count for every other one."""
 
@@ -99,13 +101,14 @@ def required_scopes(view: Any, method: str) -> list[str]:
     ``action_scopes`` names no handler: such a view refuses every token.
     Raises ImproperlyConfigured for a lone string: it would be read letter by letter.
     """
-    by_handler = getattr(view, "action_scopes", {})
-    if stray_keys(type(view), by_handler):
+    by_handler = getattr(view, "action_scopes", None) or {}
+    handler = _handler_of(view, method)
+    if stray_keys(type(view), by_handler, getattr(view, "action_map", None)):
         return []
     by_method = "read_scopes" if method in READING else "write_scopes"
     declared = (
-        by_handler.get(_handler_of(view, method)),
-        vars(view).get("required_scopes"),  # Keyword arguments of @action and as_view.
+        by_handler.get(handler, None) or (() if handler in by_handler else None),
+        _own_scopes(view),
         getattr(view, by_method, None),
         getattr(view, "required_scopes", None),
     )
@@ -117,29 +120,42 @@ def required_scopes(view: Any, method: str) -> list[str]:
     return list(scopes)
 
 
+def _own_scopes(view: Any) -> Any:
+    """Return ``required_scopes`` as keyword arguments of ``@action`` and ``as_view`` set them."""
+    # A cached property of the class stores its value in the same place.
+    is_computed = hasattr(getattr_static(type(view), "required_scopes", None), "__get__")
+    return None if is_computed else vars(view).get("required_scopes")
+
+
 def _handler_of(view: Any, method: str) -> str:
     if _is_viewset(type(view)):
         return getattr(view, "action", None) or ""
     return "get" if method == "HEAD" else method.lower()
 
 
-def stray_keys(cls: type, by_handler: Mapping[str, Any]) -> list[str]:
+def stray_keys(
+    cls: type, by_handler: Mapping[str, Any], actions: Mapping[str, str] | None = None
+) -> list[str]:
     """Return the keys of ``action_scopes`` that name no handler of the view class ``cls``.
 
-    Handlers are action names on viewsets, lower-case methods on other views.
+    Handlers are lower-case methods, and on viewsets the actions: DRF's, those marked with
+    ``@action``, and those that ``actions`` (method to name) routes to.
     """
-    return [key for key in by_handler if not _is_handler(cls, key)]
+    return [
+        key
+        for key in by_handler
+        if key not in (actions or {}).values()
+        and not (key in _handlers_of(cls) and callable(getattr(cls, key, None)))
+    ]
 
 
-def _is_handler(cls: Any, name: str) -> bool:
-    if not callable(getattr(cls, name, None)):
-        return False
+@lru_cache(maxsize=1_024)
+def _handlers_of(cls: Any) -> frozenset[str]:
     if not _is_viewset(cls):
-        return name in cls.http_method_names and name != "head"
-    # What DRF's own classes have besides the actions (`perform_create`) handles no request.
-    return name in _ACTIONS or not any(
-        name in vars(base) for base in cls.__mro__ if _is_of_drf(base)
-    )
+        # HEAD counts as GET, and OPTIONS takes any valid token.
+        return frozenset(cls.http_method_names) - {"head", "options"}
+    extra = (action.mapping.values() for action in cls.get_extra_actions())
+    return _ACTIONS.union(*extra)
 
 
 def _is_viewset(cls: type) -> bool:

@@ -64,9 +64,14 @@ class TokenAuthMiddleware:
             return self._acall(request)
         with serving(request):
             _prepare(request)
-            refusal = _require(request) if self.is_closed(request) else None
-            response = refusal or self.get_response(request)
-            return _finish(request, _settle(request, response))
+            response: Any = None
+            try:
+                if self.is_closed(request):
+                    response = _require(request)
+                response = response or self.get_response(request)
+            finally:
+                response = _settle(request, response)
+            return _finish(request, response)
 
     async def _acall(self, request: HttpRequest) -> HttpResponseBase:
         with serving(request):
@@ -97,21 +102,22 @@ class TokenAuthMiddleware:
         might never be asked.
         """
         if not is_guarded(view):
-            permit(request)
-            if _has_state(request):
+            if iscoroutinefunction(view):
+                permit(request)
+            if self.is_closed(request):
                 # Again, because a cache for the whole site has marked the request meanwhile.
                 verdict = authenticate_request(request)
-                if not _has_session(request):
-                    _waive_csrf(request, verdict)
+                if django_settings.SESSION_COOKIE_NAME not in request.COOKIES:
+                    _waive_csrf(request, view, verdict)
             return None
-        shared = is_shared(authentication_classes_of(view))
+        is_decorated = getattr(view, "tokenauth_guard", False)
+        shared = not is_decorated and is_shared(authentication_classes_of(view))
         verdict = authenticate_request(request, shared=shared)
         if verdict.error is not None and may_skip_guard(view):
             state_of(request).refusal = verdict.error
             return responses.render(verdict.error, request)
         request.tokenauth = verdict.principal
-        if not hasattr(view, "cls"):
-            _waive_csrf(request, verdict)
+        _waive_csrf(request, view, verdict)
         return None
 
     def process_template_response(self, request: HttpRequest, response: Any) -> Any:
@@ -155,20 +161,15 @@ def _require(request: Any) -> HttpResponse | None:
     return None
 
 
-def _waive_csrf(request: Any, verdict: Verdict) -> None:
-    """Waive Django's CSRF protection for a request that acts as its token, or not at all.
+def _waive_csrf(request: Any, view: Any, verdict: Verdict) -> None:
+    """Waive Django's CSRF protection for a request that acts as its token.
 
     Never for DRF views: DRF enforces it itself, for sessions, and a token beside a session cookie
     must not waive it for the session's user. No page of another site can make a browser send a
     header unasked, but it can choose an address.
     """
-    is_refused = verdict.principal is None and not _has_session(request)
-    if is_refused or (verdict.principal is not None and not verdict.in_query):
+    if verdict.principal is not None and not verdict.in_query and not hasattr(view, "cls"):
         request._dont_enforce_csrf_checks = True
-
-
-def _has_session(request: HttpRequest) -> bool:
-    return django_settings.SESSION_COOKIE_NAME in request.COOKIES
 
 
 def _has_state(request: HttpRequest) -> bool:
@@ -190,27 +191,24 @@ def _settle(request: HttpRequest, response: Any) -> Any:
 
     ``response`` is None if the request was cancelled.
     """
-    try:
-        write_attempts(request)
-    except Unavailable as outage:
-        return responses.render(outage, request)
-    if not _has_state(request):
-        return response
-    response = _settle_refusal(request, response)
-    state = state_of(request)
-    if state.usages:
-        with suppress(Unavailable):
-            # The view may have run: its answer stays, and the outage is reported another time.
-            report_outage(state.client_info)
-    return response
+    outage = write_attempts(request)
+    if _has_state(request):
+        response = _settle_refusal(request, response)
+        state = state_of(request)
+        if state.usages:
+            with suppress(Unavailable):
+                # The view may have run: its answer stays, and it is reported another time.
+                report_outage(state.client_info)
+    return responses.render(outage, request) if outage else response
 
 
 def _settle_refusal(request: HttpRequest, response: Any) -> Any:
     error = _find_error(request, response)
     if error is None:
         return response
-    is_guarded_answer = state_of(request).refusal is not None
-    told = settle(state_of(request), error)
+    state = state_of(request)
+    is_guarded_answer = state.refusal is not None
+    told = settle(state, error)
     if response is None or responses.is_answer_to(told, response):
         return response
     if _is_success(response) and not is_guarded_answer:
@@ -218,7 +216,9 @@ def _settle_refusal(request: HttpRequest, response: Any) -> Any:
         return responses.render(told, request)
     # Another class's refusal stays its own, until there are too many failures. The project may
     # also hide a refusal, as a 404 for instance.
-    is_foreign = hasattr(response, "tokenauth_foreign") or not is_guarded_answer
+    is_bad = state.verdict is not None and error is state.verdict.error
+    is_ours = is_guarded_answer or is_bad or getattr(error, "reason", "") is Reason.MISSING
+    is_foreign = hasattr(response, "tokenauth_foreign") or not is_ours
     is_final = response.status_code in _REFUSED and not (is_foreign and told is error)
     if is_final or isinstance(told, Unavailable):
         return _put_in_form(request, response, told)
@@ -237,28 +237,46 @@ def _find_error(request: HttpRequest, response: Any) -> Refused | Unavailable | 
     state = state_of(request)
     if state.settled:
         return None
-    status = None if response is None else response.status_code
     refusal, verdict = state.refusal, state.verdict
     if refusal is not None:
         # The project may have overruled the throttle; then it refused nothing.
-        overruled = isinstance(refusal, Throttled) and refusal.reason is Reason.VIEW_RATE
-        return None if overruled and status != HTTPStatus.TOO_MANY_REQUESTS else refusal
-    if verdict is None or response is None:
+        is_view_rate = isinstance(refusal, Throttled) and refusal.reason is Reason.VIEW_RATE
+        overruled = response is not None and response.status_code < HTTPStatus.BAD_REQUEST
+        return None if is_view_rate and overruled else refusal
+    if verdict is None or response is None or not _is_guarded(request):
         return None
-    if verdict.unclaimed and status == HTTPStatus.UNAUTHORIZED:
-        return Refused(Reason.UNKNOWN)
-    if verdict.principal is not None and status in _DENIED and _is_unused(verdict, request):
+    if verdict.error is not None:
+        is_unasked = _is_success(response) and request.method != "OPTIONS"
+        is_refused = response.status_code in _REFUSED
+        return verdict.error if is_refused or is_unasked else None
+    return _find_unnoted(request, verdict, response.status_code)
+
+
+def _find_unnoted(request: Any, verdict: Verdict, status: int) -> Refused | None:
+    """Return the refusal of a caller whom no guard had refused; None for other answers."""
+    if status not in _DENIED or _is_authenticated(request, verdict):
+        return None
+    if verdict.principal is not None:
+        # A subclass of our class, another class, a decorator or CSRF protection refused it.
         return deny(Reason.REFUSED_BY_PROJECT, verdict.principal)
-    is_unguarded = _is_success(response) and request.method != "OPTIONS" and _is_guarded(request)
-    return verdict.error if status in _REFUSED or is_unguarded else None
+    if verdict.unclaimed:
+        return Refused(Reason.UNKNOWN) if status == HTTPStatus.UNAUTHORIZED else None
+    return Refused(Reason.MISSING) if _failed_csrf(request) else None
 
 
-def _is_unused(verdict: Verdict, request: HttpRequest) -> bool:
-    """Return whether a guarded view refused an accepted credential before its guard passed it.
+def _is_authenticated(request: Any, verdict: Verdict) -> bool:
+    """Return whether a guard passed the caller, or DRF knows it by another class."""
+    if not hasattr(request, "auth"):
+        return False
+    is_ours = verdict.principal is not None and request.auth is verdict.principal
+    return is_ours or bool(request.user.is_authenticated)
 
-    A subclass of our class may refuse, another class, a decorator or CSRF protection.
-    """
-    return _is_guarded(request) and getattr(request, "auth", None) is not verdict.principal
+
+def _failed_csrf(request: HttpRequest) -> bool:
+    """Return whether Django's CSRF protection answered before the guard of a decorated view."""
+    view = request.resolver_match and request.resolver_match.func
+    is_exempt = getattr(view, "csrf_exempt", False) or hasattr(view, "cls")
+    return not is_exempt and not getattr(request, "csrf_processing_done", False)
 
 
 def _is_success(response: Any) -> bool:

@@ -9,7 +9,7 @@ from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
 from tokenauth import responses
-from tokenauth.admission import deny, state_of
+from tokenauth.admission import authenticate_request, deny, state_of
 from tokenauth.exceptions import Code, Reason
 from tokenauth.guards import required_scopes
 from tokenauth.principal import ClientUser, Principal
@@ -83,6 +83,7 @@ class HasUser(_TokenPermission):
     def has_permission(self, request: Request, view: Any) -> bool:
         """Return whether ``request.user`` is an authenticated Django user."""
         user: Any = request.user
-        if isinstance(request.auth, Principal) and isinstance(user, ClientUser):
-            return self._deny(request, request.auth, Reason.USER_REQUIRED)
-        return bool(user and user.is_authenticated)
+        if not isinstance(user, ClientUser):
+            return bool(user and user.is_authenticated)
+        principal = authenticate_request(request._request).principal
+        return principal is not None and self._deny(request, principal, Reason.USER_REQUIRED)

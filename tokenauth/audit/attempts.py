@@ -44,6 +44,8 @@ def record_attempt(refusal: NotPermitted, *, operation: str, subject: Identity, 
     noted: dict[Any, Row] = vars(request).setdefault("_tokenauth_attempts", {})
     if len(noted) < MOST:
         noted.setdefault((operation, subject), row)
+    elif (operation, subject) not in noted:
+        log_unwritten(row)
 
 
 def has_attempts(request: HttpRequest) -> bool:
@@ -51,17 +53,17 @@ def has_attempts(request: HttpRequest) -> bool:
     return bool(vars(request).get("_tokenauth_attempts"))
 
 
-def write_attempts(request: HttpRequest) -> None:
-    """Write the attempts that were noted in ``request``.
+def write_attempts(request: HttpRequest) -> Unavailable | None:
+    """Write the attempts that were noted in ``request``; log those that can't be written.
 
-    Raises Unavailable when the database fails and ``AUDIT_REQUIRED`` is on; logs the rows that
-    could not be written.
+    Returns Unavailable if the database failed and ``AUDIT_REQUIRED`` is on.
     """
     noted: dict[Any, Row] = vars(request).pop("_tokenauth_attempts", {})
+    failed = False
     for row in noted.values():
         try:
             save_row(row, router.db_for_write(Token))
-        except DatabaseFailure as error:
+        except DatabaseFailure:
+            failed = True
             log_unwritten(row)
-            if get_settings().audit_required:
-                raise Unavailable from error
+    return Unavailable() if failed and get_settings().audit_required else None
