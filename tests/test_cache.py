@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import pytest
 from django.core.cache import caches
+from django.core.cache.backends.redis import RedisCacheClient
 from django.test import Client
 from pytest_django import Settings
 from redis import exceptions as redis_errors
@@ -178,7 +179,7 @@ def test_what_is_an_outage(
     def fail(*_args: Any) -> None:
         raise error
 
-    monkeypatch.setattr(type(refused._cache), "get", fail)
+    monkeypatch.setattr(RedisCacheClient, "get", fail)
     if opens:
         assert refused.get("key") is None
     else:
@@ -195,7 +196,7 @@ def test_an_answer_that_there_is_no_key_is_an_answer(
     def miss(*_args: Any) -> None:
         raise ValueError("not found")
 
-    monkeypatch.setattr(type(refused._cache), "incr", miss)
+    monkeypatch.setattr(RedisCacheClient, "incr", miss)
     refused.breaker.retry_at = 0
     with pytest.raises(ValueError, match="not found"):
         refused.incr("key")
