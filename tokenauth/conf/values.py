@@ -1,9 +1,12 @@
-"""Values that several settings share: durations, ids of keys, dotted paths."""
+"""Values that several settings share: dictionaries, durations, key rings, dotted paths."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any
 
 from django.utils.module_loading import import_string
@@ -12,14 +15,86 @@ LONGEST_DURATION = timedelta(days=36_500)
 
 _DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+# Lower case, because some databases compare ids without case.
 _KEY_ID = re.compile(r"[a-z0-9._-]{1,32}")
+
+
+@dataclass
+class WrongValue(ValueError):
+    """A value in the settings can't be used."""
+
+    problem: str
+    """A sentence without its subject, which is the setting's name."""
+    path: tuple[str, ...] = ()
+    """The keys that lead to the value."""
+
+
+def read_each(raw: object, readers: Mapping[str, Callable[[object], Any]]) -> dict[str, Any]:
+    """Return the values of a dictionary, each validated by the reader of its key.
+
+    Raises WrongValue, also for unknown keys: one that is misspelt would have no effect.
+    """
+    if not isinstance(raw, Mapping):
+        raise WrongValue("must be a dictionary.")
+    if unknown := [repr(key) for key in raw if key not in readers]:
+        known = ", ".join(readers)
+        raise WrongValue(f"has unknown keys: {', '.join(unknown)}. Known are: {known}.")
+    values = {}
+    for key, value in raw.items():
+        try:
+            values[key] = readers[key](value)
+        except WrongValue as error:
+            raise WrongValue(error.problem, (key, *error.path)) from None
+    return values
+
+
+def read_keys(value: object, *, shortest: int = 1) -> Mapping[str, str]:
+    """Validate key ids and their secrets; ``shortest`` is in characters. Raises WrongValue."""
+    if not isinstance(value, Mapping):
+        raise WrongValue('must map key ids to secrets, for example {"2026": "…"}.')
+    for key_id, secret in value.items():
+        if not (isinstance(key_id, str) and _KEY_ID.fullmatch(key_id)):
+            raise WrongValue(f"has the id {key_id!r}; use 1 to 32 of a-z, 0-9, '.', '_', '-'.")
+        if not isinstance(secret, str) or len(secret) < shortest or not _is_encodable(secret):
+            raise WrongValue(
+                f"needs a secret of {shortest} or more characters, in UTF-8, for the id {key_id!r}; "
+                "`openssl rand -hex 32` makes one."
+            )
+    return MappingProxyType(dict(value))
+
+
+def _is_encodable(text: str) -> bool:
+    """Tell whether ``text`` is UTF-8, unlike what Python makes of a binary variable."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_duration(
+    value: object,
+    *,
+    shortest: timedelta = timedelta(0),
+    longest: timedelta = LONGEST_DURATION,
+) -> timedelta:
+    """Validate a timedelta or the text of a duration; raises WrongValue."""
+    if isinstance(value, str):
+        try:
+            value = parse_duration(value)
+        except ValueError as error:
+            raise WrongValue(f"is wrong: {error}") from None
+    if not isinstance(value, timedelta) or not shortest <= value <= longest:
+        bounds = f"from {format_duration(shortest)} to {format_duration(longest)}"
+        raise WrongValue(f'must be a timedelta or a duration such as "5m", {bounds}.')
+    return value
 
 
 def parse_duration(text: str) -> timedelta:
     """Read a duration such as ``"90s"``, ``"15m"``, ``"12h"``, ``"30d"`` or ``"2w"``.
 
-    Raises ValueError with a message for people when the text is anything else, or is longer
-    than a hundred years.
+    Raises ValueError with a message for people for any other text, and for more than a hundred
+    years.
     """
     match = _DURATION.fullmatch(text)
     if match is None:
@@ -38,7 +113,7 @@ def format_duration(duration: timedelta) -> str:
 def load_named(path: str) -> Any:
     """Return what a dotted path names; raises ImportError, whatever its module raises.
 
-    What was raised is told by its type alone: its text may show a secret.
+    The message has only the type of what was raised, because its text may show a secret.
     """
     try:
         return import_string(path)
@@ -46,17 +121,3 @@ def load_named(path: str) -> Any:
         raise
     except Exception as error:
         raise ImportError(f"{path} can't be loaded: {type(error).__name__}.") from error
-
-
-def is_key_id(key_id: object) -> bool:
-    """Tell whether ``key_id`` can name a key of a ring; lower case, for any collation."""
-    return isinstance(key_id, str) and _KEY_ID.fullmatch(key_id) is not None
-
-
-def is_encodable(text: str) -> bool:
-    """Tell whether ``text`` is UTF-8; what Python makes of a binary variable isn't."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
