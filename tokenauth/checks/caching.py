@@ -43,21 +43,19 @@ def check_cached_views(**_kwargs: Any) -> Iterator[CheckMessage]:
     settings = get_settings()
     headers = {transport.header for transport in settings.transports}
     closed, public = is_closed(), public_views()
-    leaking: dict[str, None] = {}
+    names = ", ".join(f'"{header}"' for header in sorted(headers))
+    hint = (
+        f"Put vary_on_headers({names}) below cache_page. If the answer is the same for every "
+        "caller, silence this check."
+    )
     for route, view in all_views():
         is_open = view in public or route.startswith(settings.exempt_prefixes)
         if any(_leaks(chain, headers, inside=closed and not is_open) for chain in _chains(view)):
-            leaking[name_of(view)] = None
-    names = ", ".join(f'"{header}"' for header in sorted(headers))
-    for name in leaking:
-        text = (
-            f"{name} has cache_page inside its guard, which serves one caller's answer to others."
-        )
-        hint = (
-            f"Put vary_on_headers({names}) below cache_page. If the answer is the same for every "
-            "caller, silence this check."
-        )
-        yield warning("W033", text, hint)
+            text = (
+                f"{name_of(view)} has cache_page inside its guard, which serves one caller's answer "
+                "to others."
+            )
+            yield warning("W033", text, hint)
 
 
 def _leaks(chain: list[Layer], headers: set[str], *, inside: bool) -> bool:

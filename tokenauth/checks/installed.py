@@ -1,33 +1,45 @@
-"""What stands in ``MIDDLEWARE``, and which of it is ours."""
+"""What the settings and URLs of the site name, as far as it can be loaded."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from django.conf import settings as django_settings
+from django.urls import Resolver404, ResolverMatch, resolve
 
 from tokenauth.conf import load_named
-from tokenauth.middleware import TokenAuthMiddleware, TokenRequiredMiddleware
+from tokenauth.middleware import TokenRequiredMiddleware
 
 
-def load_middleware(dotted_path: str) -> Any:
-    """Return the class or function at ``dotted_path``, or None if it can't be imported."""
+def try_load(dotted_path: str) -> Any:
+    """Return what ``dotted_path`` names, or None if it can't be imported."""
     try:
         return load_named(dotted_path)
     except ImportError:
-        return None  # Django reports it when the server starts.
+        return None  # E002 reports it; Django reports middleware when the server starts.
 
 
-def is_ours(middleware: Any) -> bool:
-    """Tell whether it is one of our middleware classes or derived from one."""
-    return isinstance(middleware, type) and issubclass(middleware, TokenAuthMiddleware)
+def try_resolve(path: str) -> ResolverMatch | None:
+    """Return the view at ``path`` and its arguments, or None if there is no view."""
+    if not getattr(django_settings, "ROOT_URLCONF", None):
+        return None
+    try:
+        return resolve(path)
+    except Resolver404:
+        return None
 
 
-def requires_tokens(middleware: Any) -> bool:
-    """Tell whether it is ``TokenRequiredMiddleware`` or derived from it."""
-    return isinstance(middleware, type) and issubclass(middleware, TokenRequiredMiddleware)
+def is_derived(item: Any, base: type) -> bool:
+    """Tell whether ``item`` is ``base`` or a class derived from it."""
+    return isinstance(item, type) and issubclass(item, base)
+
+
+def base_names(item: Any) -> set[str]:
+    """Return the dotted names of a class and its bases, which may need packages that are missing."""
+    return {f"{cls.__module__}.{cls.__qualname__}" for cls in getattr(item, "__mro__", ())}
 
 
 def is_closed() -> bool:
     """Tell whether the whole site asks for tokens."""
-    return any(requires_tokens(load_middleware(path)) for path in django_settings.MIDDLEWARE)
+    loaded = map(try_load, django_settings.MIDDLEWARE)
+    return any(is_derived(middleware, TokenRequiredMiddleware) for middleware in loaded)

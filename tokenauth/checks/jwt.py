@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 from django.conf import settings as django_settings
@@ -13,24 +11,20 @@ from django.core.checks import CheckMessage
 from django.core.exceptions import ImproperlyConfigured
 
 from tokenauth.checks.guessing import weakness
+from tokenauth.checks.installed import base_names, try_load
 from tokenauth.checks.messages import check, error, warning
-from tokenauth.conf import Settings, get_settings, load_named
+from tokenauth.conf import get_settings
 from tokenauth.conf.jwt import Algorithm
 from tokenauth.exceptions import InvalidSettings
 
 JWT_VERIFIER = "tokenauth.verifiers.jwt.JWTVerifier"
-_USED_TWICE = "is also used as SECRET_KEY, a pepper or a seal key"
 
 
 @check()
 def check_jwt(**_kwargs: Any) -> Iterator[CheckMessage]:
     """Check that the keys can sign JWTs and that a verifier accepts them (E017, W018)."""
     settings = get_settings()
-    verifiers = _verifiers(settings)
-    module = _load_module(settings)
-    if module is None:
-        return
-    is_listed = any(issubclass(cls, module.JWTVerifier) for cls in verifiers)
+    is_listed = any(JWT_VERIFIER in base_names(try_load(path)) for path in settings.verifiers)
     if settings.jwt is None:
         if is_listed:
             text = (
@@ -40,20 +34,22 @@ def check_jwt(**_kwargs: Any) -> Iterator[CheckMessage]:
             yield error("E017", text, hint)
         return
     try:
-        module.load_keys(settings.jwt)
+        import_module(JWT_VERIFIER.rpartition(".")[0]).load_keys(settings.jwt)
+    except ImportError:
+        pass  # E002 reports that the extra is missing.
     except InvalidSettings as problem:
         yield error("E017", str(problem), "Correct or replace that key.")
-        return
-    if not is_listed:
-        text = (
-            "TOKENAUTH['JWT'] is set, and VERIFIERS doesn't name JWTVerifier. This site rejects the "
-            "JWTs that it signs."
-        )
-        hint = (
-            f'List "{JWT_VERIFIER}" first in VERIFIERS, or silence this if only other servers '
-            "verify them."
-        )
-        yield warning("W018", text, hint)
+    else:
+        if not is_listed:
+            text = (
+                "TOKENAUTH['JWT'] is set, and VERIFIERS doesn't name JWTVerifier. This site rejects "
+                "the JWTs that it signs."
+            )
+            hint = (
+                f'List "{JWT_VERIFIER}" first in VERIFIERS, or silence this if only other servers '
+                "verify them."
+            )
+            yield warning("W018", text, hint)
 
 
 @check(deploy=True)
@@ -65,7 +61,11 @@ def check_jwt_secrets(**_kwargs: Any) -> Iterator[CheckMessage]:
     peppers, seal_keys = settings.peppers.values(), settings.audit_seal_keys.values()
     elsewhere = {*_secret_keys(), *peppers, *seal_keys}
     for key_id, secret in settings.jwt.keys.items():
-        if problem := _USED_TWICE if secret in elsewhere else weakness(secret):
+        is_used_twice = secret in elsewhere
+        problem = (
+            "is also SECRET_KEY, a pepper or a seal key" if is_used_twice else weakness(secret)
+        )
+        if problem:
             text = (
                 f"TOKENAUTH['JWT'] has a weak key with the id {key_id!r}: it {problem}. Anyone who "
                 "learns it can sign JWTs for any token."
@@ -79,27 +79,3 @@ def _secret_keys() -> list[str | bytes]:
         return [django_settings.SECRET_KEY, *django_settings.SECRET_KEY_FALLBACKS]
     except ImproperlyConfigured:
         return []  # SECRET_KEY is empty, and Django reports it.
-
-
-def _verifiers(settings: Settings) -> list[type]:
-    found = []
-    for path in settings.verifiers:
-        try:
-            verifier = load_named(path)
-        except ImportError:
-            continue  # E002 reports it.
-        if isinstance(verifier, type):
-            found.append(verifier)
-    return found
-
-
-def _load_module(settings: Settings) -> ModuleType | None:
-    """Return the verifier's module if the site uses it. Importing it needs an extra."""
-    name = "tokenauth.verifiers.jwt"
-    if settings.jwt is None:
-        # It is imported already if VERIFIERS names its class or a class derived from that.
-        return sys.modules.get(name)
-    try:
-        return import_module(name)
-    except ImportError:
-        return None  # E002 reports it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
@@ -15,7 +15,10 @@ Find = Callable[..., Iterator[CheckMessage]]
 
 
 def check(*tags: str, deploy: bool = False) -> Callable[[Find], Callable[..., list[CheckMessage]]]:
-    """Register a check that yields messages. It is skipped if ``TOKENAUTH`` can't be read (E001)."""
+    """Register a check that yields messages, each of which is reported once.
+
+    It is skipped if ``TOKENAUTH`` can't be read (E001).
+    """
 
     def decorate(find: Find) -> Callable[..., list[CheckMessage]]:
         @wraps(find)
@@ -24,7 +27,8 @@ def check(*tags: str, deploy: bool = False) -> Callable[[Find], Callable[..., li
                 get_settings()
             except InvalidSettings:
                 return []
-            return list(find(**kwargs))
+            # A view can have several routes, and its problem is reported once.
+            return list({(found.id, found.msg): found for found in find(**kwargs)}.values())
 
         return register(run, "tokenauth", *tags, deploy=deploy)
 
@@ -39,12 +43,3 @@ def error(number: str, text: str, hint: str) -> CheckMessage:
 def warning(number: str, text: str, hint: str) -> CheckMessage:
     """Return the warning ``tokenauth.<number>``."""
     return Warning(text, hint=hint, id=f"tokenauth.{number}")
-
-
-def once(messages: Iterable[CheckMessage]) -> Iterator[CheckMessage]:
-    """Yield the messages, each of them once: a view can have several routes."""
-    seen: set[tuple[Any, str]] = set()
-    for message in messages:
-        if (message.id, message.msg) not in seen:
-            seen.add((message.id, message.msg))
-            yield message

@@ -10,10 +10,11 @@ from django.conf import settings as django_settings
 from django.core.checks import CheckMessage
 from django.db import router
 
-from tokenauth.checks.installed import is_ours, load_middleware, requires_tokens
+from tokenauth.checks.installed import base_names, is_derived, try_load
 from tokenauth.checks.messages import check, error, warning
 from tokenauth.conf import get_settings
 from tokenauth.guards import guarded_views
+from tokenauth.middleware import TokenAuthMiddleware, TokenRequiredMiddleware
 from tokenauth.models import AuditEvent, Token
 
 CSRF = "django.middleware.csrf.CsrfViewMiddleware"
@@ -46,26 +47,26 @@ def check_databases(**_kwargs: Any) -> Iterator[CheckMessage]:
 @check()
 def check_middleware(**_kwargs: Any) -> Iterator[CheckMessage]:
     """Check that our middleware is in the right place (E004, E005, E024 to E026, W001, W032)."""
-    paths = list(django_settings.MIDDLEWARE)
-    loaded = {path: load_middleware(path) for path in paths}
-    place = next((place for place, path in enumerate(paths) if is_ours(loaded[path])), None)
-    if place is None:
+    loaded = {path: try_load(path) for path in django_settings.MIDDLEWARE}
+    paths = list(loaded)
+    ours = next((path for path in paths if is_derived(loaded[path], TokenAuthMiddleware)), None)
+    if ours is None:
         yield from _check_missing()
         return
-    ours = paths[place]
+    before = paths[: paths.index(ours)]
     selecting = [path for path in paths if _selects_schema(loaded[path])]
-    yield from _check_before([path for path in paths[:place] if path not in selecting], ours)
+    yield from _check_before([path for path in before if path not in selecting], ours)
     for path in selecting:
-        if path not in paths[:place]:
+        if path not in before:
             text = (
                 f"{ours} comes before {path}, which selects the database schema. It would look up "
                 "tokens, and write audit rows, in the schema of an earlier request."
             )
             yield error("E025", text, f'List "{path}" before "{ours}" in MIDDLEWARE.')
     for path in paths:
-        if requires_tokens(loaded[path]):
+        if is_derived(loaded[path], TokenRequiredMiddleware):
             break  # It authenticates before the middleware after it begins.
-        if _opens_transaction(loaded[path]):
+        if REVISIONS in base_names(loaded[path]) and loaded[path].atomic:
             text = (
                 f"{path} opens a transaction around the view. Requests with a token fail in it, "
                 "because it could roll back their audit rows."
@@ -111,12 +112,6 @@ def _check_before(before: list[str], ours: str) -> Iterator[CheckMessage]:
             "or logs contains the token in the address."
         )
         yield warning("W032", text, PLACE)
-
-
-def _opens_transaction(middleware: Any) -> bool:
-    """Tell whether it is django-reversion's middleware with ``atomic`` on, or derived from it."""
-    bases = {f"{cls.__module__}.{cls.__qualname__}" for cls in getattr(middleware, "__mro__", ())}
-    return REVISIONS in bases and bool(middleware.atomic)
 
 
 def _selects_schema(middleware: Any) -> bool:

@@ -6,11 +6,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from django.conf import settings as django_settings
 from django.core.checks import CheckMessage
-from django.urls import Resolver404, resolve
 
-from tokenauth.checks.installed import is_closed
+from tokenauth.checks.installed import is_closed, try_resolve
 from tokenauth.checks.messages import check, error, warning
 from tokenauth.conf import get_settings
 from tokenauth.guards import is_guarded
@@ -48,10 +46,5 @@ def check_query_logs(**_kwargs: Any) -> Iterator[CheckMessage]:
 
 
 def _takes_tokens(path: str) -> bool:
-    if not getattr(django_settings, "ROOT_URLCONF", None):
-        return False
-    try:
-        view = resolve(path).func
-    except Resolver404:
-        return False
-    return is_closed() or is_guarded(view)
+    match = try_resolve(path)
+    return match is not None and (is_closed() or is_guarded(match.func))

@@ -10,7 +10,7 @@ from django.core.checks import CheckMessage
 from rest_framework.permissions import AND, SAFE_METHODS
 from rest_framework.views import APIView
 
-from tokenauth.checks.messages import check, error, once, warning
+from tokenauth.checks.messages import check, error, warning
 from tokenauth.checks.views import name_of, option_of, permission_classes_of
 from tokenauth.conf import get_settings
 from tokenauth.guards import all_views, is_guarded, stray_keys
@@ -22,8 +22,9 @@ from tokenauth.scopes import unknown
 def check_scopes(**_kwargs: Any) -> Iterator[CheckMessage]:
     """Check the scopes that views declare (E006, E028, E029, W003, W034)."""
     views = [view for _, view in all_views()]
-    finds = (_check_declared, _check_keys, _check_authentication)
-    yield from once(message for view in views for find in finds for message in find(view))
+    for view in views:
+        for find in (_check_declared, _check_keys, _check_authentication):
+            yield from find(view)
     unsafe: dict[type, dict[str, bool]] = defaultdict(dict)
     for view in views:
         if is_guarded(view) and hasattr(view, "cls"):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from django.core.checks import CheckMessage, register
 
+from tokenauth.checks.installed import try_load
 from tokenauth.checks.jwt import JWT_VERIFIER
 from tokenauth.checks.messages import check, error
 from tokenauth.conf import Settings, get_settings, load_named
@@ -70,19 +71,13 @@ def _check_paths(settings: Settings) -> Iterator[CheckMessage]:
 
 
 def _check_interfaces(settings: Settings) -> Iterator[CheckMessage]:
-    verifier_hint = "A verifier is a class whose instances take (text, *, client_info, now)."
-    format_hint = "It is a function (refusal, request) -> (body, content_type)."
-    named: list[tuple[str, str, Callable[[Any], str], str, str]] = [
-        *(
-            ("VERIFIERS", path, interface_problem, verifier_hint, "E020")
-            for path in settings.verifiers
-        ),
-        ("ERROR_FORMAT", settings.error_format, format_problem, format_hint, "E021"),
-    ]
-    for key, path, find_problem, hint, number in named:
-        try:
-            problem = find_problem(load_named(path))
-        except ImportError:
-            continue  # E002 reports it.
-        if problem:
-            yield error(number, f"TOKENAUTH[{key!r}] has {path!r}: {problem}", hint)
+    for path in settings.verifiers:
+        verifier = try_load(path)
+        if verifier is not None and (problem := interface_problem(verifier)):
+            hint = "A verifier is a class whose instances take (text, *, client_info, now)."
+            yield error("E020", f"TOKENAUTH['VERIFIERS'] has {path!r}: {problem}", hint)
+    path = settings.error_format
+    error_format = try_load(path)
+    if error_format is not None and (problem := format_problem(error_format)):
+        hint = "It is a function (refusal, request) -> (body, content_type)."
+        yield error("E021", f"TOKENAUTH['ERROR_FORMAT'] has {path!r}: {problem}", hint)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from types import NoneType
 from typing import Any
 
-from django.conf import settings as django_settings
 from django.core.checks import CheckMessage
 from django.core.exceptions import ImproperlyConfigured
-from django.urls import Resolver404, resolve
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.permissions import AllowAny
 from rest_framework.views import APIView
 
 from tokenauth.authentication import TokenAuthentication
-from tokenauth.checks.installed import is_closed
-from tokenauth.checks.messages import check, error, once, warning
+from tokenauth.checks.installed import is_closed, try_resolve
+from tokenauth.checks.messages import check, error, warning
 from tokenauth.conf import get_settings
 from tokenauth.guards import authentication_classes_of, guarded_views
 from tokenauth.throttling import TokenRateThrottle, parse_throttle_rate
@@ -25,10 +22,10 @@ from tokenauth.throttling import TokenRateThrottle, parse_throttle_rate
 
 @check()
 def check_views(**_kwargs: Any) -> Iterator[CheckMessage]:
-    """Check each view that takes our tokens, and report a problem once (E009, E027, W002)."""
-    finds = (_check_challenge, _check_keyword, _check_throttle)
-    views = [view for _, view in guarded_views()]
-    yield from once(message for view in views for find in finds for message in find(view))
+    """Check each view that takes our tokens (E009, E027, W002)."""
+    for _, view in guarded_views():
+        for find in (_check_challenge, _check_keyword, _check_throttle):
+            yield from find(view)
 
 
 @check(deploy=True)
@@ -54,15 +51,8 @@ def check_open_views(**_kwargs: Any) -> Iterator[CheckMessage]:
 
 def public_views() -> list[Any]:
     """Return the views at ``PUBLIC_PATHS``. A view whose route has parameters is not one."""
-    if not getattr(django_settings, "ROOT_URLCONF", None):
-        return []
-    views = []
-    for path in get_settings().public_paths:
-        with suppress(Resolver404):
-            match = resolve(path)
-            if not (match.args or match.kwargs):
-                views.append(match.func)
-    return views
+    matches = [try_resolve(path) for path in get_settings().public_paths]
+    return [match.func for match in matches if match and not (match.args or match.kwargs)]
 
 
 def name_of(view: Any) -> str:
