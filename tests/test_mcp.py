@@ -207,7 +207,7 @@ def test_what_may_be_configured(configure: Configure) -> None:
             make()
         configure(VERIFIERS=["tokenauth.verifiers.database.DatabaseVerifier"])
     configure(VERIFIERS=[])
-    with pytest.raises(ImproperlyConfigured, match="nobody could be let in"):
+    with pytest.raises(ImproperlyConfigured, match="no token could be accepted"):
         DjangoTokenVerifier()
 
 

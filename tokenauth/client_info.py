@@ -1,7 +1,7 @@
-"""Who is calling, from where, and for what: the only reader of these parts of a request.
+"""Who calls, from where, and for what: the only reader of these parts of a request.
 
-Whatever comes out of here may be stored and logged: control characters are escaped, lengths
-are cut, secrets of tokens are cut out.
+Its results may be stored and logged: control characters are escaped, lengths are cut, and
+secrets of tokens are removed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ IPAddress = IPv4Address | IPv6Address
 
 
 class ActorKind(StrEnum):
-    """What kind of somebody acts."""
+    """What an actor is."""
 
     USER = "user"
     TOKEN = "token"  # noqa: S105 - a word, no secret
@@ -51,15 +51,13 @@ class ClientInfo:
     """What the audit keeps of a request. Every string is safe to store and to log."""
 
     ip: str | None = None
-    """The client's address as ``TRUSTED_PROXIES`` tells it; None where the server knows none."""
+    """The client's address according to ``TRUSTED_PROXIES``; None if the server knows none."""
     user_agent: str = ""
-    """The User-Agent header."""
     request_id: str = ""
-    """The X-Request-ID header, where it is 1 to 128 of A-Z a-z 0-9 _ -."""
+    """The X-Request-ID header, if it is 1 to 128 of A-Z a-z 0-9 _ -."""
     claimed_actor: str = ""
-    """What the client says in ``ACTOR_HEADER``; recorded, never trusted."""
+    """The value of ``ACTOR_HEADER``; recorded, never trusted."""
     method: str = ""
-    """The request's method."""
     path: str = ""
     """The request's path, without its query string."""
     view_name: str = ""
@@ -71,7 +69,6 @@ class Actor:
     """Who changes a token: a person, a program with a token, or an operator's command."""
 
     kind: ActorKind
-    """What kind of somebody acts."""
     name: str
     """The username, client id or operating system's user, for the audit."""
     user: AbstractBaseUser | None = None
@@ -79,13 +76,11 @@ class Actor:
     token_id: str = ""
     """The public id of the token that acts; "" for users and commands."""
     client_info: ClientInfo = ClientInfo()
-    """Where the actor calls from."""
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.name}"
 
     def __post_init__(self) -> None:
-        # Whoever makes an actor, its name is safe to store.
         object.__setattr__(self, "name", sanitise(self.name, NAME_LENGTH))
 
     @classmethod
@@ -110,24 +105,19 @@ class Actor:
     def current(cls) -> Actor | None:
         """Return who acts in the request that is being served.
 
-        None outside of a request that passes our middleware, and for an anonymous one: then the
-        project's own code acts.
+        None outside of a request that passes our middleware, and for an anonymous one.
         """
         request: Any = current_request()
-        if request is None:
-            return None
         is_known = _principal_of(request) is not None or _has_user(request)
         return cls.from_request(request) if is_known else None
 
     @classmethod
     def from_command(cls) -> Actor:
         """Return the operator at the command line, who may do everything."""
-        name = os.environ.get("SUDO_USER")
-        if not name:
-            try:
-                name = getpass.getuser()
-            except (ImportError, KeyError, OSError):  # What Python raises differs by version.
-                name = "unknown"
+        try:
+            name = os.environ.get("SUDO_USER") or getpass.getuser()
+        except (ImportError, KeyError, OSError):  # What Python raises differs by version.
+            name = "unknown"
         return cls(kind=ActorKind.COMMAND, name=name)
 
 
@@ -149,7 +139,7 @@ _served: ContextVar[list[HttpRequest]] = ContextVar("tokenauth_served")
 
 @contextmanager
 def serving(request: HttpRequest) -> Iterator[None]:
-    """Make ``request`` known to the code that it runs, by :func:`current_request`."""
+    """Let :func:`current_request` return ``request`` in the code that runs meanwhile."""
     served = [request]
     reset = _served.set(served)
     try:
@@ -160,21 +150,20 @@ def serving(request: HttpRequest) -> Iterator[None]:
 
 
 def current_request() -> HttpRequest | None:
-    """Return the request that our middleware is serving in this context; None outside of one."""
+    """Return the request that our middleware is serving in this context, or None."""
     return next(iter(_served.get([])), None)
 
 
 def sanitise(text: str, limit: int) -> str:
     r"""Return ``text`` safe for logs and databases, at most ``limit`` characters long.
 
-    What isn't printable (NUL and other controls, line ends, ESC, bidi controls, lone
-    surrogates) is escaped as Python would write it, ``\n`` or ``\u202e``, and so is the
-    backslash, so that an escape in the log can't be forged.
+    Characters that aren't printable (controls, line ends, bidi controls, lone surrogates) are
+    escaped as in Python, ``\n`` or ``\u202e``, and so is the backslash, which could forge them.
     """
-    # Cut before and after: escaping 100 kB to keep 300 characters would be work for nothing.
     if not text:
         return text
-    # What is remembered below has no secret in it.
+    # Cut first, to escape no more than is kept. The function below remembers texts, so it gets
+    # none with a secret.
     return _sanitise(redact(text[:limit], get_settings().prefix), limit)
 
 
@@ -192,10 +181,7 @@ def _sanitise(text: str, limit: int) -> str:
 
 
 def read_header(request: HttpRequest, meta_key: str) -> str | None:
-    """Return a header by its key in ``request.META`` as text; None when it is absent.
-
-    Servers hand over text; test clients pass bytes through, which are Latin-1 as in WSGI.
-    """
+    """Return a header by its key in ``request.META``; test clients leave bytes (Latin-1) there."""
     value = request.META.get(meta_key)
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
@@ -204,20 +190,17 @@ def read_header(request: HttpRequest, meta_key: str) -> str | None:
 def parse_address(text: str) -> IPAddress | None:
     """Read an IP address as proxies write it: bare, ``1.2.3.4:5678`` or ``[2001:db8::1]:443``.
 
-    An IPv4 address mapped into IPv6 comes out as IPv4, and a zone (``%eth0``) is dropped: it
-    means something on that proxy only. None for anything else.
+    An IPv4 address mapped into IPv6 becomes IPv4, and a zone (``%eth0``) is dropped, which only
+    has a meaning on that proxy. None for any other text.
     """
     text = text.strip()
-    match = _WITH_PORT.fullmatch(text)
-    if match:
+    if match := _WITH_PORT.fullmatch(text):
         text = match["v6"] or match["v4"]
     try:
         address = ip_address(text.partition("%")[0])
     except ValueError:
         return None
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 @lru_cache(maxsize=1_024)
@@ -227,23 +210,20 @@ def _canonical(text: str) -> str | None:
 
 
 def client_address(remote_addr: str, forwarded_for: str, trusted: TrustedProxies) -> str | None:
-    """Return the right-most address that is not a trusted proxy's; None when there is none.
+    """Return the right-most address that is not a trusted proxy's; None if there is none.
 
     ``forwarded_for`` is X-Forwarded-For, to which each proxy appends the address it was called
-    from. Only what trusted proxies wrote counts; an entry that is no address ends the walk at
-    the proxy that passed it on.
+    from. Only entries by trusted proxies count; one that is no address is ignored, with all
+    before it.
     """
     if not trusted or not forwarded_for:
         return _canonical(remote_addr)
-    peer = parse_address(remote_addr)
-    # Enough for any chain of real proxies; a header of 100 kB isn't one.
+    client = parse_address(remote_addr)
+    # Bounded, because a client can send 100 kB. No chain of real proxies is longer.
     hops = forwarded_for[-4_096:].split(",")[-32:]
-    client = peer
-    for passed in range(len(hops)):
-        if not _is_trusted(client, passed, trusted):
-            break
-        address = parse_address(hops[-1 - passed])
-        if address is None:
+    for passed, hop in enumerate(reversed(hops)):
+        address = parse_address(hop)
+        if address is None or not _is_trusted(client, passed, trusted):
             break
         client = address
     return None if client is None else str(client)
@@ -251,15 +231,15 @@ def client_address(remote_addr: str, forwarded_for: str, trusted: TrustedProxies
 
 def _is_trusted(address: IPAddress | None, passed: int, trusted: TrustedProxies) -> bool:
     if isinstance(trusted, int):
-        # Counted from the right; a proxy on a Unix socket counts without having an address.
+        # A proxy on a Unix socket counts without having an address.
         return passed < trusted
     return address is not None and any(address in network for network in trusted)
 
 
 def address_key(ip: str | None) -> str:
-    """Return under which key requests from ``ip`` are counted together.
+    """Return the key under which requests from ``ip`` are counted together.
 
-    That is the address in IPv4; in IPv6 its /64, within which one host can take any address.
+    In IPv6 that is its /64, within which one host can take any address.
     """
     if ip is None:
         return "unknown"
@@ -267,21 +247,16 @@ def address_key(ip: str | None) -> str:
 
 
 def read_client_info(request: HttpRequest) -> ClientInfo:
-    """Read the audit's part of ``request``."""
+    """Return what the audit keeps of ``request``."""
     settings = get_settings()
+    keys = ("REMOTE_ADDR", "HTTP_X_FORWARDED_FOR", "HTTP_USER_AGENT", "HTTP_X_REQUEST_ID")
+    headers = [read_header(request, key) or "" for key in (*keys, settings.actor_header)]
+    remote_addr, forwarded_for, agent, request_id, actor = headers
     return ClientInfo(
-        ip=client_address(
-            read_header(request, "REMOTE_ADDR") or "",
-            read_header(request, "HTTP_X_FORWARDED_FOR") or "",
-            settings.trusted_proxies,
-        ),
-        user_agent=sanitise(read_header(request, "HTTP_USER_AGENT") or "", AGENT_LENGTH),
-        request_id=_clean_request_id(read_header(request, "HTTP_X_REQUEST_ID") or ""),
-        claimed_actor=(
-            sanitise(read_header(request, settings.actor_header) or "", NAME_LENGTH)
-            if settings.actor_header
-            else ""
-        ),
+        ip=client_address(remote_addr, forwarded_for, settings.trusted_proxies),
+        user_agent=sanitise(agent, AGENT_LENGTH),
+        request_id=_clean_request_id(request_id),
+        claimed_actor=sanitise(actor, NAME_LENGTH),
         method=sanitise(request.method or "", METHOD_LENGTH),
         path=sanitise(_path(request), PATH_LENGTH),
         view_name=_view_name(request),
@@ -289,16 +264,16 @@ def read_client_info(request: HttpRequest) -> ClientInfo:
 
 
 def parameter_at(path: str) -> str | None:
-    """Return which query parameter may hold a token at ``path``; None where there is none.
+    """Return the query parameter that may hold a token at ``path``, or None.
 
-    With or without the final slash: Django redirects from the one to the other, query and all.
+    The final slash may be missing: Django redirects to it, together with the query.
     """
     names = get_settings().query_params
     return names.get(path) or names.get(f"{path}/")
 
 
 def _path(request: HttpRequest) -> str:
-    """Return the path; a query that a client has escaped into it is none of it."""
+    """Return the path, without a query that a client has escaped into it."""
     if "?" in request.path and parameter_at(request.path_info.partition("?")[0]):
         return request.path.partition("?")[0]
     return request.path
@@ -310,11 +285,11 @@ def _clean_request_id(text: str) -> str:
 
 
 def _view_name(request: HttpRequest) -> str:
-    match = request.resolver_match
-    if match is None:
-        # Before routing; the row must be written now all the same.
-        try:
-            match = resolve(request.path_info, getattr(request, "urlconf", None))
-        except Resolver404:
-            return ""
+    try:
+        # Before routing, the row must be written too.
+        match = request.resolver_match or resolve(
+            request.path_info, getattr(request, "urlconf", None)
+        )
+    except Resolver404:
+        return ""
     return sanitise(match.view_name, NAME_LENGTH)

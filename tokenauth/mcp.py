@@ -1,9 +1,8 @@
 """Tokens for MCP servers built with the MCP Python SDK, 2.x or 1.x: the extra ``mcp``.
 
-The SDK asks a verifier about each HTTP request and hands it the token, nothing else. So there
-are two parts: :class:`MCPAdmission` stands around the SDK's application, sees the whole request
-and admits it; :class:`DjangoTokenVerifier` tells the SDK what came of that. The verifier works
-alone too, but then nobody knows where a call comes from.
+The SDK gives a verifier the token and nothing else of an HTTP request. So there are two parts:
+:class:`MCPAdmission` is around the SDK's application, sees the whole request and admits it;
+:class:`DjangoTokenVerifier` tells the SDK the result. See docs/mcp.md.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from io import BytesIO
 from typing import TypeVar
@@ -41,7 +39,7 @@ from tokenauth.verifiers import interface_problem
 Result = TypeVar("Result")
 
 VIEW_NAME = "mcp"
-"""What the audit has in ``view_name`` for calls of MCP servers, which have no URL pattern."""
+"""``view_name`` in the audit for calls of MCP servers, which have no URL pattern."""
 
 
 class AdmittedToken(AccessToken):
@@ -52,13 +50,12 @@ class AdmittedToken(AccessToken):
 
 
 class DjangoTokenVerifier:
-    """Verifies API tokens for the SDK, whose ``TokenVerifier`` it is.
+    """Verifies API tokens for the SDK, as its ``TokenVerifier``.
 
-    ``resource`` is the MCP server's URL, which tokens are then said to be for (RFC 8707).
-    ``required_scopes`` are those of the SDK's ``AuthSettings``: a token's ``*`` and ``ns:*``
-    are spelled out as what they cover of these and of ``SCOPES``, because the SDK looks for
-    each required scope by its own name. Raises ImproperlyConfigured when ``VERIFIERS`` has
-    nothing that could let anybody in.
+    ``resource`` is the MCP server's URL, for which tokens are then said to be (RFC 8707).
+    ``required_scopes`` are those of the SDK's ``AuthSettings``: it compares scopes by name, so
+    a token's ``*`` and ``ns:*`` are spelled out as what they cover of these and of ``SCOPES``.
+    Raises ImproperlyConfigured if ``VERIFIERS`` can't be used.
     """
 
     def __init__(
@@ -71,14 +68,12 @@ class DjangoTokenVerifier:
         self.required_scopes = tuple(required_scopes)
 
     async def verify_token(self, token: str) -> AccessToken | None:
-        """Return what ``token`` grants, its audit row written durably; None when it is no good.
+        """Return what ``token`` grants, its audit row written durably; None if it is refused.
 
-        Behind :class:`MCPAdmission` that is decided already. Without it the caller's address
-        isn't known: a token that is bound to networks is refused. Raises Unavailable when the
-        tokens or the audit can't be reached.
+        Without :class:`MCPAdmission` the caller's address isn't known, so that a token with
+        allowed networks is refused. Raises Unavailable if the tokens or the audit can't be reached.
         """
         call = _call.get()
-        # A handle is drawn for one call and never leaves the process.
         if call is not None and token == call.handle:
             call.required_scopes = self.required_scopes
             principal = authenticate_request(call.request).principal
@@ -106,14 +101,12 @@ class DjangoTokenVerifier:
 
 
 class MCPAdmission:
-    """ASGI: stands around the SDK's application and admits its requests as Django's are.
+    """ASGI: admits the requests to the SDK's application as Django's are.
 
-    The same transports, limits and answers hold. What the SDK refuses, a missing token or
-    scope, is audited; 429 and 503 are answered here. No token goes further in: the SDK gets a
-    handle in its place, good for this one request. Without a verified caller the application
-    gets no body: it can answer 401 or show its metadata, and runs no tool, even where its own
-    door was forgotten. Other than HTTP requests are passed on. Raises ImproperlyConfigured as
-    :class:`DjangoTokenVerifier` does.
+    Audits what the SDK refuses, and answers 429 and 503 itself. The SDK gets a handle instead of
+    the token. Without a verified caller it gets no body, so that it can answer 401 or show its
+    metadata and runs no tool, even if its own verifier was forgotten. Raises ImproperlyConfigured
+    as :class:`DjangoTokenVerifier` does.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -121,21 +114,20 @@ class MCPAdmission:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one ASGI connection."""
+        """Handle one ASGI connection; any but HTTP is passed on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        call = _Call(request=_read_request(scope))
-        answer = _Answer(call, send)
+        call = _Call(scope, send)
         verdict = await _in_thread(lambda: authenticate_request(call.request))
         if isinstance(verdict.error, (Throttled, Unavailable)):
-            await answer.refuse(verdict.error)
+            await call.refuse(verdict.error)
             return
         if verdict.principal is None:
             receive = _without_body(receive)
         reset = _call.set(call)
         try:
-            await self.app(_conceal_credentials(scope, call), receive, answer.send)
+            await self.app(_conceal_credentials(scope, call), receive, call.send)
         finally:
             _call.reset(reset)
 
@@ -143,9 +135,16 @@ class MCPAdmission:
 def get_principal() -> Principal:
     """Return who calls the tool, resource or prompt that is running.
 
-    Raises LookupError outside of a call that was let in by :class:`DjangoTokenVerifier`.
+    Raises LookupError outside of a call that :class:`DjangoTokenVerifier` verified.
     """
-    token = _current_access_token()
+    current = getattr(sdk, "request_ctx", None)
+    if current is None:
+        token: object = get_access_token()
+    else:
+        # In 1.x all calls of a session run in the context of its first request, and
+        # get_access_token() returns the token of that one.
+        request = getattr(current.get(None), "request", None)
+        token = request and getattr(request.scope.get("user"), "access_token", None)
     if isinstance(token, AdmittedToken):
         return token._principal
     raise LookupError("No call of an MCP server that DjangoTokenVerifier guards is running.")
@@ -157,47 +156,35 @@ def close_idle_connections() -> None:
         connection.close()
 
 
-@dataclass(kw_only=True)
 class _Call:
-    """One HTTP request to an MCP server."""
+    """One HTTP request to an MCP server, and the answer to it."""
 
-    request: HttpRequest
-    """Django's view of it, with the verdict."""
-    handle: str = field(default_factory=secrets.token_urlsafe, repr=False)
-    """What the SDK gets in the token's place."""
-    required_scopes: tuple[str, ...] = ()
-    """What the verifier said that the server asks for."""
-
-
-_call: ContextVar[_Call | None] = ContextVar("tokenauth_mcp_call", default=None)
-
-
-class _Answer:
-    """Passes an answer on; audits a refusal by the SDK before the client gets it."""
-
-    def __init__(self, call: _Call, send: Send) -> None:
-        self.call = call
-        self.state = state_of(call.request)
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.request = _read_request(scope)
+        self.state = state_of(self.request)
         self.pass_on = send
-        self.refused = False
+        # The SDK gets it instead of the token. It never leaves the process.
+        self.handle = secrets.token_urlsafe()
+        self.required_scopes: tuple[str, ...] = ()
+        self.is_refused = False
 
     async def send(self, message: Message) -> None:
         """Send a message of the application's."""
         if message["type"] == "http.response.start":
-            refused = _refusal_in(message, self.call)
+            refused = self._refusal_in(message)
             try:
                 if refused is not None:
                     await _in_thread(lambda: audit_refusal(refused, self.state.client_info))
             except Unavailable as error:
                 await self.refuse(error)
             message = {**message, "headers": self._add_headers(message, refused)}
-        if not self.refused:
+        if not self.is_refused:
             await self.pass_on(message)
 
     async def refuse(self, error: Refused | Unavailable) -> None:
-        """Send our own answer in the place of the application's."""
-        self.refused = True
-        response = responses.render(error, self.call.request)
+        """Send our own answer instead of the application's."""
+        self.is_refused = True
+        response = responses.render(error, self.request)
         self._set_common(response)
         start = {"type": "http.response.start", "status": response.status_code}
         await self.pass_on({**start, "headers": _encode_headers(response)})
@@ -212,8 +199,8 @@ class _Answer:
         ours = HttpResponse()
         del ours["Content-Type"]
         self._set_common(ours)
-        headers = [(name, value) for name, value in message.get("headers", ())]
-        if message["status"] in _REFUSALS:
+        headers = list(message.get("headers", ()))
+        if message["status"] in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             ours["Cache-Control"] = "no-store"
         if refused is not None and refused.scopes:
             # RFC 6750 section 3.1; the SDK names one scope, in a sentence.
@@ -224,27 +211,27 @@ class _Answer:
             ]
         return headers + _encode_headers(ours)
 
+    def _refusal_in(self, message: Message) -> Refused | None:
+        """Return what the SDK refused by itself; None for other answers, and if it is audited.
 
-_REFUSALS = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
-
-
-def _refusal_in(message: Message, call: _Call) -> Refused | None:
-    """Return what the SDK refused by itself; None for other answers, and where it is audited.
-
-    It says so in its challenge. Its 403 for a foreign Origin has none.
-    """
-    challenge = dict(message.get("headers", ())).get(b"www-authenticate", b"")
-    verdict = authenticate_request(call.request)
-    if not challenge.startswith(b"Bearer ") or verdict.error is not None:
-        return None
-    if message["status"] == HTTPStatus.UNAUTHORIZED:
-        # A good token, and the server is set up for another resource than the verifier names.
+        Its 403 for a foreign Origin has no challenge.
+        """
+        challenge = dict(message.get("headers", ())).get(b"www-authenticate", b"")
+        verdict = authenticate_request(self.request)
+        if not challenge.startswith(b"Bearer ") or verdict.error is not None:
+            return None
         if verdict.principal is None:
-            return Refused(Reason.MISSING)
-        return deny(Reason.WRONG_AUDIENCE, verdict.principal)
-    if message["status"] == HTTPStatus.FORBIDDEN and verdict.principal is not None:
-        return deny(Reason.INSUFFICIENT_SCOPE, verdict.principal, call.required_scopes)
-    return None
+            is_missing = message["status"] == HTTPStatus.UNAUTHORIZED
+            return Refused(Reason.MISSING) if is_missing else None
+        if message["status"] == HTTPStatus.UNAUTHORIZED:
+            # The server is set up for another resource than the verifier names.
+            return deny(Reason.WRONG_AUDIENCE, verdict.principal)
+        if message["status"] == HTTPStatus.FORBIDDEN:
+            return deny(Reason.INSUFFICIENT_SCOPE, verdict.principal, self.required_scopes)
+        return None
+
+
+_call: ContextVar[_Call | None] = ContextVar("tokenauth_mcp_call", default=None)
 
 
 def _require_verifiers() -> None:
@@ -266,11 +253,10 @@ def _spell_out(principal: Principal, required: Iterable[str]) -> list[str]:
 
 
 def _read_request(scope: Scope) -> HttpRequest:
-    # No token comes in the address (the protocol forbids it), and bytes there may be no text.
-    # Nor do we read the body, whose type Django fails on where its parameters are odd.
+    # The protocol forbids tokens in the address, whose bytes may be no text. Nor do we read the
+    # body, on whose type Django fails if its parameters are odd.
     headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-type"]
     request = ASGIRequest({**scope, "query_string": b"", "headers": headers}, BytesIO())
-    # The site's URLs say nothing about another application's.
     request.resolver_match = ResolverMatch(MCPAdmission, (), {}, url_name=VIEW_NAME)
     return request
 
@@ -304,24 +290,11 @@ def _encode_headers(response: HttpResponse) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode(), value.encode()) for name, value in response.items()]
 
 
-def _current_access_token() -> AccessToken | None:
-    # In 1.x all calls of a session run in the context of its first request, whose token
-    # get_access_token() gives; the request that a call came with is known beside that.
-    current = getattr(sdk, "request_ctx", None)
-    if current is None:
-        return get_access_token()
-    context = current.get(None)
-    if context is None or context.request is None:
-        return None
-    token: AccessToken | None = getattr(context.request.scope.get("user"), "access_token", None)
-    return token
-
-
 async def _in_thread(function: Callable[[], Result]) -> Result:
-    """Run what uses the database in a thread of its own, as Django does with each request.
+    """Run ``function``, which uses the database, in a thread of its own.
 
     In the thread that the whole process shares, a tool's long query would delay admission. It is
-    run to its end when the client hangs up: a row must not be lost.
+    run to its end if the client hangs up, because a row must not be lost.
     """
     async with ThreadSensitiveContext():
         return await run_to_end(sync_to_async(_leaving_no_connection)(function))
@@ -333,11 +306,11 @@ def _leaving_no_connection(function: Callable[[], Result]) -> Result:
     try:
         return function()
     finally:
-        # The thread ends with the call: a connection that is kept would be found by nobody.
+        # The thread ends with the call, so no later call would find a connection that is kept.
         close_idle_connections()
 
 
 def _idle_connections() -> list[BaseDatabaseWrapper]:
-    # Below async_to_sync the thread is the caller's, and a transaction of theirs may be open.
+    # Below async_to_sync the thread is the caller's, whose transaction may be open.
     opened = connections.all(initialized_only=True)
     return [connection for connection in opened if not connection.in_atomic_block]
