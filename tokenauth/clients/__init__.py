@@ -1,7 +1,6 @@
 """For callers: auth objects that send a token, for ``requests`` and for ``httpx``.
 
-Each library has its own module. None of them imports Django or the rest of this package, so
-that they work wherever a caller runs.
+Nothing here imports Django or the rest of this package.
 """
 
 from tokenauth.clients.source import TokenError

@@ -18,8 +18,8 @@ class TokenAuth(TokenSender, httpx.Auth):
         """Add the headers to ``request``."""
         url = str(request.url)
         asked = request.extensions.get(_ASKED, url)
-        # A redirect that the caller follows by hand comes through here again. It has the
-        # extensions of the request before, and so we know whether it leads elsewhere.
+        # A redirect that the caller follows by hand comes here too, with the extensions of the
+        # request before it, which tell whether it leads elsewhere.
         ours = same_origin(asked, url)
         request.extensions = {**request.extensions, _ASKED: asked if ours else ""}
         if ours:
@@ -29,12 +29,11 @@ class TokenAuth(TokenSender, httpx.Auth):
 
 
 def _put(headers: httpx.Headers, name: bytes, value: bytes) -> None:
-    """Set a header that httpx keeps from other origins, as it does Authorization.
+    """Set a header that httpx keeps from other origins and out of reprs, like Authorization.
 
-    httpx follows redirects without asking its auth objects, and copies all headers but the one
-    it looks up as Authorization. So that is what ours is looked up as, whatever its name is on
-    the wire; it also keeps it out of reprs. There is no public way. Should ``_list`` ever
-    change, this fails before anything is sent.
+    httpx follows redirects without asking its auth objects, and copies all headers except the one
+    that it looks up as Authorization, which is what ours is looked up as. There is no public way.
+    If ``_list`` ever changes, this fails before anything is sent.
     """
     others = [entry for entry in headers._list if entry[0].lower() != name.lower()]
     headers._list[:] = [*others, (name, b"authorization", value)]

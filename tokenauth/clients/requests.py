@@ -21,9 +21,9 @@ class TokenAuth(TokenSender, AuthBase):
         def before_redirect(response: Response, *_args: Any, **_kwargs: Any) -> None:
             if not response.is_redirect:
                 return
-            # The next request is a copy of this one, less Authorization, which requests takes
-            # out for most other origins. We take ours out for all; where the way leads, requests
-            # says itself, since another reading of odd URLs would be a way around this.
+            # The next request is a copy of this one, without Authorization for most other origins.
+            # We remove our headers for all. requests itself resolves the URL, because another
+            # reading of odd URLs would be a way around this.
             following = Session().resolve_redirects(response, response.request, yield_requests=True)
             for request in following:
                 if not same_origin(response.url, request.url or ""):

@@ -1,18 +1,19 @@
-"""What every auth object for callers shares: where its token is from, and where it may go."""
+"""What the auth objects for callers share: the source of a token, and where it may be sent."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
 LONGEST = 4_096
-"""The longest token that servers look at, in characters."""
+"""The longest token that servers accept, in characters."""
 
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 _ACTOR = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
@@ -20,15 +21,15 @@ _PLACEHOLDER = re.compile(r"\$\{[^{}]*\}")
 _NAME = re.compile(r"[A-Za-z0-9-]+")
 _HEADER = re.compile(rf"(?P<name>{_NAME.pattern})(?:: (?P<scheme>{_NAME.pattern}))?")
 _TAKEN = {"cookie", "host", "content-length", "transfer-encoding"}
-"""Headers that say where a request goes and where it ends, or that servers take no token in."""
+"""Headers that direct a request or delimit its body, or in which servers take no token."""
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# The owner may do anything, the group may read: a volume of secrets is often root's own, and
-# lets its user in as the group. Everybody else may do nothing.
+# The owner may do anything, and the group may read: a volume of secrets often belongs to root, and
+# its user reads it as the group.
 _TOO_OPEN = 0o027
 
 
 class TokenError(ValueError):
-    """There is no token that could be sent; says why and what to do, never the token."""
+    """There is no token that could be sent. The message never shows the token."""
 
 
 class Secret(str):
@@ -41,76 +42,49 @@ class Secret(str):
 
 
 @dataclass(frozen=True)
-class Given:
-    """A token that the program has already."""
+class Source:
+    """Where a token is read from, at each request."""
 
-    text: str = field(repr=False)
-
-    def __str__(self) -> str:
-        return "token=…"
-
-    def read(self) -> str:
-        """Return the token as it was given."""
-        return self.text
-
-
-@dataclass(frozen=True)
-class Variable:
-    """A token in the environment, as it is at each request."""
-
-    name: str
+    label: str
+    """The argument that names it, for messages."""
+    read: Callable[[], str] = field(repr=False)
+    """Returns what may be a token; raises TokenError with a sentence if there is nothing."""
 
     def __str__(self) -> str:
-        return f"env={self.name!r}"
-
-    def read(self) -> str:
-        """Return the variable's value; raises TokenError when it isn't set."""
-        if self.name not in os.environ:
-            raise TokenError(f"{self}: this environment variable isn't set.")
-        return Secret(os.environ[self.name])
+        return self.label
 
 
-@dataclass(frozen=True)
-class File:
-    """A token in a file of its own, as it is at each request.
-
-    Reading a few bytes costs less than a request by far, and needs no rule about when a file
-    counts as changed.
-    """
-
-    path: Path
-
-    def __str__(self) -> str:
-        return f"file={str(self.path)!r}"
-
-    def read(self) -> str:
-        """Return the file's content without its last line end.
-
-        Raises TokenError when it can't be read, or when others can read or change it.
-        """
-        try:
-            with self.path.open("rb") as file:
-                # Asked of the open file: at the path there may be another one by now.
-                mode = os.fstat(file.fileno()).st_mode
-                too_open = os.name == "posix" and mode & _TOO_OPEN
-                # More than a token and a line end is too long in any case.
-                content = b"" if too_open else file.read(LONGEST + 3)
-        except OSError as error:
-            raise TokenError(f"{self}: can't be read ({error.strerror}).") from None
-        except ValueError:
-            raise TokenError(f"{self}: no file can have this name.") from None
-        if too_open:
-            raise TokenError(f"{self}: others can read or change it; run chmod 600 on it.")
-        # Latin-1 never fails, and what isn't ASCII is refused with the rest.
-        return Secret(content.decode("latin-1").removesuffix("\n").removesuffix("\r"))
+def _read_variable(name: str) -> str:
+    if name not in os.environ:
+        raise TokenError("this environment variable isn't set.")
+    return Secret(os.environ[name])
 
 
-Source = Given | Variable | File
+def _read_file(path: Path) -> str:
+    """Return the file's content without its last line end; raises TokenError if others can read it."""
+    try:
+        with path.open("rb") as file:
+            # Of the open file: another one may be at the path by now.
+            mode = os.fstat(file.fileno()).st_mode
+            too_open = os.name == "posix" and mode & _TOO_OPEN
+            # More than a token and a line end is too long in any case.
+            content = b"" if too_open else file.read(LONGEST + 3)
+    except OSError as error:
+        raise TokenError(f"can't be read ({error.strerror}).") from None
+    except ValueError:
+        raise TokenError("no file can have this name.") from None
+    if too_open:
+        raise TokenError("others can read or change it; run chmod 600 on it.")
+    # Latin-1 never fails. read_token() rejects what isn't ASCII.
+    return Secret(content.decode("latin-1").removesuffix("\n").removesuffix("\r"))
 
 
 def read_token(source: Source) -> Secret:
-    """Return the token of ``source``; raises TokenError when no token can look like that."""
-    text = source.read()
+    """Return the token of ``source``; raises TokenError if there is none, or if it can't be one."""
+    try:
+        text = source.read()
+    except TokenError as error:
+        raise TokenError(f"{source}: {error}") from None
     if not text:
         problem = "is empty"
     elif _PLACEHOLDER.search(text):
@@ -125,26 +99,25 @@ def read_token(source: Source) -> Secret:
 
 
 def _conceal(token: str) -> Secret:
-    """Return the token as one that doesn't show in frames; raises TypeError for no text."""
+    """Return the token in a form that tracebacks don't show; raises TypeError if it is no text."""
     if not isinstance(token, str):
         raise TypeError("a token is a str.")
     return Secret(token)
 
 
 def is_confidential(url: str) -> bool:
-    """Tell whether nobody on the way can read what is sent: https, or this very machine."""
+    """Tell whether the token can't be read on its way: https, or this machine."""
     parts = urlsplit(url)
-    host = parts.hostname or ""
-    if parts.scheme == "https" or (parts.scheme, host) == ("http", "localhost"):
-        return True
+    if parts.scheme != "http" or parts.hostname == "localhost":
+        return parts.scheme in {"http", "https"}
     try:
-        return parts.scheme == "http" and ip_address(host).is_loopback
+        return ip_address(parts.hostname or "").is_loopback
     except ValueError:
         return False
 
 
 def same_origin(one: str, other: str) -> bool:
-    """Tell whether scheme, host and port are the same; False when they can't be read."""
+    """Tell whether scheme, host and port are the same; False if they can't be read."""
     try:
         return _origin(one) == _origin(other)
     except ValueError:
@@ -158,7 +131,7 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 
 def _split_header(text: str) -> tuple[str, str]:
-    """Return a header's name, and what stands before the token in it, "Bearer " or ""."""
+    """Return a header's name, and what precedes the token in it: "Bearer ", or ""."""
     match = _HEADER.fullmatch(text)
     if match is None or match["name"].lower() in _TAKEN:
         raise TokenError(
@@ -172,18 +145,17 @@ def _split_header(text: str) -> tuple[str, str]:
 
 
 def _claim(header: str, actor: str) -> Mapping[str, str]:
-    """Return the header in which the caller says for whom it acts; none for "" and ""."""
+    """Return the header in which the caller claims for whom it acts, if it does."""
     if not header and not actor:
         return MappingProxyType({})
     if not _NAME.fullmatch(header) or header.lower() in {*_TAKEN, "authorization"}:
         raise TokenError(
-            f"actor_header={header!r}: must be the name of a header of its own where there is an "
-            "actor."
+            f"actor_header={header!r}: must be the name of a header of its own if there is an actor."
         )
     if not _ACTOR.fullmatch(actor):
         raise TokenError(
-            f"actor={actor!r}: must be printable ASCII, with no space at its ends, where there "
-            "is an actor_header."
+            f"actor={actor!r}: must be printable ASCII, with no space at its ends, if there is an "
+            "actor_header."
         )
     return MappingProxyType({header: actor})
 
@@ -191,11 +163,11 @@ def _claim(header: str, actor: str) -> Mapping[str, str]:
 class TokenSender:
     """A token, the header that it is sent in, and where it may be sent.
 
-    Nothing but the source ever changes, and that in one step: threads may share it.
+    Threads may share it, because only the source ever changes, and that in one step.
     """
 
-    # What error reports show where the arguments were refused.
-    _source: Source = Given("")
+    # For the repr in reports of arguments that were refused.
+    _source = Source("token=…", str)
     _name = _before = ""
 
     def __init__(
@@ -212,21 +184,17 @@ class TokenSender:
         """Take the token from exactly one of ``token``, ``env`` and ``file``.
 
         ``header`` is spelled as in the server's TRANSPORTS. ``actor_header`` and ``actor`` name
-        who the caller acts for. ``insecure`` lets the token travel by plain http.
+        who the caller acts for. ``insecure`` permits plain http.
         """
-        sources: list[Source] = []
-        if token is not None:
-            token = _conceal(token)
-            sources.append(Given(token))
-        if env is not None:
-            sources.append(Variable(env))
-        if file is not None:
-            sources.append(File(Path(file)))
-        if len(sources) != 1:
+        token = None if token is None else _conceal(token)
+        if [token, env, file].count(None) != 2:  # noqa: PLR2004 - all but one
             raise TokenError("give exactly one of token=, env= and file=.")
         if token is not None:
-            read_token(sources[0])
-        self._source = sources[0]
+            self.set_token(token)
+        elif env is not None:
+            self._source = Source(f"env={env!r}", partial(_read_variable, env))
+        elif file is not None:
+            self._source = Source(f"file={os.fspath(file)!r}", partial(_read_file, Path(file)))
         self._name, self._before = _split_header(header)
         self._claim = _claim(actor_header, actor)
         if self._name.lower() == actor_header.lower():
@@ -238,16 +206,16 @@ class TokenSender:
         return f"{type(self).__name__}({self._source}, header={header!r})"
 
     def set_token(self, token: str) -> None:
-        """Send this token from the next request on, wherever the last one was from."""
+        """Send this token from the next request on, instead of the one from any other source."""
         token = _conceal(token)
-        source = Given(token)
+        source = Source("token=…", partial(Secret, token))
         read_token(source)
         self._source = source
 
     def headers_for(self, url: str) -> dict[str, str]:
         """Return the headers to send to ``url``.
 
-        Raises TokenError when there is no good token, or when others could read it on the way.
+        Raises TokenError if there is no usable token, or if others could read it on its way.
         """
         if not (self._insecure or is_confidential(url)):
             parts = urlsplit(url)
