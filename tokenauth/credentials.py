@@ -1,7 +1,7 @@
 """From an HTTP request to the credential in it, if there is one.
 
-The rules follow RFC 6750 and fail closed: what can't be read, or can be read in two ways, is
-refused, never skipped.
+The rules follow RFC 6750 and fail closed: a credential that can't be read, or can be read in two
+ways, is refused, never skipped.
 """
 
 from __future__ import annotations
@@ -14,22 +14,21 @@ from urllib.parse import unquote, unquote_plus
 from django.http import HttpRequest
 
 from tokenauth.client_info import parameter_at, read_header
-from tokenauth.conf import Transport, get_settings
+from tokenauth.conf import Transport, get_settings, header_meta_key
 from tokenauth.exceptions import Reason, Refused
 from tokenauth.tokens import Plaintext
 
 LONGEST = 4_096
-"""The longest credential that is looked at, in characters."""
+"""The longest credential that is verified, in characters."""
 
 # Visible ASCII. Wider than RFC 6750's b64token: imported tokens may hold any of it.
 _WORD = re.compile(r"[^ \t]+")
 _TEXT = re.compile(r"[\x21-\x7e]+")
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-
 _HOST = re.compile(r"\A[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 
 _ADDRESSES = ("QUERY_STRING", "_URI", "_URL", "_REFERER")
-"""How keys of ``META`` end that hold the address: gunicorn adds RAW_URI, uWSGI REQUEST_URI."""
+"""How keys of ``META`` with addresses end: gunicorn adds RAW_URI, uWSGI REQUEST_URI."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +36,16 @@ class Credential:
     """A token as a client sent it, not verified yet."""
 
     text: Plaintext = field(repr=False)
-    """The token's text."""
     transport: Transport | None
-    """The header that it came in; None for a query parameter."""
+    """The header that held it; None for a query parameter."""
 
 
 def read_credential(request: HttpRequest) -> Credential | None:
-    """Return the credential of ``request``; None when it has none of ours.
+    """Return the credential of ``request``; None if it has none of ours.
 
     Raises Refused: ``malformed`` for a header that can't be a token, ``ambiguous`` for two
-    different tokens at once. Authorization headers of other schemes (Basic, Digest) count as
-    absent. A query parameter counts only where no header has anything of ours.
+    different tokens. Authorization headers of other schemes (Basic, Digest) count as absent. A
+    query parameter counts only if no header has a credential.
     """
     found: Credential | None = None
     for transport in get_settings().transports:
@@ -62,16 +60,13 @@ def read_credential(request: HttpRequest) -> Credential | None:
 
 
 def take_from_query(request: Any) -> None:
-    """Take the parameter of ``QUERY_PARAMS`` out of the request's addresses, and keep it aside.
+    """Remove the parameter of ``QUERY_PARAMS`` from the request's addresses, and keep it aside.
 
-    Out of the Referer by the path that stands there, whatever path is asked for. Where only the
-    final slash is missing, or the host stands before the path, it is taken out too, and not kept:
-    Django would redirect to it, and servers would log it.
-
-    To be called before anything logs the request or shows it: the address is not only in
-    ``request.GET`` and ``META`` but in what the server keeps of the request, WSGI's environ or
-    ASGI's scope, from which some servers write their access log. Without this call
-    :func:`read_credential` sees no parameter.
+    To be called before anything logs or shows the request: besides ``META``, addresses are in
+    ASGI's scope, from which servers write their access log. Without this call
+    :func:`read_credential` sees no parameter. The Referer is scrubbed by the path in it. If the
+    final slash is missing, or a host precedes the path, the parameter is removed and not kept:
+    Django would redirect to the address, and servers would log it.
     """
     name = parameter_at(_HOST.sub("", request.path_info, count=1))
     if name is not None:
@@ -87,7 +82,7 @@ def take_from_query(request: Any) -> None:
         _scrub_scope(scope, request.META)
     for made_before in ("GET", "headers"):
         if hasattr(type(request), made_before):
-            vars(request).pop(made_before, None)  # Made anew when somebody asks.
+            vars(request).pop(made_before, None)  # Django computes it again.
 
 
 def was_in_query(request: HttpRequest) -> bool:
@@ -96,7 +91,7 @@ def was_in_query(request: HttpRequest) -> bool:
 
 
 def _scrub_referer(request: HttpRequest) -> bool:
-    """Scrub the address of the page that led here by its own path; tell whether it changed."""
+    """Scrub the address of the previous page by its own path; tell whether it may have changed."""
     referer = request.META.get("HTTP_REFERER")
     if not referer or not isinstance(referer, str):
         return False
@@ -114,7 +109,7 @@ def _scrub_scope(scope: dict[str, Any], meta: dict[str, Any]) -> None:
     scope["query_string"] = meta["QUERY_STRING"].encode()
     headers = []
     for name, value in scope.get("headers", ()):
-        key = "HTTP_" + name.decode("latin-1").upper().replace("-", "_")
+        key = header_meta_key(name.decode("latin-1"))
         scrubbed = meta.get(key) if key.endswith(_ADDRESSES) else None
         headers.append((name, scrubbed.encode("latin-1") if isinstance(scrubbed, str) else value))
     scope["headers"] = headers
@@ -134,36 +129,32 @@ def _split(query: str, name: str) -> tuple[str, tuple[Plaintext, ...]]:
 
 
 def _scrub(key: str, address: str, name: str) -> str:
-    if key.endswith("QUERY_STRING"):
-        return _split(address, name)[0]
-    path, _, query = address.partition("?")
+    is_query = key.endswith("QUERY_STRING")
+    path, mark, query = ("", "", address) if is_query else address.partition("?")
     kept, taken = _split(query, name)
-    if not taken:
-        return address
-    return f"{path}?{kept}" if kept else path
+    return f"{path}{mark if kept else ''}{kept}" if taken else address
 
 
 def _read_taken(request: HttpRequest) -> Credential | None:
-    """Return the credential that was in the query; a form that posts one is not heard."""
+    """Return the credential that was in the query; only GET and HEAD requests have one."""
     taken: tuple[Plaintext, ...] = getattr(request, "_tokenauth_taken", ())
     if not taken or request.method not in {"GET", "HEAD"}:
         return None
-    # RFC 6750 section 3.1: a parameter that is there twice makes the request invalid.
+    # RFC 6750 section 3.1: a repeated parameter makes the request invalid.
     if len(taken) > 1 or _BROKEN_ESCAPE.search(taken[0]):
         raise Refused(Reason.MALFORMED)
     return Credential(text=_check(unquote_plus(taken[0])), transport=None)
 
 
 def _extract(value: str, transport: Transport) -> Plaintext | None:
+    text = value.strip(" \t")
     if transport.scheme:
-        scheme = _WORD.match(value.strip(" \t"))
+        scheme = _WORD.match(text)
         if scheme is None or scheme[0].lower() != transport.scheme.lower():
             return None
-        text = value.strip(" \t")[scheme.end() :]
+        text = text[scheme.end() :]
         if not text.startswith(" "):
             raise Refused(Reason.MALFORMED)
-    else:
-        text = value
     return _check(text.strip(" \t"))
 
 

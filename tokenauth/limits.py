@@ -1,7 +1,4 @@
-"""Counting, by way of django-ratelimit: the only caller of it.
-
-Windows are fixed: a rate of "100/10s" lets 100 through at once and 10 a second in the long run.
-"""
+"""Counts requests, in fixed windows. The only caller of django-ratelimit."""
 
 from __future__ import annotations
 
@@ -26,7 +23,6 @@ class Usage:
     policy: str
     """What is limited: "failure", "token" or "view"."""
     rate: Rate
-    """What is allowed."""
     count: int
     """Requests in this window so far."""
     reset: int
@@ -34,19 +30,19 @@ class Usage:
 
     @property
     def excess(self) -> int:
-        """How many requests of this window were too many."""
+        """How many requests of this window exceed the rate."""
         return max(0, self.count - self.rate.requests)
 
     @property
     def remaining(self) -> int:
-        """How many more requests this window takes."""
+        """How many more requests this window allows."""
         return max(0, self.rate.requests - self.count)
 
 
 def read_rate(text: str) -> Rate | None:
     """Return the rate in a setting or on a token; None for "".
 
-    Raises Unavailable for one that can't be read: a limit nobody knows is not no limit.
+    Fails closed: raises Unavailable for one that can't be parsed.
     """
     if not text:
         return None
@@ -58,24 +54,23 @@ def read_rate(text: str) -> Rate | None:
 
 
 def count(policy: str, value: str, rate: Rate, *, group: str = "") -> Usage | None:
-    """Count one request of ``value`` against ``rate`` and return how it stands.
+    """Count one request of ``value`` against ``rate``; None if ``RATELIMIT_ENABLE`` is off.
 
-    ``group`` keeps counts of the same policy apart. None where ``RATELIMIT_ENABLE`` is off.
-    Raises Unavailable when the cache fails: no limit is no answer.
+    ``group`` separates counts of the same policy. Raises Unavailable if the cache fails.
     """
-    # A flush of the cache between the library's two calls leaves it without a number: once more.
+    # Again if the cache was flushed between the library's two calls, which leaves no count.
     for _ in range(2):
         try:
             usage = get_usage(
                 None,
-                # The library puts the rate right behind it.
+                # The library appends the rate without a separator.
                 group=f"tokenauth.{policy}.{group}:",
                 key=lambda _group, _request: value,
                 rate=tuple(rate),
                 increment=True,
             )
         except Exception as error:
-            # Cache backends raise what their libraries raise.
+            # The exceptions of cache backends are those of their libraries.
             logger.exception("requests can't be counted: the cache failed")
             raise Unavailable from error
         if usage is None:
@@ -89,15 +84,14 @@ def count(policy: str, value: str, rate: Rate, *, group: str = "") -> Usage | No
 
 
 def take_outage() -> bool:
-    """Return True once for each outage of Redis that this process counts through."""
+    """Return True once for each outage of Redis during which this process counts."""
     breaker = _breaker()
     return breaker is not None and breaker.take_report()
 
 
 def put_back_outage() -> None:
-    """Have the outage reported again: it couldn't be."""
-    breaker = _breaker()
-    if breaker is not None:
+    """Let :func:`take_outage` return True again, because the report failed."""
+    if breaker := _breaker():
         breaker.unreported = True
 
 
@@ -107,5 +101,5 @@ def _breaker() -> Any:
     try:
         cache = caches[getattr(settings, "RATELIMIT_USE_CACHE", "default")]
     except InvalidCacheBackendError:
-        return None  # A check says so, and nothing can be counted.
+        return None  # E010 reports it, and counting raises Unavailable.
     return getattr(cache, "breaker", None)

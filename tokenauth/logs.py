@@ -1,6 +1,6 @@
-"""A formatter that writes log records, and above all audit rows, as lines of JSON.
+"""A formatter that writes log records and audit rows as lines of JSON.
 
-Django makes it while it reads LOGGING, before there are models: so it knows none.
+Django creates it while it reads LOGGING, before models are loaded, so nothing here imports them.
 """
 
 from __future__ import annotations
@@ -27,14 +27,12 @@ _NAMES = {
 class JSONFormatter(logging.Formatter):
     """Formats records as one line of JSON each; for handlers of the logger ``tokenauth``.
 
-    An audit row comes with all its columns, some under the names that log readers know
-    (``event_type``, ``timestamp``, ``ip_address``, ``resource``, ``action``), and with
-    ``success`` and ``allowed``. Anything else comes as ``timestamp``, ``severity``, ``logger``,
-    ``message`` and, after an error, ``exception``.
+    An audit row has all its columns, ``success`` and ``allowed``. Any other record has
+    ``timestamp``, ``severity``, ``logger``, ``message`` and, after an error, ``exception``.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return ``record`` as a line of JSON, without the line's end."""
+        """Return ``record`` as JSON, without a line end."""
         row = getattr(record, "audit_row", None)
         values = _message(self, record) if row is None else _audited(row)
         return json.dumps(values, default=str)
@@ -53,9 +51,8 @@ def _message(formatter: logging.Formatter, record: logging.LogRecord) -> dict[st
         "logger": record.name,
         "message": _clean(_text(record)),
     }
-    # A record that came from another process has the text alone.
-    error = record.exc_text or (record.exc_info and formatter.formatException(record.exc_info))
-    if error:
+    # A record from another process has only the text.
+    if error := record.exc_text or (record.exc_info and formatter.formatException(record.exc_info)):
         values["exception"] = _clean(error)
     return values
 
@@ -63,7 +60,7 @@ def _message(formatter: logging.Formatter, record: logging.LogRecord) -> dict[st
 def _text(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception:  # noqa: BLE001 - arguments of anybody's, that may not fit
+    except Exception:  # noqa: BLE001 - arguments of any type may not fit
         return f"{record.msg!r}, with arguments that don't fit"
 
 

@@ -1,7 +1,7 @@
-"""Rates such as "600/m": reading them, and telling which of two allows more. Pure.
+"""Rates such as "600/m": parses and compares them. Pure.
 
-Read here, by full match, and given to django-ratelimit as numbers: its own parser takes "100/M"
-and "100/week" for 100 a second, and imports a text with a dot in it.
+django-ratelimit gets numbers, because its own parser reads "100/M" and "100/week" as 100 a second,
+and imports a text with a dot in it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 class Rate(NamedTuple):
-    """How many requests in how long."""
+    """How many requests are allowed in a window of so many seconds."""
 
     requests: int
-    """How many are allowed in one window."""
     seconds: int
-    """The window's length in seconds."""
 
     def __str__(self) -> str:
         for unit, seconds in reversed(_UNIT_SECONDS.items()):
@@ -41,7 +39,7 @@ class Rate(NamedTuple):
 def parse_rate(text: str) -> Rate:
     """Read a rate: ``"10/s"``, ``"600/m"``, ``"100/10s"``, ``"5/2h"``, ``"10000/d"``.
 
-    Raises ValueError with a message for people when the text is anything else.
+    Raises ValueError with a message for people for any other text.
     """
     match = _RATE.fullmatch(text)
     if match is None:

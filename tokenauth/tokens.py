@@ -1,9 +1,8 @@
 """The text of a token: make it, read it, check it, digest it. Pure: no settings, no database.
 
 A token reads ``tka_<public id>_<secret><checksum>``: 12 characters of 0-9a-z that may be shown
-and logged, 32 of base62 that may not, and a CRC32 over all before it in 6 of base62. The
-underscores keep a double click selecting the whole; the checksum lets garbage be refused
-without a query and lets secret scanners be certain.
+and logged, 32 of base62 that may not, and a CRC32 over all before it in 6 of base62, by which
+garbage is refused without a query and secret scanners can be certain.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ SECRET_LENGTH = 32
 CHECKSUM_LENGTH = 6
 _PAIRS = [first + second for first in BASE62 for second in BASE62]
 SHORTEST = 32
-"""No stored token is shorter than this many characters, imported ones included."""
-
+"""No stored token has fewer characters, imported ones included."""
 
 _PLACEHOLDER = re.compile(r"\$\{[^{}]*\}")
 # The claims of every JWT begin with one of these: `{"` in base64, or `{` and white space.
@@ -47,10 +45,9 @@ class Plaintext(str):
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedToken:
-    """What can be read off a token's text without a database."""
+    """The parts of a token's text that may be shown and logged."""
 
     public_id: str
-    """The part that may be shown and logged."""
 
 
 @lru_cache(maxsize=8)
@@ -69,7 +66,7 @@ def checksum(text: str) -> str:
 
 
 def generate_public_id() -> str:
-    """Return a new random public id."""
+    """Return 12 random characters."""
     return "".join(secrets.choice(PUBLIC_ID_ALPHABET) for _ in range(PUBLIC_ID_LENGTH))
 
 
@@ -86,9 +83,9 @@ def generate(prefix: str, public_id: str) -> Plaintext:
 
 
 def parse(text: str, prefix: str) -> ParsedToken | None:
-    """Read a token of our own format; None when the text has another format.
+    """Read a token of our own format; None if the text has another prefix.
 
-    Raises Refused (``malformed`` or ``bad_checksum``) when it claims to be ours and isn't.
+    Raises Refused (``malformed`` or ``bad_checksum``) if it has our prefix and isn't a token.
     """
     if not text.startswith(prefix + "_"):
         return None
@@ -101,7 +98,7 @@ def parse(text: str, prefix: str) -> ParsedToken | None:
 
 
 def is_forged(text: str, prefix: str) -> bool:
-    """Tell whether ``text`` claims to be of our own format and isn't."""
+    """Tell whether ``text`` has our prefix and isn't a token."""
     try:
         parse(text, prefix)
     except Refused:
@@ -110,20 +107,19 @@ def is_forged(text: str, prefix: str) -> bool:
 
 
 def has_placeholder(text: str) -> bool:
-    """Tell whether ``text`` holds a variable, ``${…}``, that nobody has filled in."""
+    """Tell whether ``text`` holds a variable, ``${…}``, that was not expanded."""
     return _PLACEHOLDER.search(text) is not None
 
 
 def is_quoted(text: str) -> bool:
-    """Tell whether ``text`` has quotes around it, which a file of settings has left there."""
+    """Tell whether ``text`` is in quotes, which come from a file of settings."""
     return len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
 
 
 def digest(text: str, pepper: str) -> str:
-    """Return what is stored of a token: the hex HMAC-SHA256 of its whole text under ``pepper``.
+    """Return the hex HMAC-SHA256 of a token's whole text under ``pepper``; plain SHA-256 for "".
 
-    An empty pepper stands for plain SHA-256. A fast hash is right here: the text holds at least
-    128 random bits, which no amount of guessing finds. Slow hashes are for passwords.
+    A slow hash, as for passwords, isn't needed: the text holds at least 128 random bits.
     """
     if not pepper:
         return hashlib.sha256(text.encode()).hexdigest()
@@ -131,15 +127,12 @@ def digest(text: str, pepper: str) -> str:
 
 
 def digests(text: str, peppers: Mapping[str, str]) -> dict[str, str]:
-    """Return the digest of ``text`` under each pepper of the ring, by pepper id, in its order."""
+    """Return the digest of ``text`` under each pepper, by pepper id, in the order of the ring."""
     return {pepper_id: digest(text, pepper) for pepper_id, pepper in peppers.items()}
 
 
 def redact(text: str, prefix: str) -> str:
-    """Cut the secret out of every token of ours in ``text``, and the signature out of every JWT.
-
-    The public id stays, and a JWT's claims: without its signature it opens nothing.
-    """
+    """Remove the secret of each of our tokens in ``text``, and the signature of each JWT."""
     if prefix + "_" in text:
         text = _embedded(prefix).sub(r"\g<1>…", text)
     return _JWT.sub(r"\g<1>…", text) if ".e" in text else text
@@ -147,5 +140,5 @@ def redact(text: str, prefix: str) -> str:
 
 @lru_cache(maxsize=8)
 def _embedded(prefix: str) -> re.Pattern[str]:
-    # However much of the secret there is: a token cut short by a length limit is one too.
+    # With any length of the secret, because a length limit may have cut the token.
     return re.compile(rf"({re.escape(prefix)}_[0-9a-z]{{{PUBLIC_ID_LENGTH}}}_)\w+", re.ASCII)

@@ -15,12 +15,12 @@ from tokenauth.principal import Principal
 
 
 class Verifier(Protocol):
-    """A class named in ``VERIFIERS``, made once without arguments, is called like this."""
+    """An instance of a class in ``VERIFIERS``, which is made once and without arguments."""
 
     def __call__(self, text: str, *, client_info: ClientInfo, now: datetime) -> Principal | None:
-        """Return whom ``text`` stands for; None when it isn't of this verifier's kind.
+        """Return the owner of ``text``; None if it isn't of this verifier's kind.
 
-        Raises Refused when it is of this kind and no good. A database error may pass through.
+        Raises Refused if it is of this kind and invalid. A database error may pass through.
         """
 
 
@@ -35,9 +35,9 @@ def get_verifiers() -> tuple[Verifier, ...]:
 
 
 def interface_problem(cls: Any) -> str:
-    """Return why ``cls`` can't be a verifier, in a sentence; "" when it can.
+    """Return a sentence that says why ``cls`` can't be a verifier, or "".
 
-    A coroutine would be taken for a principal: verifiers are called in threads, not awaited.
+    Verifiers are called in threads and not awaited: a coroutine would count as a principal.
     """
     name = getattr(cls, "__qualname__", cls)
     if not isinstance(cls, type):
@@ -49,18 +49,14 @@ def interface_problem(cls: Any) -> str:
         return f"{name} is abstract: it says what verifiers are, and is none."
     if iscoroutinefunction(call):
         return f"{name}.__call__ is async; it is called in a thread and must not be."
-    return _signature_problem(cls, call)
-
-
-def _signature_problem(cls: type, call: Any) -> str:
     try:
         signature(cls).bind()
         signature(call).bind(None, "", client_info=None, now=None)
     except TypeError as error:
         return (
-            f"{cls.__qualname__} can't be called as (text, *, client_info, now), made without "
-            f"arguments: {error}."
+            f"{name} can't be called as (text, *, client_info, now), made without arguments: "
+            f"{error}."
         )
     except ValueError:
-        return ""  # Written in C, say: it doesn't tell.
+        pass  # A function that is written in C may have no signature.
     return ""
