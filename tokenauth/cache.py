@@ -88,8 +88,8 @@ class _FallbackClient:
     """Calls Redis, or the local cache while Redis fails. One for all threads of a process."""
 
     def __init__(self, name: str, servers: list[str], options: dict[str, Any]) -> None:
-        # The keys and the timeouts that it gets are complete.
-        params = {"KEY_FUNCTION": _keep_key, "OPTIONS": {"MAX_ENTRIES": LOCAL_ENTRIES}}
+        # FallbackRedisCache makes the keys.
+        params = {"KEY_FUNCTION": lambda key, *_: key, "OPTIONS": {"MAX_ENTRIES": LOCAL_ENTRIES}}
         self.local = LocMemCache(f"tokenauth-fallback:{name}", params)
         self.breaker = Breaker()
         self._servers, self._options = servers, options
@@ -161,10 +161,6 @@ class FallbackRedisCache(RedisCache):
         """Remove all keys, also those that this process counted during an outage."""
         self._client.local.clear()
         super().clear()
-
-
-def _keep_key(key: str, _prefix: str, _version: int) -> str:
-    return key
 
 
 def _without_bounds(url: str) -> str:

@@ -160,8 +160,6 @@ def sanitise(text: str, limit: int) -> str:
     Characters that aren't printable (controls, line ends, bidi controls, lone surrogates) are
     escaped as in Python, ``\n`` or ``\u202e``, and so is the backslash, which could forge them.
     """
-    if not text:
-        return text
     # Cut first, to escape no more than is kept. The function below remembers texts, so it gets
     # none with a secret.
     return _sanitise(redact(text[:limit], get_settings().prefix), limit)
@@ -203,12 +201,6 @@ def parse_address(text: str) -> IPAddress | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-@lru_cache(maxsize=1_024)
-def _canonical(text: str) -> str | None:
-    address = parse_address(text)
-    return None if address is None else str(address)
-
-
 def client_address(remote_addr: str, forwarded_for: str, trusted: TrustedProxies) -> str | None:
     """Return the right-most address that is not a trusted proxy's; None if there is none.
 
@@ -216,14 +208,11 @@ def client_address(remote_addr: str, forwarded_for: str, trusted: TrustedProxies
     from. Only entries by trusted proxies count; one that is no address is ignored, with all
     before it.
     """
-    if not trusted or not forwarded_for:
-        return _canonical(remote_addr)
     client = parse_address(remote_addr)
     # Bounded, because a client can send 100 kB. No chain of real proxies is longer.
     hops = forwarded_for[-4_096:].split(",")[-32:]
     for passed, hop in enumerate(reversed(hops)):
-        address = parse_address(hop)
-        if address is None or not _is_trusted(client, passed, trusted):
+        if not _is_trusted(client, passed, trusted) or (address := parse_address(hop)) is None:
             break
         client = address
     return None if client is None else str(client)

@@ -45,23 +45,20 @@ def _audited(row: Any) -> dict[str, Any]:
 
 
 def _message(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, Any]:
+    try:
+        text = record.getMessage()
+    except Exception:  # noqa: BLE001 - arguments of any type may not fit
+        text = f"{record.msg!r}, with arguments that don't fit"
     values = {
         "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(),
         "severity": record.levelname.lower(),
         "logger": record.name,
-        "message": _clean(_text(record)),
+        "message": _clean(text),
     }
     # A record from another process has only the text.
     if error := record.exc_text or (record.exc_info and formatter.formatException(record.exc_info)):
         values["exception"] = _clean(error)
     return values
-
-
-def _text(record: logging.LogRecord) -> str:
-    try:
-        return record.getMessage()
-    except Exception:  # noqa: BLE001 - arguments of any type may not fit
-        return f"{record.msg!r}, with arguments that don't fit"
 
 
 def _clean(text: str) -> str:

@@ -84,9 +84,8 @@ class DjangoTokenVerifier:
             if isinstance(verdict.error, Unavailable):
                 raise verdict.error
             principal = verdict.principal
-        return None if principal is None else self._describe(principal, token)
-
-    def _describe(self, principal: Principal, token: str) -> AdmittedToken:
+        if principal is None:
+            return None
         ends = principal.expires_at
         described = AdmittedToken(
             token=token,

@@ -21,11 +21,10 @@ class Rate(NamedTuple):
     seconds: int
 
     def __str__(self) -> str:
-        for unit, seconds in reversed(_UNIT_SECONDS.items()):
-            many, rest = divmod(self.seconds, seconds)
-            if not rest:
-                return f"{self.requests}/{many if many > 1 else ''}{unit}"
-        raise ValueError(self.seconds)
+        units = reversed(_UNIT_SECONDS.items())
+        unit, seconds = next(item for item in units if self.seconds % item[1] == 0)
+        many = self.seconds // seconds
+        return f"{self.requests}/{many if many > 1 else ''}{unit}"
 
     def allows_more_than(self, other: Rate) -> bool:
         """Tell whether this allows more than ``other``, at once or in the long run."""

@@ -44,17 +44,11 @@ def check_cached_views(**_kwargs: Any) -> Iterator[CheckMessage]:
     headers = {transport.header for transport in settings.transports}
     closed, public = is_closed(), public_views()
     names = ", ".join(f'"{header}"' for header in sorted(headers))
-    hint = (
-        f"Put vary_on_headers({names}) below cache_page. If the answer is the same for every "
-        "caller, silence this check."
-    )
+    hint = f"Put vary_on_headers({names}) below cache_page, unless all callers get the same answer."
     for route, view in all_views():
         is_open = view in public or route.startswith(settings.exempt_prefixes)
         if any(_leaks(chain, headers, inside=closed and not is_open) for chain in _chains(view)):
-            text = (
-                f"{name_of(view)} has cache_page inside its guard, which serves one caller's answer "
-                "to others."
-            )
+            text = f"{name_of(view)} has cache_page inside its guard. Callers get each other's answers."
             yield warning("W033", text, hint)
 
 
@@ -154,10 +148,6 @@ def _holds_cache(function: FunctionType, cells: dict[str, Any]) -> bool:
 
 def _strings(constants: tuple[Any, ...]) -> frozenset[str]:
     """Return the words, in lower case, of the strings and of the tuples of strings."""
-    items = [
-        item
-        for constant in constants
-        for item in (constant if isinstance(constant, tuple) else [constant])
-        if isinstance(item, str)
-    ]
-    return frozenset(word.strip().lower() for item in items for word in item.split(","))
+    tuples = (item if isinstance(item, tuple) else (item,) for item in constants)
+    texts = (item for items in tuples for item in items if isinstance(item, str))
+    return frozenset(word.strip().lower() for text in texts for word in text.split(","))

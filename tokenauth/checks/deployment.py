@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from django.conf import settings as django_settings
+from django.core.cache.backends.base import BaseCache
 from django.core.checks import CheckMessage, Tags
 from django.db import Error as DatabaseFailure
 
@@ -19,7 +20,7 @@ LOCMEM = "django.core.cache.backends.locmem.LocMemCache"
 DUMMY = "django.core.cache.backends.dummy.DummyCache"
 FALLBACK = "tokenauth.cache.FallbackRedisCache"
 APART = tuple(f"django.core.cache.backends.{name}." for name in ("locmem", "filebased", "db"))
-"""Backends whose counters processes don't share, or overwrite for each other."""
+"""Backends with which processes don't share counters, or overwrite those of others."""
 ENOUGH_ENTRIES = 100_000
 SHORTEST_PEPPER = 32
 """Characters. A shorter pepper is a warning and no error, because peppers can't be changed at once."""
@@ -67,14 +68,8 @@ def check_cache(**_kwargs: Any) -> Iterator[CheckMessage]:
 def check_library(**_kwargs: Any) -> Iterator[CheckMessage]:
     """Check that django-ratelimit's own checks don't reject our caches (W011)."""
     if "django_ratelimit" in django_settings.INSTALLED_APPS:
-        text = (
-            "django_ratelimit is in INSTALLED_APPS. tokenauth doesn't need it there, and its checks "
-            "reject caches that tokenauth works with."
-        )
-        hint = (
-            "Remove it. If you use it yourself, add django_ratelimit.E003 and W001 to "
-            "SILENCED_SYSTEM_CHECKS."
-        )
+        text = "django_ratelimit is in INSTALLED_APPS. Its checks reject caches that we accept."
+        hint = "Remove it, or add django_ratelimit.E003 and W001 to SILENCED_SYSTEM_CHECKS."
         yield warning("W011", text, hint)
 
 
@@ -91,27 +86,15 @@ def check_shared_cache(**_kwargs: Any) -> Iterator[CheckMessage]:
         hint = f'Set "BACKEND": "{FALLBACK}" and "LOCATION": "redis://…" in CACHES[{alias!r}].'
         yield error("E007", text, hint)
     elif backend not in {"", DUMMY, FALLBACK}:
-        text = (
-            f"When the cache {alias!r} ({backend}) can't be reached, requests that must be counted "
-            "get 503, possibly after a timeout."
-        )
+        text = f"If the cache {alias!r} ({backend}) fails, requests that must be counted get 503."
         yield warning("W012", text, f"Use {FALLBACK}, which continues to count in the process.")
-    if backend == LOCMEM and (entries := _entries(cache)) < ENOUGH_ENTRIES:
-        text = (
-            f"The cache that counts requests keeps at most {entries} entries. Requests from many "
-            "addresses push each other's counters out."
-        )
+    # As Django reads the number.
+    entries = vars(BaseCache({"OPTIONS": cache.get("OPTIONS") or {}}))["_max_entries"]
+    if backend == LOCMEM and entries < ENOUGH_ENTRIES:
+        text = f"The cache that counts requests keeps {entries} entries. Counters push others out."
         options = f'"OPTIONS": {{"MAX_ENTRIES": {ENOUGH_ENTRIES}}}'
         hint = f"Set RATELIMIT_USE_CACHE to a cache of its own with {options}."
         yield warning("W010", text, hint)
-
-
-def _entries(cache: dict[str, Any]) -> int:
-    options = {**cache, **(cache.get("OPTIONS") or {})}
-    try:
-        return int(options.get("MAX_ENTRIES", 300))
-    except (TypeError, ValueError):
-        return 300  # Django's default for a value that it can't read.
 
 
 def _counters_cache() -> tuple[str, dict[str, Any]]:

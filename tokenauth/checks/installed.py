@@ -35,7 +35,7 @@ def is_derived(item: Any, base: type) -> bool:
 
 
 def base_names(item: Any) -> set[str]:
-    """Return the dotted names of a class and its bases, which may need packages that are missing."""
+    """Return the dotted names of a class and its bases, to compare without importing them."""
     return {f"{cls.__module__}.{cls.__qualname__}" for cls in getattr(item, "__mro__", ())}
 
 

@@ -27,9 +27,7 @@ def check_jwt(**_kwargs: Any) -> Iterator[CheckMessage]:
     is_listed = any(JWT_VERIFIER in base_names(try_load(path)) for path in settings.verifiers)
     if settings.jwt is None:
         if is_listed:
-            text = (
-                "VERIFIERS names JWTVerifier, and TOKENAUTH['JWT'] is not set. No JWT is accepted."
-            )
+            text = "VERIFIERS names JWTVerifier, and JWT is not set. No JWT is accepted."
             hint = "Set JWT with algorithm, keys, issuer and audience, or remove JWTVerifier."
             yield error("E017", text, hint)
         return
@@ -41,14 +39,8 @@ def check_jwt(**_kwargs: Any) -> Iterator[CheckMessage]:
         yield error("E017", str(problem), "Correct or replace that key.")
     else:
         if not is_listed:
-            text = (
-                "TOKENAUTH['JWT'] is set, and VERIFIERS doesn't name JWTVerifier. This site rejects "
-                "the JWTs that it signs."
-            )
-            hint = (
-                f'List "{JWT_VERIFIER}" first in VERIFIERS, or silence this if only other servers '
-                "verify them."
-            )
+            text = "VERIFIERS doesn't name JWTVerifier. This site rejects the JWTs that it signs."
+            hint = f'List "{JWT_VERIFIER}" first, unless only other servers verify them.'
             yield warning("W018", text, hint)
 
 
@@ -58,18 +50,11 @@ def check_jwt_secrets(**_kwargs: Any) -> Iterator[CheckMessage]:
     settings = get_settings()
     if settings.jwt is None or settings.jwt.algorithm is not Algorithm.HS256:
         return
-    peppers, seal_keys = settings.peppers.values(), settings.audit_seal_keys.values()
-    elsewhere = {*_secret_keys(), *peppers, *seal_keys}
+    elsewhere = {*_secret_keys(), *settings.peppers.values(), *settings.audit_seal_keys.values()}
     for key_id, secret in settings.jwt.keys.items():
-        is_used_twice = secret in elsewhere
-        problem = (
-            "is also SECRET_KEY, a pepper or a seal key" if is_used_twice else weakness(secret)
-        )
-        if problem:
-            text = (
-                f"TOKENAUTH['JWT'] has a weak key with the id {key_id!r}: it {problem}. Anyone who "
-                "learns it can sign JWTs for any token."
-            )
+        is_used = secret in elsewhere
+        if problem := "is also SECRET_KEY, a pepper or a seal key" if is_used else weakness(secret):
+            text = f"The JWT key {key_id!r} {problem}. Anyone who learns it can sign any JWT."
             hint = "Use a random key for this purpose only: `openssl rand -hex 32`."
             yield error("E018", text, hint)
 

@@ -30,10 +30,7 @@ def check_key_files(
     for path in sorted(paths):
         if _is_with_code(Path(path)):
             text = f"The key file {path} is stored with the code and may be published with it."
-            hint = (
-                "Delete it, and run `tokenauth keyfile` with a path outside of BASE_DIR and of git "
-                "work trees."
-            )
+            hint = "Delete it, and give `tokenauth keyfile` a path outside of BASE_DIR and git."
             yield error("E019", text, hint)
 
 

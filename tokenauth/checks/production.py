@@ -26,23 +26,18 @@ def check_audit(**_kwargs: Any) -> Iterator[CheckMessage]:
     """Check that requests are audited and that warnings are logged (W008, W020, W021)."""
     settings = get_settings()
     if not settings.audit_required:
-        text = (
-            "AUDIT_REQUIRED is off. Requests are answered even if their audit row is not written."
-        )
+        text = "AUDIT_REQUIRED is off. Requests are answered even if their audit row is lost."
         yield warning("W008", text, "Turn it on, unless availability matters more than the audit.")
     if not settings.audit_successes:
         text = "AUDIT_SUCCESSES is off. The audit doesn't show which tokens were accepted."
         yield warning("W020", text, "Turn it on, and prune the audit if it grows too large.")
-    if not _is_handled(logging.getLogger("tokenauth")):
+    logger = logging.getLogger("tokenauth")
+    # Python prints warnings to standard error if there is no handler.
+    has_handler = logger.hasHandlers() or logging.lastResort is not None
+    if not (has_handler and logger.isEnabledFor(logging.WARNING)):
         text = "No handler receives the warnings of the logger 'tokenauth'."
         hint = "Give it a handler in LOGGING, and set disable_existing_loggers to False."
         yield warning("W021", text, hint)
-
-
-def _is_handled(logger: logging.Logger) -> bool:
-    # Python prints warnings to standard error if there is no handler.
-    has_handler = logger.hasHandlers() or logging.lastResort is not None
-    return logger.isEnabledFor(logging.WARNING) and has_handler
 
 
 @check(deploy=True)
@@ -58,9 +53,7 @@ def check_limits(**_kwargs: Any) -> Iterator[CheckMessage]:
         yield warning("W014", text, "Remove it from the settings.")
     if not settings.token_rate:
         text = "Tokens are not limited. One client can use up the capacity of the site."
-        hint = (
-            "Set TOKENAUTH['TOKEN_RATE'], for example to \"600/m\". A token can have its own rate."
-        )
+        hint = 'Set TOKEN_RATE, for example to "600/m". A token can have its own rate.'
         yield warning("W022", text, hint)
 
 

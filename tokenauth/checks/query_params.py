@@ -38,10 +38,7 @@ def check_query_logs(**_kwargs: Any) -> Iterator[CheckMessage]:
             f"Clients may send tokens in the address at {', '.join(map(repr, paths))}. Browsers "
             "store addresses, and proxies and servers log them before tokenauth removes the token."
         )
-        hint = (
-            "Exclude queries from their access logs and silence this, or let clients send a header "
-            "and empty QUERY_PARAMS."
-        )
+        hint = "Exclude queries from access logs and silence this, or empty QUERY_PARAMS."
         yield warning("W030", text, hint)
 
 

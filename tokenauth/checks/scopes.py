@@ -10,6 +10,7 @@ from django.core.checks import CheckMessage
 from rest_framework.permissions import AND, SAFE_METHODS
 from rest_framework.views import APIView
 
+from tokenauth.checks.installed import is_derived
 from tokenauth.checks.messages import check, error, warning
 from tokenauth.checks.views import name_of, option_of, permission_classes_of
 from tokenauth.conf import get_settings
@@ -21,13 +22,14 @@ from tokenauth.scopes import unknown
 @check()
 def check_scopes(**_kwargs: Any) -> Iterator[CheckMessage]:
     """Check the scopes that views declare (E006, E028, E029, W003, W034)."""
-    views = [view for _, view in all_views()]
-    for view in views:
-        for find in (_check_declared, _check_keys, _check_authentication):
-            yield from find(view)
     unsafe: dict[type, dict[str, bool]] = defaultdict(dict)
-    for view in views:
-        if is_guarded(view) and hasattr(view, "cls"):
+    for _, view in all_views():
+        if not is_guarded(view):
+            yield from _check_authentication(view)
+            continue
+        yield from _check_declared(view)
+        if hasattr(view, "cls"):
+            yield from _check_keys(view)
             own = "required_scopes" in getattr(view, "initkwargs", {})
             unsafe[view.cls].update(dict.fromkeys(_unsafe_handlers(view), own))
     for cls, has_own in unsafe.items():
@@ -35,8 +37,6 @@ def check_scopes(**_kwargs: Any) -> Iterator[CheckMessage]:
 
 
 def _check_declared(view: Any) -> Iterator[CheckMessage]:
-    if not is_guarded(view):
-        return
     names = ("required_scopes", "read_scopes", "write_scopes")
     declared = [option_of(view, name, ()) for name in names]
     declared += [getattr(view, "tokenauth_scopes", ())]
@@ -59,7 +59,7 @@ def _check_declared(view: Any) -> Iterator[CheckMessage]:
 
 def _check_keys(view: Any) -> Iterator[CheckMessage]:
     by_handler = option_of(view, "action_scopes", {})
-    if is_guarded(view) and isinstance(by_handler, Mapping) and hasattr(view, "cls"):
+    if isinstance(by_handler, Mapping):
         for key in stray_keys(view.cls, by_handler):
             text = f"{name_of(view)} has the key {key!r} in action_scopes, and no such handler."
             hint = (
@@ -71,7 +71,7 @@ def _check_keys(view: Any) -> Iterator[CheckMessage]:
 
 def _check_authentication(view: Any) -> Iterator[CheckMessage]:
     cls = getattr(view, "cls", None)
-    if cls is None or is_guarded(view):
+    if cls is None:
         return
     is_computed = cls.get_authenticators is not APIView.get_authenticators or not isinstance(
         option_of(view, "authentication_classes", ()), (list, tuple)
@@ -112,17 +112,15 @@ def _unsafe_handlers(view: Any) -> list[str]:
 
 def _mentions_scopes(permission: Any) -> bool:
     """Tell whether HasScopes is anywhere in ``A | (B & ~C)``."""
-    return _is_scopes(permission) or any(map(_mentions_scopes, _operands(permission)))
+    return is_derived(permission, HasScopes) or any(map(_mentions_scopes, _operands(permission)))
 
 
 def _demands_scopes(permission: Any) -> bool:
     """Tell whether a permission is False if HasScopes is: HasScopes alone, or under ``&``."""
     is_and = getattr(permission, "operator_class", None) is AND
-    return _is_scopes(permission) or (is_and and any(map(_demands_scopes, _operands(permission))))
-
-
-def _is_scopes(permission: Any) -> bool:
-    return isinstance(permission, type) and issubclass(permission, HasScopes)
+    return is_derived(permission, HasScopes) or (
+        is_and and any(map(_demands_scopes, _operands(permission)))
+    )
 
 
 def _operands(permission: Any) -> list[Any]:

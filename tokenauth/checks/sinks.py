@@ -53,8 +53,7 @@ def _check_server(
     redis = "The Redis that audit rows go to"
     refused = "Every request with a token is answered with 503."
     if not server.appends:
-        text = f"{redis} loses them at a restart. {refused}"
-        yield error("E014", text, redis_stream.APPEND_HINT)
+        yield error("E014", f"{redis} loses them at a restart. {refused}", redis_stream.APPEND_HINT)
     if server.is_replica:
         yield error("E016", f"{redis} is a replica. {refused}", redis_stream.REPLICA_HINT)
     if server.eviction:
@@ -66,8 +65,7 @@ def _check_server(
             f"machine crashes, {_AT_RISK.get(appendfsync, 'some rows')} may be lost."
         )
         hint = (
-            "Run CONFIG SET appendfsync always and CONFIG REWRITE, or silence this if you accept "
-            "the loss."
+            "Run CONFIG SET appendfsync always and CONFIG REWRITE, or accept it and silence this."
         )
         yield warning("W017", text, hint)
 

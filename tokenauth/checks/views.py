@@ -33,14 +33,11 @@ def check_open_views(**_kwargs: Any) -> Iterator[CheckMessage]:
     """Check that views which take tokens also require one (W019)."""
     if is_closed():
         return
-    # A view can have several routes, for example one with a suffix for the format.
-    open_views: dict[Any, str] = {}
+    reported = public_views()
     for route, view in guarded_views():
-        if _is_open(view):
-            open_views.setdefault(view, route)
-    meant = public_views() if open_views else []
-    for view, route in open_views.items():
-        if view not in meant:
+        if _is_open(view) and view not in reported:
+            # Only its first route: others may be the same with a suffix for the format.
+            reported.append(view)
             text = f"The view at {route!r} takes tokens, and also answers callers without one."
             hint = (
                 "Give it permission_classes, for example [HasScopes]. If it is meant to be open, "
@@ -87,9 +84,7 @@ def _check_keyword(view: Any) -> Iterator[CheckMessage]:
                 f"{cls.__module__}.{cls.__qualname__} sets keyword = {keyword!r}, which has no "
                 "effect: the scheme of the Authorization header comes from TRANSPORTS."
             )
-            hint = (
-                f"Remove keyword, and add \"Authorization: {keyword}\" to TOKENAUTH['TRANSPORTS']."
-            )
+            hint = f'Remove keyword, and add "Authorization: {keyword}" to TRANSPORTS.'
             yield error("E027", text, hint)
 
 

@@ -50,9 +50,6 @@ class Source:
     read: Callable[[], str] = field(repr=False)
     """Returns what may be a token; raises TokenError with a sentence if there is nothing."""
 
-    def __str__(self) -> str:
-        return self.label
-
 
 def _read_variable(name: str) -> str:
     if name not in os.environ:
@@ -61,7 +58,7 @@ def _read_variable(name: str) -> str:
 
 
 def _read_file(path: Path) -> str:
-    """Return the file's content without its last line end; raises TokenError if others can read it."""
+    """Return the content without the last line end; raises TokenError if others can read it."""
     try:
         with path.open("rb") as file:
             # Of the open file: another one may be at the path by now.
@@ -84,7 +81,7 @@ def read_token(source: Source) -> Secret:
     try:
         text = source.read()
     except TokenError as error:
-        raise TokenError(f"{source}: {error}") from None
+        raise TokenError(f"{source.label}: {error}") from None
     if not text:
         problem = "is empty"
     elif _PLACEHOLDER.search(text):
@@ -95,7 +92,7 @@ def read_token(source: Source) -> Secret:
         problem = "holds a space, a line end or something else that isn't visible ASCII"
     else:
         return Secret(text)
-    raise TokenError(f"{source}: the token {problem}.")
+    raise TokenError(f"{source.label}: the token {problem}.")
 
 
 def _conceal(token: str) -> Secret:
@@ -203,7 +200,7 @@ class TokenSender:
 
     def __repr__(self) -> str:
         header = f"{self._name}: {self._before}".rstrip(": ")
-        return f"{type(self).__name__}({self._source}, header={header!r})"
+        return f"{type(self).__name__}({self._source.label}, header={header!r})"
 
     def set_token(self, token: str) -> None:
         """Send this token from the next request on, instead of the one from any other source."""

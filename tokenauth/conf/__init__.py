@@ -73,7 +73,7 @@ class Transport:
 class Settings:
     """The app's settings after validation. Each attribute is the key of the same name.
 
-    docs/settings.md describes them.
+    docs/settings.md describes them. A rate of "" is no limit.
     """
 
     prefix: str = "tka"
@@ -96,23 +96,17 @@ class Settings:
     public_paths: frozenset[str] = frozenset()
     exempt_prefixes: tuple[str, ...] = ()
     verifiers: tuple[str, ...] = ("tokenauth.verifiers.database.DatabaseVerifier",)
-    """Dotted paths of the verifier classes, asked in this order."""
     trusted_proxies: TrustedProxies = 0
     """The number of proxies between clients and us, or their networks."""
     failure_rate: str = "20/m"
-    """How many bad credentials an address may send; "" for any number."""
     token_rate: str = ""
-    """How many requests a token without its own rate may make; "" for any number."""
     audit_required: bool = True
-    """Whether a request is refused if its audit row can't be written."""
     audit_successes: bool = True
     audit_sink: str = "tokenauth.audit.database.DatabaseSink"
-    """Dotted path of the class that makes the rows of requests durable."""
     audit_seal_keys: Mapping[str, str] = field(repr=False)
     """Key id → secret for seals. The first seals, all verify; empty: nothing is sealed."""
     jwt: JWTSettings | None = None
     error_format: str = "tokenauth.responses.plain_json"
-    """Dotted path of ``(refusal, request) -> (body, content_type)``."""
 
     @property
     def challenge_scheme(self) -> str:
@@ -144,6 +138,12 @@ def _texts(value: object) -> tuple[str, ...]:
         if all(isinstance(text, str) for text in texts):
             return texts
     raise WrongValue('must be a list of strings, for example ["/health"].')
+
+
+def _filled(value: object) -> tuple[str, ...]:
+    if not (texts := _texts(value)):
+        raise WrongValue("is empty: no token could be accepted.")
+    return texts
 
 
 def _rate(value: object) -> str:
@@ -198,9 +198,7 @@ def make_transport(text: str) -> Transport:
 
 
 def _transports(value: object) -> tuple[Transport, ...]:
-    texts = _texts(value)
-    if not texts:
-        raise WrongValue("is empty: no client could send its token.")
+    texts = _filled(value)
     try:
         return tuple(map(make_transport, texts))
     except ValueError as error:
@@ -208,13 +206,6 @@ def _transports(value: object) -> tuple[Transport, ...]:
             f'has the entry {str(error)!r}; write headers as on the wire, "Authorization: Bearer" '
             'or "X-Api-Key".'
         ) from None
-
-
-def _verifiers(value: object) -> tuple[str, ...]:
-    paths = _texts(value)
-    if not paths:
-        raise WrongValue("is empty: no token could be accepted.")
-    return paths
 
 
 def _actor_header(value: object) -> str:
@@ -230,10 +221,6 @@ def _paths(value: object) -> tuple[str, ...]:
         if not path.startswith("/"):
             raise WrongValue(f'has the entry {path!r}; paths begin with "/".')
     return paths
-
-
-def _public_paths(value: object) -> frozenset[str]:
-    return frozenset(_paths(value))
 
 
 def _query_params(value: object) -> Mapping[str, str]:
@@ -278,9 +265,9 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
     "TRANSPORTS": _transports,
     "QUERY_PARAMS": _query_params,
     "ACTOR_HEADER": _actor_header,
-    "PUBLIC_PATHS": _public_paths,
+    "PUBLIC_PATHS": lambda value: frozenset(_paths(value)),
     "EXEMPT_PREFIXES": _prefixes,
-    "VERIFIERS": _verifiers,
+    "VERIFIERS": _filled,
     "TRUSTED_PROXIES": _proxies,
     "FAILURE_RATE": _rate,
     "TOKEN_RATE": _rate,

@@ -13,7 +13,7 @@ from typing import Any
 from tokenauth.conf.values import WrongValue, read_duration, read_each, read_keys
 
 LONGEST_LIFE = timedelta(hours=1)
-"""A JWT that leaked can be stopped only together with its source token, so its own life is short."""
+"""Short, because a JWT that leaked can be stopped only together with its source token."""
 SHORTEST_SECRET = 32
 """Bytes of a secret for HS256, which mustn't be shorter than the hash (RFC 7518, 3.2)."""
 
@@ -100,11 +100,8 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
 
 def _check_keys(settings: JWTSettings) -> None:
     for place, (key_id, key) in enumerate(settings.keys.items()):
-        if settings.algorithm is Algorithm.HS256:
-            problem = _secret_problem(key)
-        else:
-            problem = _pem_problem(key, must_sign=place == 0)
-        if problem:
+        is_secret = settings.algorithm is Algorithm.HS256
+        if problem := _secret_problem(key) if is_secret else _pem_problem(key, must_sign=not place):
             raise WrongValue(f"has a key with the id {key_id!r} that {problem}")
 
 
