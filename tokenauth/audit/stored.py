@@ -31,53 +31,36 @@ UNREADABLE = (ValueError, TypeError, AttributeError, OverflowError, RecursionErr
 class _Stored(Func):
     """A column's value as text."""
 
-    template = "CAST(%(expressions)s AS CHAR)"
     output_field = TextField()
+    template = "CAST(%(expressions)s AS CHAR)"
+    # As bytes on SQLite, which doesn't make sure that text is UTF-8.
+    templates = {
+        "postgresql": "(%(expressions)s)::text",
+        "sqlite": "CAST(%(expressions)s AS BLOB)",
+    }
 
-    def as_postgresql(
-        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any
+    def as_sql(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, *args: Any, **context: Any
     ) -> tuple[str, Any]:
-        return self.as_sql(compiler, connection, template="(%(expressions)s)::text", **context)
-
-    def as_sqlite(
-        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any
-    ) -> tuple[str, Any]:
-        # As bytes, because SQLite doesn't make sure that text is UTF-8.
-        return self.as_sql(
-            compiler, connection, template="CAST(%(expressions)s AS BLOB)", **context
-        )
+        context["template"] = self.templates.get(connection.vendor, self.template)
+        return super().as_sql(compiler, connection, *args, **context)
 
 
 class _StoredTime(_Stored):
     """A time as text. On PostgreSQL microseconds since 1970, which don't depend on settings."""
 
-    def as_postgresql(
-        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any
-    ) -> tuple[str, Any]:
-        template = "trunc(extract(epoch FROM %(expressions)s) * 1000000)::text"
-        return self.as_sql(compiler, connection, template=template, **context)
+    templates = {
+        **_Stored.templates,
+        "postgresql": "trunc(extract(epoch FROM %(expressions)s) * 1000000)::text",
+    }
 
 
-class _Types(Func):
+class _Types(_Stored):
     """The types of a row's values on SQLite, where every column accepts every type."""
 
     template = "''"
-    output_field = TextField()
-
-    def as_sqlite(
-        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any
-    ) -> tuple[str, Any]:
-        return self.as_sql(
-            compiler,
-            connection,
-            template="typeof(%(expressions)s)",
-            arg_joiner=") || typeof(",
-            **context,
-        )
-
-    def as_sql(self, *args: Any, **context: Any) -> tuple[str, Any]:
-        sql, values = super().as_sql(*args, **context)
-        return sql, values if "typeof" in sql else ()
+    templates = {"sqlite": "typeof(%(expressions)s)"}
+    arg_joiner = ") || typeof("
 
 
 _EXPRESSIONS = [
