@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.db import connections, transaction
 
 from tokenauth.exceptions import SealError
 from tokenauth.models import AuditEvent, AuditSeal
+
+_NAMEDATALEN = 64
+_TABLES = {"events": AuditEvent._meta.db_table, "seals": AuditSeal._meta.db_table}
 
 _STAMP = """\
 CREATE OR REPLACE FUNCTION tokenauth_audit_stamp() RETURNS trigger
@@ -42,37 +47,16 @@ BEGIN
   END IF;
 END $$;"""
 
-# Questions about the table of events.
-_SCHEMA = """
-    SELECT nspname FROM pg_namespace JOIN pg_class ON relnamespace = pg_namespace.oid
-    WHERE pg_class.oid = %s::regclass
-"""
-_DATABASE = "SELECT current_database() FROM pg_class WHERE oid = %s::regclass"
-_SEQUENCE = "SELECT pg_get_serial_sequence(%s, 'id')"
-_OWNER = """
-    SELECT rolname FROM pg_roles JOIN pg_class ON relowner = pg_roles.oid
-    WHERE pg_class.oid = %s::regclass
+# The names are quoted as SQL needs them.
+_TABLE = """
+    SELECT relnamespace::regnamespace::text, quote_ident(current_database()),
+        pg_get_serial_sequence(%(events)s, 'id'), relowner::regrole::text
+    FROM pg_class WHERE oid = %(events)s::regclass
 """
 _UPKEEP = """
     SELECT convert_from(btrim(tgargs, decode('00', 'hex')), getdatabaseencoding())
-    FROM pg_trigger WHERE tgname = 'tokenauth_audit_stamp' AND tgrelid = %s::regclass
+    FROM pg_trigger WHERE tgname = 'tokenauth_audit_stamp' AND tgrelid = %(events)s::regclass
 """
-
-# Whether the function exists and its owner is neither the table's owner nor the current user, or is
-# one of the two roles or a role that they can become.
-_IS_FOREIGN_STAMP = """
-    SELECT 1 FROM pg_proc JOIN pg_class ON pg_class.oid = %s::regclass
-    WHERE pg_proc.oid = to_regprocedure('tokenauth_audit_stamp()') AND (
-        proowner::regrole NOT IN (relowner::regrole, quote_ident(current_user)::regrole)
-        OR EXISTS (
-            SELECT FROM pg_roles
-            WHERE rolname::text IN (%s, %s) AND pg_has_role(pg_roles.oid, proowner, 'MEMBER')
-        )
-    )
-"""
-
-LONGEST_ROLE = 63
-"""The most bytes of a role's name."""
 
 # Includes the powers of every role that the role can become by SET ROLE.
 _POWERS = """
@@ -82,7 +66,7 @@ _POWERS = """
             OR other.rolname IN ('pg_write_all_data', 'pg_write_server_files', 'pg_execute_server_program')
         ), false),
         coalesce(bool_or(other.oid IN (relowner, nspowner, datdba)), false),
-        coalesce(bool_or(other.rolname = %s), false),
+        coalesce(bool_or(other.rolname = %(other)s), false),
         coalesce(bool_or(other.rolname <> self.rolname AND EXISTS (
             SELECT FROM aclexplode(relacl)
             WHERE grantee = other.oid AND privilege_type NOT IN ('SELECT', 'INSERT')
@@ -91,15 +75,15 @@ _POWERS = """
             WHERE attrelid = pg_class.oid AND grantee = other.oid AND privilege_type <> 'SELECT'
             UNION ALL
             SELECT FROM pg_class seq, aclexplode(seq.relacl)
-            WHERE seq.oid = pg_get_serial_sequence(%s, 'id')::regclass AND grantee = other.oid
+            WHERE seq.oid = pg_get_serial_sequence(%(events)s, 'id')::regclass AND grantee = other.oid
         )), false),
         count(*)
     FROM pg_roles self
     JOIN pg_roles other ON pg_has_role(self.oid, other.oid, 'MEMBER')
-    JOIN pg_class ON pg_class.oid IN (%s::regclass, %s::regclass)
+    JOIN pg_class ON pg_class.oid IN (%(events)s::regclass, %(seals)s::regclass)
     JOIN pg_namespace ON pg_namespace.oid = relnamespace
     JOIN pg_database ON datname = current_database()
-    WHERE self.rolname::text = %s
+    WHERE self.rolname::text = %(role)s
 """
 
 # Rights that the owner's REVOKE doesn't take back, because another role granted them to the role or
@@ -108,14 +92,17 @@ _FOREIGN = """
     SELECT rolname::text
     FROM pg_roles JOIN (
         SELECT relowner, acl.* FROM pg_class, aclexplode(relacl) acl
-        WHERE pg_class.oid IN (%s::regclass, %s::regclass, %s::regclass)
+        WHERE pg_class.oid IN (
+            %(events)s::regclass, %(seals)s::regclass,
+            pg_get_serial_sequence(%(events)s, 'id')::regclass
+        )
         UNION ALL
         SELECT relowner, acl.* FROM pg_class
         JOIN pg_attribute ON attrelid = pg_class.oid, aclexplode(attacl) acl
-        WHERE pg_class.oid IN (%s::regclass, %s::regclass)
+        WHERE pg_class.oid IN (%(events)s::regclass, %(seals)s::regclass)
     ) AS granted ON grantor = oid AND grantor <> relowner
     WHERE privilege_type <> 'SELECT'
-        AND grantee IN (0, (SELECT self.oid FROM pg_roles self WHERE self.rolname::text = %s))
+        AND grantee IN (0, (SELECT self.oid FROM pg_roles self WHERE self.rolname::text = %(role)s))
 """
 
 
@@ -129,16 +116,14 @@ def harden(*, role: str, maintenance_role: str, using: str) -> list[str]:
     undo them or can't be created.
     """
     known = _refuse_unfit(role, maintenance_role, using)
-    events, seals = _name(AuditEvent._meta.db_table), _name(AuditSeal._meta.db_table)
+    events, seals = _TABLES["events"], _TABLES["seals"]
     app, upkeep = _name(role), _name(maintenance_role)
     # No role may choose a row's id or the next one: after a very high id no more rows fit. An
     # INSERT needs no right to the sequence.
-    sequence, schema = _ask(_SEQUENCE, using), _name(_ask(_SCHEMA, using))
-    database = _name(_ask(_DATABASE, using))
+    schema, database, sequence, owner = _ask(_TABLE, using)
     fields = AuditEvent._meta.concrete_fields
     columns = ", ".join(_name(field.column or "") for field in fields if not field.primary_key)
-    # `drain` inserts rows with the time of their request. Without INSERT on the column, PostgreSQL
-    # would refuse the default as well.
+    # `drain` inserts rows with the time of their request.
     trigger = f"tokenauth_audit_stamp({_literal(maintenance_role)})"
     return [
         *(f"CREATE ROLE {_name(name)} LOGIN;" for name, exists in known.items() if not exists),
@@ -152,12 +137,13 @@ def harden(*, role: str, maintenance_role: str, using: str) -> list[str]:
         f"GRANT SELECT, INSERT ({columns}), DELETE ON {events} TO {upkeep};",
         f"GRANT SELECT, INSERT, UPDATE (entries) ON {seals} TO {upkeep};",
         _STAMP,
-        *_take_function(role, maintenance_role, using),
+        # The owner of the function can drop it, and the trigger with it.
+        f"ALTER FUNCTION tokenauth_audit_stamp() OWNER TO {owner};",
         f"""\
 CREATE OR REPLACE TRIGGER tokenauth_audit_stamp BEFORE INSERT ON {events}
 FOR EACH ROW EXECUTE FUNCTION {trigger};""",
         _REFUSE_HIDING.replace(":roles", f"{_literal(role)}, {_literal(maintenance_role)}").replace(
-            ":tables", f"'{AuditEvent._meta.db_table}', '{AuditSeal._meta.db_table}'"
+            ":tables", f"'{events}', '{seals}'"
         ),
     ]
 
@@ -166,18 +152,6 @@ def _refuse_unfit(role: str, maintenance_role: str, using: str) -> dict[str, boo
     """Raise SealError if the roles can't be hardened; return which of them exist."""
     if connections[using].vendor != "postgresql":
         raise SealError("Roles are hardened on PostgreSQL only.")
-    _refuse_names(role, maintenance_role)
-    known = {
-        role: _refuse_powerful(role, maintenance_role, "--role", using),
-        maintenance_role: _refuse_powerful(maintenance_role, "", "--maintenance-role", using),
-    }
-    for name in known:
-        _refuse_foreign_grants(name, using)
-    _refuse_other_upkeep(maintenance_role, using)
-    return known
-
-
-def _refuse_names(role: str, maintenance_role: str) -> None:
     if role == maintenance_role:
         raise SealError(f"One role for both, {role!r}, could undo all this. Give two roles.")
     for name in (role, maintenance_role):
@@ -185,26 +159,24 @@ def _refuse_names(role: str, maintenance_role: str) -> None:
             raise SealError(
                 f"The role {name!r} has a name that can't be printed, so SQL can't show it."
             )
+    known = {
+        role: _refuse_powerful(role, maintenance_role, "--role", using),
+        maintenance_role: _refuse_powerful(maintenance_role, "", "--maintenance-role", using),
+    }
+    if (kept := _ask(_UPKEEP, using)) not in {None, (maintenance_role,)}:
+        raise SealError(
+            f"The audit has the maintenance role {kept[0]!r}, and only one role's rows keep their "
+            "times. Give the same --maintenance-role. To replace it for good, first run DROP TRIGGER "
+            f"tokenauth_audit_stamp ON {_TABLES['events']}."
+        )
+    return known
 
 
-def _ask(question: str, using: str) -> str:
-    """Return the answer to a question about the table of events, or ""."""
+def _ask(question: str, using: str, **names: str) -> Any:
+    """Return the first row of an answer, or None."""
     with connections[using].cursor() as cursor:
-        cursor.execute(question, [AuditEvent._meta.db_table])
-        found = cursor.fetchone()
-    return str(found[0]) if found else ""
-
-
-def _take_function(role: str, maintenance_role: str, using: str) -> list[str]:
-    """Return a statement that makes the table's owner the owner of the trigger's function.
-
-    The owner of the function can drop it, and the trigger with it.
-    """
-    with connections[using].cursor() as cursor:
-        cursor.execute(_IS_FOREIGN_STAMP, [AuditEvent._meta.db_table, role, maintenance_role])
-        is_foreign = cursor.fetchone() is not None
-    owner = _name(_ask(_OWNER, using))
-    return [f"ALTER FUNCTION tokenauth_audit_stamp() OWNER TO {owner};"] if is_foreign else []
+        cursor.execute(question, {**_TABLES, **names})
+        return cursor.fetchone()
 
 
 def apply(statements: list[str], using: str) -> None:
@@ -224,41 +196,15 @@ def _literal(text: str) -> str:
     return "E'" + text.replace("\\", "\\\\").replace("'", "''").replace("$", "\\x24") + "'"
 
 
-def _refuse_foreign_grants(role: str, using: str) -> None:
-    """Raise SealError if another role than the owner granted ``role`` rights to the audit."""
-    tables = [AuditEvent._meta.db_table, AuditSeal._meta.db_table]
-    with connections[using].cursor() as cursor:
-        cursor.execute(_FOREIGN, [*tables, _ask(_SEQUENCE, using), *tables, role])
-        found = cursor.fetchone()
-    if found:
-        raise SealError(
-            f"The role {found[0]!r} granted more than SELECT on the audit to {role!r} or to "
-            "PUBLIC, and only that role can take it back. Let it REVOKE that, then run this again."
-        )
-
-
-def _refuse_other_upkeep(maintenance_role: str, using: str) -> None:
-    """Raise SealError if the trigger keeps the times of another maintenance role."""
-    known = _ask(_UPKEEP, using)
-    if known not in {"", maintenance_role}:
-        table = AuditEvent._meta.db_table
-        raise SealError(
-            f"The audit has the maintenance role {known!r}, and only one role's rows keep their "
-            "times. Give the same --maintenance-role. To replace it for good, first run DROP TRIGGER "
-            f"tokenauth_audit_stamp ON {table}."
-        )
-
-
 def _refuse_powerful(role: str, other: str, option: str, using: str) -> bool:
-    """Raise SealError if ``role`` could rewrite the audit, or become ``other``.
+    """Raise SealError if ``role`` could rewrite the audit in spite of all, or become ``other``.
 
     ``option`` is the option that named it. Returns whether the role exists.
     """
-    tables = [AuditEvent._meta.db_table, AuditSeal._meta.db_table]
-    with connections[using].cursor() as cursor:
-        cursor.execute(_POWERS, [other, tables[0], *tables, role])
-        mighty, owner, becomes_other, granted, known = cursor.fetchone()
-    if not known and not _can_be_made(role):
+    mighty, owner, becomes_other, granted, known = _ask(_POWERS, using, role=role, other=other)
+    # The server cuts names at 63 bytes, but the trigger compares the whole name.
+    fits = 0 < len(role.encode()) < _NAMEDATALEN
+    if not known and (not fits or role in {"public", "none"} or role.startswith("pg_")):
         raise SealError(
             f"There is no role {role!r}, and PostgreSQL wouldn't create one with that name. Give "
             f"another {option}."
@@ -275,14 +221,9 @@ def _refuse_powerful(role: str, other: str, option: str, using: str) -> bool:
             f"The role {role!r} {problem}, so it could undo all this. Take that away, and let "
             "another role own the tables and run migrations."
         )
+    if found := _ask(_FOREIGN, using, role=role):
+        raise SealError(
+            f"The role {found[0]!r} granted more than SELECT on the audit to {role!r} or to "
+            "PUBLIC, and only that role can take it back. Let it REVOKE that, then run this again."
+        )
     return bool(known)
-
-
-def _can_be_made(role: str) -> bool:
-    # The server cuts longer names, but the trigger compares the whole name.
-    return (
-        0 < len(role.encode()) <= LONGEST_ROLE
-        and role not in {"public", "none"}
-        and not role.startswith("pg_")
-        and "\0" not in role
-    )
