@@ -56,21 +56,13 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the verbs and their options."""
         verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-        common = CommandParser(add_help=False)
-        common.add_argument(
-            "--database",
-            metavar="ALIAS",
-            help="the database of the audit; by default the router's choice",
-        )
-        sealing = verbs.add_parser("seal", parents=[common], help="seal committed rows")
+        sealing = _add_verb(verbs, "seal", "seal committed rows")
         sealing.add_argument(
             "--print-head",
             action="store_true",
             help="print the last seal, so that you can keep it elsewhere",
         )
-        verifying = verbs.add_parser(
-            "verify", parents=[common], help="compare the audit with its seals"
-        )
+        verifying = _add_verb(verbs, "verify", "compare the audit with its seals")
         verifying.add_argument(
             "--head",
             action="append",
@@ -86,7 +78,7 @@ class Command(BaseCommand):
             metavar="AGE",
             help="how old a row may become before it is sealed; by default 24h",
         )
-        pruning = verbs.add_parser("prune", parents=[common], help="delete old rows for good")
+        pruning = _add_verb(verbs, "prune", "delete old rows for good")
         pruning.add_argument(
             "--before",
             type=parse_moment,
@@ -94,16 +86,14 @@ class Command(BaseCommand):
             metavar="WHEN",
             help="2026-01-31, or 365d ago",
         )
-        exporting = verbs.add_parser("export", parents=[common], help="print rows")
+        exporting = _add_verb(verbs, "export", "print rows")
         exporting.add_argument("--format", choices=["jsonl", "csv"], default="jsonl")
         exporting.add_argument(
             "--since", type=parse_moment, metavar="WHEN", help="2026-01-31, or 24h ago"
         )
         draining = verbs.add_parser("drain", help="move rows from the Redis stream to the database")
         draining.add_argument("--once", action="store_true", help="stop when the stream is empty")
-        _add_harden(
-            verbs.add_parser("harden", parents=[common], help="protect the audit on PostgreSQL")
-        )
+        _add_harden(_add_verb(verbs, "harden", "protect the audit on PostgreSQL"))
         add_base_options(verbs.choices.values())
 
     def handle(self, *_args: Any, verb: str, database: str | None = None, **options: Any) -> None:
@@ -121,16 +111,14 @@ class Command(BaseCommand):
             raise CommandError("Standard output is closed.")
         try:
             handlers[verb](using=using, **options)
-        except SealError as error:
+        except (SealError, ImproperlyConfigured) as error:
             raise CommandError(str(error)) from None
-        except KeyboardInterrupt:
-            raise CommandError(
-                "Interrupted. What is done stays. Run it again.", returncode=INTERRUPTED
-            ) from None
-        except DatabaseFailure as error:
+        except (KeyboardInterrupt, DatabaseFailure) as error:
             if _is_interrupted(error):
                 # Ctrl-C in the middle of a statement can leave the driver confused.
-                raise CommandError("Interrupted. Run it again.", returncode=INTERRUPTED) from None
+                raise CommandError(
+                    "Interrupted. What is done stays. Run it again.", returncode=INTERRUPTED
+                ) from None
             raise CommandError(
                 f"The database says: {str(error).strip()}\nCheck that it exists, that it is migrated "
                 f"(manage.py migrate --database {using}), and that this role may do that. "
@@ -164,13 +152,12 @@ class Command(BaseCommand):
         self.stderr.write(text, style_func=str)
 
     def _seal(self, *, using: str, print_head: bool, **_options: Any) -> None:
-        seals = rows = 0
+        counts = []
         with show_progress("seal") as progress:
             for made in seal(using=using, by=Actor.from_command()):
-                seals += 1
-                rows += made.count
+                counts.append(made.count)
                 progress(made.count)
-        self._say(f"Sealed {count_of(rows, 'row')} in {count_of(seals, 'seal')}.")
+        self._say(f"Sealed {count_of(sum(counts), 'row')} in {count_of(len(counts), 'seal')}.")
         if waiting := count_waiting(using):
             self._say(
                 f"Not sealed yet: {count_of(waiting, 'row')}, because open transactions may still "
@@ -222,8 +209,6 @@ class Command(BaseCommand):
         draining = _load_draining()
         try:
             draining.run(once=once, say=self._say)
-        except ImproperlyConfigured as error:
-            raise CommandError(str(error)) from None
         except draining.OUTAGES as error:
             raise CommandError(f"Rows stay in Redis: {type(error).__name__}: {error}") from None
 
@@ -240,6 +225,16 @@ class Command(BaseCommand):
             self._say(f"The role {role} can add and read audit rows, and nothing else.")
         else:
             self.stdout.write("\n".join(["BEGIN;", *statements, "COMMIT;"]))
+
+
+def _add_verb(verbs: Any, name: str, text: str) -> CommandParser:
+    parser: CommandParser = verbs.add_parser(name, help=text)
+    parser.add_argument(
+        "--database",
+        metavar="ALIAS",
+        help="the database of the audit; by default the router's choice",
+    )
+    return parser
 
 
 def _add_harden(parser: CommandParser) -> None:
@@ -259,12 +254,8 @@ def _load_draining() -> ModuleType:
         if is_redis_configured():
             return import_module("tokenauth.audit.draining")
     except ImportError as error:
-        fix = (
-            '; run pip install ".[redis]" in the checkout of drf-tokenauth'
-            if error.name == "redis"
-            else ""
-        )
-        raise CommandError(f"{error}{fix}.") from None
+        fix = '; run pip install ".[redis]" in the checkout of drf-tokenauth'
+        raise CommandError(f"{error}{fix if error.name == 'redis' else ''}.") from None
     raise CommandError(
         "There is nothing to drain: TOKENAUTH['AUDIT_SINK'] is not "
         '"tokenauth.audit.redis_stream.RedisStreamSink".'
