@@ -18,6 +18,7 @@ from tokenauth.models import AuditEvent
 
 EXPORTED_COLUMNS = ("id", *Row._fields)
 
+_Write = Callable[[list[dict[str, Any]]], str]
 _FORMULA = "[=+@\uff1d\uff0b\uff0d\uff20-]"
 """What formulas begin with. Spreadsheets read the last four, which are full-width, as well."""
 _FORMULA_FIRST = re.compile(f'[\t\r\n]|[ "]*{_FORMULA}')
@@ -32,11 +33,10 @@ def export(*, using: str, as_csv: bool, since: datetime | None = None) -> Iterat
     ends with the last row that existed when it began. It misses rows that are committed later with
     an id below those already given. A row that can't be read comes with the texts that are stored.
     """
-    write: Callable[[list[dict[str, Any]]], str] = _csv if as_csv else _json_lines
     if as_csv:
         yield ",".join(EXPORTED_COLUMNS) + "\n", 0
     for part in split(_choose(using, since)):
-        yield from _written(part, write)
+        yield from _written(part, _csv if as_csv else _json_lines)
 
 
 def _choose(using: str, since: datetime | None) -> QuerySet[AuditEvent]:
@@ -52,22 +52,16 @@ def _choose(using: str, since: datetime | None) -> QuerySet[AuditEvent]:
     return events.filter(id__gte=ends["first"], id__lte=ends["last"])
 
 
-def _written(
-    events: QuerySet[AuditEvent], write: Callable[[list[dict[str, Any]]], str]
-) -> Iterator[tuple[str, int]]:
+def _written(events: QuerySet[AuditEvent], write: _Write) -> Iterator[tuple[str, int]]:
     """Give these rows as text; a row that can't be read, as it is stored."""
     try:
-        found = [
-            dict(zip(EXPORTED_COLUMNS, values, strict=True))
-            for values in events.values_list(*EXPORTED_COLUMNS)
-        ]
+        found = list(events.values(*EXPORTED_COLUMNS))
         text = write(found)
     except UNREADABLE:
-        pass
+        ids = list(events.values_list("id", flat=True))
     else:
         yield text, len(found)
         return
-    ids = list(events.values_list("id", flat=True))
     if len(ids) <= 1:
         for stored in read_stored(events.filter(id__in=ids)):
             values = [_printable(value) for value in stored[: len(EXPORTED_COLUMNS)]]
