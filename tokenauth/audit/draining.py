@@ -66,23 +66,19 @@ class StreamEntry:
     """An entry of the stream."""
 
     id: bytes
-    """Its id in the stream."""
     fields: Fields
-    """Its fields; empty if it was deleted or trimmed after a worker had read it."""
+    """Empty if the entry was deleted or trimmed after a worker had read it."""
     row: Row | None
-    """The row in its fields, or None if they hold no row that the sink can have written."""
+    """The row in the fields, or None if they hold no row that the sink can have written."""
 
 
 @dataclass(kw_only=True)
 class Counts:
-    """What happened to the entries."""
+    """How many rows were inserted, entries rejected, and entries lost before they were stored."""
 
     stored: int = 0
-    """Rows inserted."""
     rejected: int = 0
-    """Entries moved to the stream of rejected ones."""
     lost: int = 0
-    """Entries that were deleted or trimmed after a worker had read them, before it stored them."""
 
 
 @dataclass(kw_only=True)
@@ -92,7 +88,6 @@ class Drain:
     idle_seconds: float = IDLE_SECONDS
     """After how long another worker's entries are claimed."""
     counts: Counts = field(default_factory=Counts)
-    """What happened so far."""
     stop: Flag = field(default_factory=Flag)
     """If set, the worker stops after the entries that it is settling."""
 
@@ -189,9 +184,9 @@ class Drain:
 
     def _settle(self, entries: list[StreamEntry]) -> None:
         """Store the rows of ``entries``, then remove these from the stream."""
-        readable = [entry for entry in entries if entry.row is not None]
-        stored, places = store([entry.row for entry in readable if entry.row is not None])
-        ids = {readable[place].id for place in places}
+        readable = [(entry, entry.row) for entry in entries if entry.row is not None]
+        stored, places = store([row for _entry, row in readable])
+        ids = {readable[place][0].id for place in places}
         refused = [
             entry for entry in entries if entry.fields and (entry.row is None or entry.id in ids)
         ]
@@ -219,9 +214,8 @@ class Drain:
         self.counts.rejected += 1
 
     def _let_go(self, entries: list[StreamEntry]) -> None:
-        if not entries:
+        if not (ids := [entry.id for entry in entries]):
             return
-        ids = [entry.id for entry in entries]
         # Not in MULTI, which a Redis that is full refuses. Acknowledged first: an entry that is
         # deleted but still pending would look as if an intruder had deleted it.
         with self.client.pipeline(transaction=False) as pipe:
@@ -311,9 +305,8 @@ def _find_stored(rows: list[Row], using: str) -> dict[UUID, Row | None]:
 
 def _read(event_id: UUID, using: str) -> Row | None:
     try:
-        return Row(
-            *AuditEvent.objects.using(using).values_list(*Row._fields).get(event_id=event_id)
-        )
+        rows = AuditEvent.objects.using(using).values_list(*Row._fields)
+        return Row(*rows.get(event_id=event_id))
     except UNREADABLE:
         return None
 
