@@ -50,7 +50,6 @@ INFO_HINT = "Let its user read how Redis keeps rows: ACL SETUSER <name> +info."
 _HERE = {"127.0.0.1", "::1"}
 _NOT_FOR_CONNECTIONS = {"parser_class", "pool_class", "serializer"}
 
-
 FAILURES = (RedisError, OSError)
 """What calls raise if Redis fails or refuses."""
 
@@ -64,15 +63,11 @@ class Place:
     """A stream on a Redis server."""
 
     stream: str
-    """The stream's name."""
     options: dict[str, Any] = field(repr=False)
     """The options of connections, which may include a password."""
 
     def connect(self, timeout_seconds: float, **options: Any) -> Redis:
-        """Return a client with a pool of its own, which connects when needed.
-
-        ``timeout_seconds`` is the limit for connecting, and for each answer.
-        """
+        """Return a client; ``timeout_seconds`` is the limit for connecting, and each answer."""
         bounds = {
             "socket_connect_timeout": timeout_seconds,
             "socket_timeout": timeout_seconds,
@@ -188,9 +183,8 @@ class Server:
 
 def ask(connection: Any) -> Server:
     """Ask the connected Redis; raises Unsafe if its user may not run INFO."""
-    connection.send_command("INFO", "persistence")
-    connection.send_command("INFO", "memory")
-    connection.send_command("INFO", "replication")
+    for section in ("persistence", "memory", "replication"):
+        connection.send_command("INFO", section)
     try:
         text = b"".join(connection.read_response() for _ in range(3))
     except NoPermissionError:
@@ -300,16 +294,11 @@ class RedisStreamSink:
             problem = ask(connection).problem
         except Unsafe as error:
             problem = str(error)
-        self._report(problem)
+        before, self._problem = self._problem, problem
         if problem:
+            if problem != before:
+                logger.error("audit rows aren't written to Redis: %s", problem)
             raise Unsafe(problem)
-        self._ask_at = time.monotonic() + ASK_AGAIN_SECONDS
-
-    def _report(self, problem: str) -> None:
-        if problem == self._problem:
-            return
-        self._problem = problem
-        if problem:
-            logger.error("audit rows aren't written to Redis: %s", problem)
-        else:
+        if before:
             logger.warning("audit rows are written to Redis again")
+        self._ask_at = time.monotonic() + ASK_AGAIN_SECONDS
