@@ -72,7 +72,7 @@ def test_outcome_and_severity(event: Event) -> None:
 
 def test_every_column_has_its_value() -> None:
     row = full_row()
-    assert row.columns() == {
+    assert row._asdict() == {
         "event_id": row.event_id,
         "at": row.at,
         "event": "auth.rejected",
@@ -144,7 +144,7 @@ def test_a_stored_row_is_the_row() -> None:
     row = full_row()
     row.as_event().save()
     stored = AuditEvent.objects.values(*Row._fields).get()
-    assert stored == row.columns()
+    assert stored == row._asdict()
 
 
 # Details.

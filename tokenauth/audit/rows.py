@@ -35,20 +35,11 @@ _FAILED = {
     Event.SECURITY_AUDIT_DEGRADED: Severity.HIGH,
     Event.SECURITY_LIMITS_DEGRADED: Severity.HIGH,
 }
-_NOTABLE = {
-    Event.TOKEN_ISSUED: Severity.LOW,
-    Event.TOKEN_IMPORTED: Severity.LOW,
-    Event.TOKEN_ROTATED: Severity.LOW,
-    Event.TOKEN_CHANGED: Severity.LOW,
-    Event.TOKEN_DISABLED: Severity.LOW,
-    Event.TOKEN_ENABLED: Severity.LOW,
-    Event.TOKEN_REVOKED: Severity.LOW,
-    Event.AUDIT_PRUNED: Severity.LOW,
-}
+_NOTABLE = {Event.AUDIT_PRUNED, *(event for event in Event if event.value.startswith("token."))}
 _VERDICTS = {
     event.value: (
         (Outcome.FAILURE if event in _FAILED else Outcome.SUCCESS).value,
-        (_FAILED.get(event) or _NOTABLE.get(event) or Severity.INFO).value,
+        _FAILED.get(event, Severity.LOW if event in _NOTABLE else Severity.INFO).value,
     )
     for event in Event
 }
@@ -84,13 +75,9 @@ class Row(NamedTuple):
             f"client={self.client_id or '-'} ip={self.ip or '-'} {self.method} {self.path}"
         )
 
-    def columns(self) -> dict[str, Any]:
-        """Return the values by column."""
-        return self._asdict()
-
     def as_event(self) -> AuditEvent:
         """Return the row as an unsaved model instance."""
-        return AuditEvent(**self.columns())
+        return AuditEvent(**self._asdict())
 
     def time_text(self) -> str:
         """Return the row's time in ISO 8601, with its offset."""
@@ -98,7 +85,7 @@ class Row(NamedTuple):
 
     def to_json(self) -> str:
         """Return the row as one line of JSON."""
-        values = {**self.columns(), "event_id": str(self.event_id), "at": self.time_text()}
+        values = {**self._asdict(), "event_id": str(self.event_id), "at": self.time_text()}
         return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
@@ -141,7 +128,9 @@ def _refuse_unwritten(values: dict[str, Any]) -> None:
     """Raise ValueError for values that ``make_row`` never writes."""
     for name, length in _LENGTHS.items():
         text = values[name]
-        if len(text) > length or not (text.isprintable() or all(map(_is_safe, text))):
+        # A newer Python may have written it, which knows more letters.
+        unsafe = (char for char in text if not char.isprintable() and category(char) != "Cn")
+        if len(text) > length or any(unsafe):
             raise ValueError(f"{name} of an audit row is too long, or not printable")
     for name, known in _CHOICES.items():
         if values[name] not in known:
@@ -153,11 +142,6 @@ def _refuse_unwritten(values: dict[str, Any]) -> None:
         raise ValueError("ip of an audit row is not an address in its canonical form")
 
 
-def _is_safe(char: str) -> bool:
-    # A newer Python may have written it, which knows more letters.
-    return char.isprintable() or category(char) == "Cn"
-
-
 def _read_time(text: str) -> datetime:
     """Read a row's time; raises ValueError if not every time zone and database can hold it."""
     moment = datetime.fromisoformat(text)
@@ -165,17 +149,19 @@ def _read_time(text: str) -> datetime:
         raise ValueError("an audit row without a time zone")
     if not MINYEAR < moment.year < MAXYEAR:
         raise ValueError("an audit row whose time is out of range")
-    return (
-        moment if settings.USE_TZ else timezone.make_naive(moment, timezone.get_default_timezone())
-    )
+    if settings.USE_TZ:
+        return moment
+    return timezone.make_naive(moment, timezone.get_default_timezone())
+
+
+def with_offset(at: datetime) -> datetime:
+    """Return ``at``; a naive time is one in the site's time zone, in which the clock was read."""
+    return timezone.make_aware(at, timezone.get_default_timezone()) if timezone.is_naive(at) else at
 
 
 def time_text(at: datetime) -> str:
     """Return a row's time in ISO 8601, with its offset whatever ``USE_TZ`` says."""
-    if timezone.is_naive(at):
-        # In the site's time zone, in which the clock was read, not in the active one.
-        at = timezone.make_aware(at, timezone.get_default_timezone())
-    return at.isoformat()
+    return with_offset(at).isoformat()
 
 
 def columns_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -230,16 +216,10 @@ def make_row(
         client_id=sanitise(subject.client_id, NAME_LENGTH),
         user_id=sanitise(subject.user_id, USER_ID_LENGTH),
         user_name=sanitise(subject.user_name, NAME_LENGTH),
-        claimed_actor=client_info.claimed_actor,
         actor=actor,
-        ip=client_info.ip,
-        user_agent=client_info.user_agent,
-        method=client_info.method,
-        path=client_info.path,
-        view_name=client_info.view_name,
-        request_id=client_info.request_id,
         count=count,
         details=_shorten(details) if details else {},
+        **vars(client_info),
     )
 
 
@@ -248,7 +228,7 @@ def storable(row: Row, using: str) -> Row:
     unstorable = find_unstorable(AuditEvent, using)
     if unstorable is None:
         return row
-    values = row.columns()
+    values = row._asdict()
     for name, length in _LENGTHS.items():
         values[name] = escape(values[name], unstorable)[:length]
     text = json.dumps(row.details, ensure_ascii=False, default=str)
