@@ -5,8 +5,8 @@ adds its rows among older ones. On PostgreSQL every row has its transaction's nu
 transactions below a snapshot's ``xmin`` have ended. SQLite has one writer at a time, so ids are in
 order. Elsewhere rows are final when they are a minute old; rows that come later are backfilled.
 
-In a database that was restored elsewhere, rows have the numbers of the old cluster. First the rest
-of the rows among the sealed ones is sealed by these numbers, then all rows up to the last id.
+In a database that was restored elsewhere, rows have the old cluster's numbers: the rest of the rows
+among the sealed ones is sealed by these numbers first, then all rows up to the last id.
 """
 
 from __future__ import annotations
@@ -90,10 +90,6 @@ class Cursor:
         # Rows that an intruder inserted stay unsealed, so that verification finds them.
         return found.exclude(self._inserted()).order_by("id")
 
-    def sealed_to(self, row_id: int) -> Cursor:
-        """Return the cursor once the window's rows up to ``row_id`` are sealed."""
-        return replace(self, after=row_id)
-
     def seen(self, row_id: int) -> Cursor:
         """Return the cursor with a mark for this sealed row of the window, or the one just closed."""
         if not self.origin or row_id <= self.highest:
@@ -121,23 +117,8 @@ class Cursor:
             return replace(self, window="old", until=self.horizon, after=self.closed_id)
         return self if self.window else Cursor(closed_id=max(self.closed_id, self.highest))
 
-    def covers(self, row_id: int, xid: int) -> bool:
-        """Return whether a row with this id and transaction must be in a seal."""
-        if row_id <= self.closed_id:
-            return True
-        if self.window == "id":
-            return row_id <= self.after
-        if self.window == "old" and row_id > self.highest:
-            return False
-        if self.origin and (
-            xid < self.closed_xid
-            or any(row_id < mark.id and xid >= mark.xid for mark in self.marks)
-        ):
-            return True
-        return bool(self.window) and row_id <= self.after and xid < self.until
-
-    def covered(self, using: str) -> Any:
-        """Return the rows for which ``covers`` is true."""
+    def covered(self) -> Q:
+        """Return the condition for rows that must be in a seal."""
         if self.window == "id":
             found = Q(id__lte=self.after)
         else:
@@ -146,8 +127,7 @@ class Cursor:
                 found |= Q(xid__lt=self.closed_xid) | self._inserted()
             if self.window == "old":
                 found &= Q(id__lte=self.highest)
-        found |= Q(id__lte=self.closed_id)
-        return AuditEvent.objects.using(using).filter(found)
+        return found | Q(id__lte=self.closed_id)
 
     def _inserted(self) -> Q:
         # A cursor without marks leaves the first alternative, which has no rows.

@@ -10,8 +10,9 @@ from django.utils import timezone
 
 from tokenauth import audit
 from tokenauth.audit.cursors import localise, read_cursor
+from tokenauth.audit.rows import with_offset
 from tokenauth.audit.sealing.sealer import add_seal, last_seal, read_entries, refuse_changed
-from tokenauth.audit.sealing.seals import digest_of, get_keys, microseconds, now
+from tokenauth.audit.sealing.seals import microseconds
 from tokenauth.client_info import Actor
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import SealError
@@ -67,15 +68,19 @@ def _prune_sealed(
     if last is None:
         return 0
     refuse_changed(last)
-    count = localise(read_cursor(last), using).covered(using).filter(at__lt=before).count()
+    covered = localise(read_cursor(last), using).covered()
+    count = AuditEvent.objects.using(using).filter(covered, at__lt=before).count()
     if not count:
         return 0
     limit = time_as_stored(before, using)
     for seal in _old_seals(limit, last.number, using):
         # Raises before anything is signed or audited that then doesn't happen.
         read_entries(seal)
+    # Permits the absence of rows from before `limit`.
+    ends = {"first_id": 0, "last_id": 0, "oldest_at": limit, "newest_at": limit}
+    pruned = AuditSeal(kind=SealKind.PRUNED.value, count=count, cursor=last.cursor, **ends)
     with transaction.atomic(using=using):
-        _permit(last, limit, count, using)
+        add_seal(pruned, last, using)
         _announce(before, count, using, by)
     seals = _old_seals(limit, last.number, using)
     return sum(_prune_seal(seal, limit, using, progress) for seal in seals)
@@ -98,31 +103,10 @@ def time_as_stored(moment: datetime, using: str) -> int:
     """
     connection = connections[using]
     if connection.vendor == "postgresql":
-        if timezone.is_naive(moment):
-            moment = timezone.make_aware(moment, timezone.get_default_timezone())
-        return microseconds(moment)
+        return microseconds(with_offset(moment))
     if timezone.is_aware(moment):
         moment = timezone.make_naive(moment, connection.timezone)
     return microseconds(moment)
-
-
-def _permit(last: AuditSeal, limit: int, count: int, using: str) -> None:
-    """Add a seal that permits the absence of rows from before ``limit``."""
-    key_id, secret = next(iter(get_keys().items()))
-    pruned = AuditSeal(
-        kind=SealKind.PRUNED.value,
-        sealed_at=now(),
-        key_id=key_id,
-        first_id=0,
-        last_id=0,
-        count=count,
-        oldest_at=limit,
-        newest_at=limit,
-        digest=digest_of(b""),
-        cursor=last.cursor,
-        entries=b"",
-    )
-    add_seal(pruned, last, secret.encode(), using)
 
 
 def _prune_seal(seal: AuditSeal, limit: int, using: str, progress: Callable[[int], object]) -> int:

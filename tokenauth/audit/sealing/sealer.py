@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
@@ -77,14 +78,16 @@ def read_entries(seal: AuditSeal) -> Iterator[Entry]:
     return unpack(data)
 
 
-def add_seal(seal: AuditSeal, last: AuditSeal | None, secret: bytes, using: str) -> None:
-    """Store ``seal`` with its number and MAC after ``last``, in the caller's transaction.
+def add_seal(seal: AuditSeal, last: AuditSeal | None, using: str) -> None:
+    """Sign ``seal`` and store it after ``last``, in the caller's transaction.
 
     Raises SealError if another process has stored a seal with this number meanwhile.
     """
+    seal.key_id, secret = next(iter(get_keys().items()))
+    seal.sealed_at, seal.digest = now(), digest_of(bytes(seal.entries))
     seal.number = last.number + 1 if last else 1
     seal.previous = last.mac if last else ""
-    seal.mac = mac_of(seal, secret)
+    seal.mac = mac_of(seal, secret.encode())
     try:
         seal.save(using=using)
     except IntegrityError as error:
@@ -96,8 +99,7 @@ def add_seal(seal: AuditSeal, last: AuditSeal | None, secret: bytes, using: str)
 class _Sealer:
     def __init__(self, using: str, by: Actor) -> None:
         self.using, self.by = using, by
-        self.key_id, secret = next(iter(get_keys().items()))
-        self.secret = secret.encode()
+        self.secret = next(iter(get_keys().values())).encode()
         self.last = last_seal(using)
         refuse_changed(self.last)
 
@@ -114,10 +116,9 @@ class _Sealer:
                     return
                 # Without an end, rows that are written meanwhile would keep this run going.
                 is_last = True
-            window = window.sealed_to(found[LARGEST - 1].id) if is_full else window.closed()
-            cursor = window
+            cursor = replace(window, after=found[LARGEST - 1].id) if is_full else window.closed()
             if found:
-                yield self.write(found[:LARGEST], window, SealKind.ROWS)
+                yield self.write(found[:LARGEST], cursor, SealKind.ROWS)
                 cursor = read_cursor(self.last)
             if is_last and not cursor.window:
                 return
@@ -131,23 +132,19 @@ class _Sealer:
         return entries, only_own
 
     def write(self, entries: Sequence[Entry], cursor: Cursor, kind: SealKind) -> AuditSeal:
-        data = pack(entries)
         made = AuditSeal(
             kind=kind.value,
-            sealed_at=now(),
-            key_id=self.key_id,
             first_id=entries[0].id,
             last_id=entries[-1].id,
             count=len(entries),
             oldest_at=min(entry.at for entry in entries),
             newest_at=max(entry.at for entry in entries),
-            digest=digest_of(data),
-            entries=data,
+            entries=pack(entries),
         )
         # The window needs a transaction that began after its rows were committed.
         with transaction.atomic(using=self.using, durable=True):
             made.cursor = str(cursor.seen(made.last_id))
-            add_seal(made, self.last, self.secret, self.using)
+            add_seal(made, self.last, self.using)
             audit.record_operation(
                 Event.AUDIT_SEALED,
                 by=self.by,
@@ -163,7 +160,7 @@ def _late_rows(last: AuditSeal | None, using: str) -> QuerySet[AuditEvent]:
 
     Returns no rows and logs a warning if a seal that lists recently sealed rows was changed.
     """
-    events = AuditEvent.objects.using(using)
+    events = AuditEvent.objects.using(using).order_by("id")
     if last is None or not may_be_late(using):
         return events.none()
     seals = AuditSeal.objects.using(using).filter(number__lte=last.number).order_by("number")
@@ -173,8 +170,12 @@ def _late_rows(last: AuditSeal | None, using: str) -> QuerySet[AuditEvent]:
         # A single changed seal must not stop all sealing.
         logger.warning("Rows that were committed late aren't sealed: %s", error)
         return events.none()
-    ids = _unsealed(start, read_cursor(last).closed_id, known, using)
-    return events.filter(id__in=ids)
+    late: list[int] = []
+    ids = events.filter(id__lte=read_cursor(last).closed_id).values_list("id", flat=True)
+    while len(late) < LARGEST and (found := list(ids.filter(id__gt=start)[:IDS_PER_READ])):
+        late += [row_id for row_id in found if row_id not in known]
+        start = found[-1]
+    return events.filter(id__in=late[:LARGEST])
 
 
 def _recently_sealed(seals: QuerySet[AuditSeal], since: int) -> tuple[int, IdSet]:
@@ -192,18 +193,7 @@ def _recently_sealed(seals: QuerySet[AuditSeal], since: int) -> tuple[int, IdSet
             raise SealError(
                 f"Seal {number + 1} is gone. Run `tokenauth_audit verify` to see what is missing."
             )
-        known.update(entry.id for entry in read_entries(made))
+        for entry in read_entries(made):
+            known.add(entry.id)
         number = made.number
     return max(cursor.closed_id, cursor.after, cursor.highest) if before else _LOWEST_ID, known
-
-
-def _unsealed(last: int, until: int, known: IdSet, using: str) -> list[int]:
-    """Return the ids after ``last`` up to ``until`` that are not ``known``; at most a seal's."""
-    late: list[int] = []
-    rows = AuditEvent.objects.using(using).order_by("id").values_list("id", flat=True)
-    while found := list(rows.filter(id__gt=last, id__lte=until)[:IDS_PER_READ]):
-        late += [row_id for row_id in found if row_id not in known]
-        if len(late) >= LARGEST:
-            break
-        last = found[-1]
-    return late[:LARGEST]

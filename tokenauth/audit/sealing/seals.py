@@ -13,14 +13,14 @@ import hmac
 import json
 import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from django.conf import settings
 from django.utils import timezone
 
+from tokenauth.audit.rows import with_offset
 from tokenauth.audit.stored import STORED_COLUMNS
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import SealError
@@ -98,10 +98,7 @@ def microseconds(moment: datetime) -> int:
 
 def now() -> int:
     """Return the time in microseconds since 1970 in UTC, whatever ``USE_TZ`` says."""
-    moment = timezone.now()
-    if not settings.USE_TZ:
-        moment = timezone.make_aware(moment, timezone.get_default_timezone())
-    return microseconds(moment)
+    return microseconds(with_offset(timezone.now()))
 
 
 def row_entry(values: Sequence[Any], secret: bytes) -> Entry:
@@ -138,32 +135,17 @@ def digest_of(data: bytes) -> str:
 
 def mac_of(seal: AuditSeal, secret: bytes) -> str:
     """Return the MAC that ``seal`` should have."""
-    values = [
-        "tokenauth seal 1",
-        seal.number,
-        seal.kind,
-        seal.sealed_at,
-        seal.key_id,
-        seal.first_id,
-        seal.last_id,
-        seal.count,
-        seal.oldest_at,
-        seal.newest_at,
-        seal.digest,
-        seal.cursor,
-        seal.previous,
-    ]
-    return hmac.digest(secret, json.dumps(values).encode(), "sha256").hex()
+    names = [field.attname for field in AuditSeal._meta.fields]
+    signed = [getattr(seal, name) for name in names if name not in {"entries", "mac"}]
+    return hmac.digest(secret, json.dumps(["tokenauth seal 1", *signed]).encode(), "sha256").hex()
 
 
 def is_readable(seal: AuditSeal) -> bool:
     """Return whether the values of ``seal`` have the right types, which SQLite doesn't enforce."""
-    values = ((field, seal.__dict__.get(field.attname)) for field in AuditSeal._meta.fields)
     return all(
-        # Deferred entries are None.
-        isinstance(value, _TYPES[field.get_internal_type()])
-        for field, value in values
-        if value is not None or field.attname != "entries"
+        isinstance(seal.__dict__[field.attname], _TYPES[field.get_internal_type()])
+        for field in AuditSeal._meta.fields
+        if field.attname in seal.__dict__  # The entries may be deferred.
     )
 
 
@@ -183,17 +165,10 @@ class IdSet:
 
     def add(self, number: int) -> bool:
         """Add ``number``; return whether the set had it already."""
+        known = number in self
         page, place = divmod(number, _PAGE)
-        bits = self._pages.setdefault(page, bytearray(_PAGE // 8))
-        bit = 1 << place % 8
-        known = bool(bits[place // 8] & bit)
-        bits[place // 8] |= bit
+        self._pages.setdefault(page, bytearray(_PAGE // 8))[place // 8] |= 1 << place % 8
         return known
-
-    def update(self, numbers: Iterable[int]) -> None:
-        """Add all ``numbers``."""
-        for number in numbers:
-            self.add(number)
 
     def __contains__(self, number: int) -> bool:
         page, place = divmod(number, _PAGE)

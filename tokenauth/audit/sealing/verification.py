@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
+from django.db.models import BooleanField, ExpressionWrapper, Q
 from django.utils import timezone
 
 from tokenauth.audit.cursors import localise, read_cursor
-from tokenauth.audit.sealing.retention import time_as_stored
 from tokenauth.audit.sealing.seals import (
     IDS_PER_READ,
     Entry,
@@ -44,7 +45,6 @@ class Finding:
     row: int | None
     """The id of the row, or None if the finding is about a whole seal or the whole audit."""
     problem: str
-    """What is wrong, for people."""
 
     def __str__(self) -> str:
         return self.problem
@@ -119,18 +119,15 @@ class Verification:
     def _check_chain(self, seal: AuditSeal) -> Iterator[Finding]:
         last, number = self._last, seal.number
         expected = last.number + 1 if last else 1
-        if number != expected:
-            one = number == expected + 1
-            gone = f"seal {expected} is" if one else f"seals {expected} to {number - 1} are"
-            yield _about(seal, f"{gone} gone")
+        if number == expected + 1:
+            yield _about(seal, f"seal {expected} is gone")
+        elif number != expected:
+            yield _about(seal, f"seals {expected} to {number - 1} are gone")
         elif seal.previous != (last.mac if last else ""):
             yield _about(seal, f"seal {number} doesn't continue seal {number - 1}")
         if seal.key_id not in self._keys:
-            yield _about(
-                seal,
-                f"seal {number} was made under the key {seal.key_id!r}, which AUDIT_SEAL_KEYS "
-                "doesn't have",
-            )
+            key = f"the key {seal.key_id!r}, which AUDIT_SEAL_KEYS doesn't have"
+            yield _about(seal, f"seal {number} was made under {key}")
         elif not is_genuine(seal, self._keys):
             yield _about(seal, f"seal {number} was changed: its MAC is wrong")
         else:
@@ -191,42 +188,29 @@ class Verification:
 
     def _check_unsealed(self) -> Iterator[Finding]:
         cursor = localise(read_cursor(self._genuine), self.using)
-        waiting: list[int] = []
-        last, overdue = None, ""
-        for row_id, xid in self._all_rows():
+        last, problem = None, ""
+        for row_id, is_covered, is_overdue in self._all_rows(cursor.covered()):
             if row_id == last:
                 # Possible without a primary key, and with a table that inherits from this one.
                 yield Finding(seal=None, row=row_id, problem=f"row {row_id} is there twice")
             elif row_id in self._sealed:
                 pass
-            elif cursor.covers(row_id, xid):
-                problem = f"row {row_id} ({self._event_of(row_id)}) was inserted among sealed rows"
-                yield Finding(seal=None, row=row_id, problem=problem)
+            elif is_covered:
+                text = f"row {row_id} ({self._event_of(row_id)}) was inserted among sealed rows"
+                yield Finding(seal=None, row=row_id, problem=text)
             else:
                 self.pending += 1
-                waiting.append(row_id)
-            if len(waiting) >= ROWS_PER_CHECK:
-                overdue, waiting = overdue or self._find_overdue(waiting), []
+                if is_overdue and not problem:
+                    age = format_duration(self.max_unsealed)
+                    problem = (
+                        f"row {row_id} is older than {age} and not sealed yet: run seal, which "
+                        "tells if open transactions hold it back"
+                    )
             last = row_id
-        overdue = overdue or self._find_overdue(waiting)
         if self.pending and not AuditSeal.objects.using(self.using).exists():
-            yield Finding(seal=None, row=None, problem="nothing was ever sealed: run seal")
-        elif overdue:
-            yield Finding(seal=None, row=None, problem=overdue)
-
-    def _find_overdue(self, ids: Sequence[int]) -> str:
-        """Return the problem if one of these unsealed rows is too old, or "".
-
-        Rows of sealing itself don't count: ``seal`` leaves them for the next rows to be sealed.
-        """
-        limit = time_as_stored(timezone.now() - self.max_unsealed, self.using)
-        for values in read_stored(AuditEvent.objects.using(self.using).filter(id__in=ids)):
-            if values[_EVENT] != Event.AUDIT_SEALED.value and row_entry(values, b"").at < limit:
-                return (
-                    f"row {values[0]} is older than {format_duration(self.max_unsealed)} and not "
-                    "sealed yet: run seal, which tells if open transactions hold it back"
-                )
-        return ""
+            problem = "nothing was ever sealed: run seal"
+        if problem:
+            yield Finding(seal=None, row=None, problem=problem)
 
     def _event_of(self, row_id: int) -> str:
         """Return the row's event in a printable form, whatever an intruder stored there."""
@@ -234,18 +218,21 @@ class Verification:
             return sanitise(values[_EVENT], _EVENT_LENGTH)
         return "deleted meanwhile"
 
-    def _all_rows(self) -> Iterator[tuple[int, int]]:
-        rows = AuditEvent.objects.using(self.using).order_by("id")
-        last = None
-        while True:
-            rest = rows if last is None else rows.filter(id__gt=last)
-            found = list(rest.values_list("id", "xid")[:IDS_PER_READ])
-            if not found:
-                return
+    def _all_rows(self, covered: Q) -> Iterator[tuple[int, bool, bool]]:
+        """Give the id of each row, whether it must be in a seal, and whether it should be by now."""
+        # `seal` leaves rows of sealing itself for the next rows to be sealed.
+        others = ~Q(event=Event.AUDIT_SEALED.value)
+        overdue = Q(at__lt=timezone.now() - self.max_unsealed) & others
+        verdicts = [ExpressionWrapper(one, BooleanField()) for one in (covered, overdue)]
+        events = AuditEvent.objects.using(self.using).order_by("id")
+        rows: Any = events.values_list("id", *verdicts)
+        rest = rows
+        while found := list(rest[:IDS_PER_READ]):
             last = found[-1][0]
             yield from (row for row in found if row[0] != last)
             # The last id is read on its own, so that two rows with it don't end up in two queries.
-            yield from rows.filter(id=last).values_list("id", "xid")[:2]
+            yield from rows.filter(id=last)[:2]
+            rest = rows.filter(id__gt=last)
 
     def _cut_off(self, head: Head) -> Finding:
         last = self._last
