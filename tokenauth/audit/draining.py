@@ -32,7 +32,6 @@ from tokenauth.models import AuditEvent
 logger = logging.getLogger("tokenauth")
 
 GROUP = "tokenauth"
-"""The consumer group of all workers."""
 ENTRIES_PER_READ = 500
 """How many entries are read, and committed, together."""
 STATEMENT_ROWS = 100

@@ -91,7 +91,13 @@ def read_place() -> Place:
     """
     caches: dict[str, dict[str, Any]] = django_settings.CACHES
     entry = caches.get("audit", {})
-    _refuse_shared(caches)
+    for alias in caches.keys() - {"audit"}:
+        if _databases(entry) & _databases(caches[alias]):
+            raise ImproperlyConfigured(
+                f"CACHES[{alias!r}] and CACHES['audit'] have the same Redis database, so clearing "
+                f"{alias!r} deletes the audit rows that wait there. Give 'audit' another "
+                "database number, or better a Redis of its own."
+            )
     try:
         # Several URLs are a primary and its replicas; only the first takes writes.
         options = _options(entry, next(iter(_urls(entry)), ""))
@@ -133,17 +139,6 @@ def _options(entry: dict[str, Any], url: str) -> dict[str, Any]:
         if name.islower() and name not in _NOT_FOR_CONNECTIONS
     }
     return {**given, **parse_url(url)}  # type: ignore[no-untyped-call]
-
-
-def _refuse_shared(caches: dict[str, dict[str, Any]]) -> None:
-    audit = _databases(caches.get("audit", {}))
-    for alias, entry in caches.items():
-        if alias != "audit" and audit & _databases(entry):
-            raise ImproperlyConfigured(
-                f"CACHES[{alias!r}] and CACHES['audit'] have the same Redis database, so clearing "
-                f"{alias!r} deletes the audit rows that wait there. Give 'audit' another "
-                "database number, or better a Redis of its own."
-            )
 
 
 def _databases(entry: dict[str, Any]) -> set[tuple[Any, ...]]:

@@ -69,8 +69,8 @@ _EXPRESSIONS = [
 ]
 
 
-def split(events: QuerySet[AuditEvent], limit: int | None = None) -> Iterator[QuerySet[AuditEvent]]:
-    """Give ``events``, or the first ``limit`` of them, by id in parts that can be read at once.
+def split(events: QuerySet[AuditEvent]) -> Iterator[QuerySet[AuditEvent]]:
+    """Give ``events`` by id in parts that can be read at once.
 
     A part has at most ``ROWS_PER_READ`` rows and ``BYTES_PER_READ`` bytes, or is a single row.
     Drivers hold the whole result of a query in memory, so the sizes are asked for first.
@@ -79,12 +79,10 @@ def split(events: QuerySet[AuditEvent], limit: int | None = None) -> Iterator[Qu
     long_columns = STORED_COLUMNS if connections[events.db].vendor == "sqlite" else ["details"]
     size: Any = sum((Coalesce(Length(_Stored(F(name))), 0) for name in long_columns), Value(0))
     rest = events.order_by("id")
-    while found := list(rest.values_list("id", size)[: min(ROWS_PER_READ, limit or ROWS_PER_READ)]):
+    while found := list(rest.values_list("id", size)[:ROWS_PER_READ]):
         for first, last in _ranges(found):
             yield rest.filter(id__gte=first, id__lte=last)
         rest = rest.filter(id__gt=found[-1][0])
-        if limit is not None and (limit := limit - len(found)) <= 0:
-            return
 
 
 def _ranges(sizes: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -99,15 +97,13 @@ def _ranges(sizes: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     yield first, last
 
 
-def read_stored(
-    events: QuerySet[AuditEvent], limit: int | None = None
-) -> Iterator[tuple[Any, ...]]:
-    """Give the first ``limit`` of ``events``, by id, each as the texts of ``STORED_COLUMNS``.
+def read_stored(events: QuerySet[AuditEvent]) -> Iterator[tuple[Any, ...]]:
+    """Give ``events`` by id, each as the texts of ``STORED_COLUMNS``.
 
     The id is a number and NULL is None. The last item of each has the types of the values on
     SQLite, and is empty on other databases, where the column decides.
     """
-    for part in split(events, limit):
+    for part in split(events):
         for values in part.values_list("id", *_EXPRESSIONS):
             yield tuple(map(_decode, values))
 

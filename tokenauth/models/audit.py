@@ -75,7 +75,6 @@ class TransactionId(Func):
     def as_postgresql(
         self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **_context: Any
     ) -> tuple[str, list[Any]]:
-        """Return the SQL for PostgreSQL."""
         return "((pg_current_xact_id())::text)::bigint", []
 
 
@@ -128,7 +127,6 @@ class AppendOnlyModel(models.Model):
         return []
 
     def delete(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Raise AppendOnly."""
         raise AppendOnly("Audit rows can't be deleted.")
 
 

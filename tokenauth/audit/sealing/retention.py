@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 
 from django.db import connections, models, transaction
@@ -12,7 +12,7 @@ from tokenauth import audit
 from tokenauth.audit.cursors import localise, read_cursor
 from tokenauth.audit.rows import with_offset
 from tokenauth.audit.sealing.sealer import add_seal, last_seal, read_entries, refuse_changed
-from tokenauth.audit.sealing.seals import microseconds
+from tokenauth.audit.sealing.seals import Progress, microseconds
 from tokenauth.client_info import Actor
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import SealError
@@ -22,19 +22,14 @@ ROWS_PER_DELETE = 500
 
 
 def prune(
-    *,
-    before: datetime,
-    using: str,
-    by: Actor,
-    progress: Callable[[int], object] = lambda _count: None,
+    *, before: datetime, using: str, by: Actor, progress: Progress = lambda _count: None
 ) -> int:
     """Delete rows older than ``before``; return how many.
 
     With ``AUDIT_SEAL_KEYS`` only sealed rows are deleted, and a new seal permits their absence. The
     event ``audit.pruned`` is committed before the first row is deleted. After an interruption the
-    next call continues. ``progress`` is called with the number of rows since its last call. Raises
-    SealError if a seal was changed, if another process is sealing, or if seals exist but
-    ``AUDIT_SEAL_KEYS`` is empty.
+    next call continues. Raises SealError if a seal was changed, if another process is sealing, or
+    if seals exist but ``AUDIT_SEAL_KEYS`` is empty.
     """
     if get_settings().audit_seal_keys:
         return _prune_sealed(before, using, by, progress)
@@ -61,9 +56,7 @@ def _announce(before: datetime, count: int, using: str, by: Actor) -> None:
     audit.record_operation(Event.AUDIT_PRUNED, by=by, using=using, details=details)
 
 
-def _prune_sealed(
-    before: datetime, using: str, by: Actor, progress: Callable[[int], object]
-) -> int:
+def _prune_sealed(before: datetime, using: str, by: Actor, progress: Progress) -> int:
     last = last_seal(using)
     if last is None:
         return 0
@@ -109,7 +102,7 @@ def time_as_stored(moment: datetime, using: str) -> int:
     return microseconds(moment)
 
 
-def _prune_seal(seal: AuditSeal, limit: int, using: str, progress: Callable[[int], object]) -> int:
+def _prune_seal(seal: AuditSeal, limit: int, using: str, progress: Progress) -> int:
     ids = [entry.id for entry in read_entries(seal) if entry.at < limit]
     removed = 0
     with transaction.atomic(using=using):

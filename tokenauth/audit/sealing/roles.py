@@ -58,16 +58,16 @@ _UPKEEP = """
     FROM pg_trigger WHERE tgname = 'tokenauth_audit_stamp' AND tgrelid = %(events)s::regclass
 """
 
-# Includes the powers of every role that the role can become by SET ROLE.
+# NULL if there is no such role. Includes the powers of every role that the role can become by SET ROLE.
 _POWERS = """
     SELECT
-        coalesce(bool_or(
+        bool_or(
             other.rolsuper OR other.rolcreaterole
             OR other.rolname IN ('pg_write_all_data', 'pg_write_server_files', 'pg_execute_server_program')
-        ), false),
-        coalesce(bool_or(other.oid IN (relowner, nspowner, datdba)), false),
-        coalesce(bool_or(other.rolname = %(other)s), false),
-        coalesce(bool_or(other.rolname <> self.rolname AND EXISTS (
+        ),
+        bool_or(other.oid IN (relowner, nspowner, datdba)),
+        bool_or(other.rolname = %(other)s),
+        bool_or(other.rolname <> self.rolname AND EXISTS (
             SELECT FROM aclexplode(relacl)
             WHERE grantee = other.oid AND privilege_type NOT IN ('SELECT', 'INSERT')
             UNION ALL
@@ -76,7 +76,7 @@ _POWERS = """
             UNION ALL
             SELECT FROM pg_class seq, aclexplode(seq.relacl)
             WHERE seq.oid = pg_get_serial_sequence(%(events)s, 'id')::regclass AND grantee = other.oid
-        )), false),
+        )),
         count(*)
     FROM pg_roles self
     JOIN pg_roles other ON pg_has_role(self.oid, other.oid, 'MEMBER')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
@@ -126,7 +127,7 @@ class _Sealer:
     def read(self, events: QuerySet[AuditEvent]) -> tuple[list[Entry], bool]:
         """Return the entries of a seal's rows and one more, and whether sealing wrote all rows."""
         entries, only_own = [], True
-        for values in read_stored(events, LARGEST + 1):
+        for values in islice(read_stored(events), LARGEST + 1):
             entries.append(row_entry(values, self.secret))
             only_own = only_own and values[_EVENT] == Event.AUDIT_SEALED.value
         return entries, only_own

@@ -13,7 +13,7 @@ import hmac
 import json
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -30,6 +30,9 @@ LARGEST = 10_000
 """The most rows that a seal has."""
 IDS_PER_READ = 10_000
 """How many ids of rows one query returns."""
+
+Progress = Callable[[int], object]
+"""Called with the number of rows since its last call."""
 
 _ENTRY = struct.Struct(">qq16s")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,6 +16,7 @@ from tokenauth.audit.sealing.seals import (
     Entry,
     Head,
     IdSet,
+    Progress,
     digest_of,
     get_keys,
     is_genuine,
@@ -54,7 +55,7 @@ class Verification:
     """One walk over all seals and all rows. Its memory is bounded by the largest seal.
 
     ``heads`` are heads that were kept elsewhere. ``max_unsealed`` is how old a row may become
-    before it is sealed. ``progress`` is called with the number of rows since its last call.
+    before it is sealed.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Verification:
         using: str,
         heads: Iterable[Head] = (),
         max_unsealed: timedelta = MAX_UNSEALED,
-        progress: Callable[[int], object] = lambda _count: None,
+        progress: Progress = lambda _count: None,
     ) -> None:
         self.using, self.heads, self.progress = using, frozenset(heads), progress
         self.max_unsealed = max_unsealed

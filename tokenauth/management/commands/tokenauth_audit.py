@@ -54,13 +54,10 @@ class Command(BaseCommand):
     help = "Seal, verify, prune, export, protect and drain the audit."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Declare the verbs and their options."""
         verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
         sealing = _add_verb(verbs, "seal", "seal committed rows")
         sealing.add_argument(
-            "--print-head",
-            action="store_true",
-            help="print the last seal, so that you can keep it elsewhere",
+            "--print-head", action="store_true", help="print the last seal, to be kept elsewhere"
         )
         verifying = _add_verb(verbs, "verify", "compare the audit with its seals")
         verifying.add_argument(
@@ -97,7 +94,6 @@ class Command(BaseCommand):
         add_base_options(verbs.choices.values())
 
     def handle(self, *_args: Any, verb: str, database: str | None = None, **options: Any) -> None:
-        """Run the verb; raises CommandError with a message for people."""
         handlers: dict[str, Callable[..., None]] = {
             "seal": self._seal,
             "verify": self._verify,
@@ -141,10 +137,8 @@ class Command(BaseCommand):
             return database
         using, tokens = router.db_for_write(AuditEvent), router.db_for_write(Token)
         if tokens != using and verb != "drain":
-            self._say(
-                f"Rows about changes to tokens are in {tokens!r}: also run this with --database "
-                f"{tokens}."
-            )
+            run = f"also run this with --database {tokens}."
+            self._say(f"Rows about changes to tokens are in {tokens!r}: {run}")
         return using
 
     def _say(self, text: str) -> None:
@@ -230,9 +224,7 @@ class Command(BaseCommand):
 def _add_verb(verbs: Any, name: str, text: str) -> CommandParser:
     parser: CommandParser = verbs.add_parser(name, help=text)
     parser.add_argument(
-        "--database",
-        metavar="ALIAS",
-        help="the database of the audit; by default the router's choice",
+        "--database", metavar="ALIAS", help="the audit's database; by default the router's choice"
     )
     return parser
 
