@@ -14,10 +14,10 @@ import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Event as Flag
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import DataError, IntegrityError, connections, router, transaction
@@ -60,8 +60,7 @@ REQUEST_EVENTS = ("auth.", "access.", "security.")
 Fields = dict[bytes, bytes]
 
 
-@dataclass(kw_only=True)
-class StreamEntry:
+class StreamEntry(NamedTuple):
     """An entry of the stream."""
 
     id: bytes
@@ -80,17 +79,15 @@ class Counts:
     lost: int = 0
 
 
-@dataclass(kw_only=True)
 class Drain:
-    """One worker; raises ImproperlyConfigured if no Redis is configured."""
+    """One worker, which claims entries that another one has had for ``idle_seconds``.
 
-    idle_seconds: float = IDLE_SECONDS
-    """After how long another worker's entries are claimed."""
-    counts: Counts = field(default_factory=Counts)
-    stop: Flag = field(default_factory=Flag)
-    """If set, the worker stops after the entries that it is settling."""
+    Once ``stop`` is set, it stops after the entries that it is settling. Raises
+    ImproperlyConfigured if no Redis is configured.
+    """
 
-    def __post_init__(self) -> None:
+    def __init__(self, *, idle_seconds: float = IDLE_SECONDS) -> None:
+        self.idle_seconds, self.counts, self.stop = idle_seconds, Counts(), Flag()
         place = try_place()
         self.stream, self.rejected = place.stream, f"{place.stream}:rejected"
         self.client: Any = place.connect(ANSWER_SECONDS)
