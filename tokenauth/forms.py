@@ -27,7 +27,6 @@ class ListField(forms.CharField):
     """Words separated by spaces, commas or lines; cleans to a list."""
 
     def to_python(self, value: Any) -> Any:
-        """Return the words, ``MOST`` at most; a list stays one."""
         if isinstance(value, list):
             return value
         # Read no further than needed to know that there are too many.
@@ -37,11 +36,10 @@ class ListField(forms.CharField):
         return [word for word in words if word]
 
     def prepare_value(self, value: Any) -> Any:
-        """Show a list one word a line."""
         return "\n".join(value) if isinstance(value, list) else value
 
     def has_changed(self, initial: Any, data: Any) -> bool:
-        """Compare what both mean, not how they are laid out."""
+        """Compare the lists, not their layout."""
         try:
             return bool(self.to_python(initial) != self.to_python(data))
         except ValidationError:
@@ -53,9 +51,7 @@ class _TokenForm(forms.ModelForm):  # type: ignore[type-arg]
 
     actor: Actor
 
-    scopes = forms.MultipleChoiceField(
-        label=_("Scopes"), required=False, widget=forms.CheckboxSelectMultiple
-    )
+    scopes = forms.MultipleChoiceField(required=False)  # Replaced for each actor.
     allowed_networks = ListField(
         label=_("Allowed networks"),
         required=False,
@@ -113,9 +109,20 @@ class _TokenForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def get_changes(self) -> Changes:
         """Return the input as ``services`` takes it."""
-        names = ("name", "scopes", "not_before", "expires_at", "allowed_networks", "rate")
-        cleaned = {name: self.cleaned_data[name] for name in names if name in self.fields}
-        return cast("Changes", cleaned)
+        names = [name for name in Changes.__annotations__ if name in self.fields]
+        return cast("Changes", {name: self.cleaned_data[name] for name in names})
+
+    def clean(self) -> None:
+        """Ask ``services`` whether it would accept this input."""
+        super().clean()
+        if not self.errors:
+            try:
+                self._ask_services()
+            except (ValidationError, NotPermitted) as refusal:
+                self.add_refusal(refusal)
+
+    def _ask_services(self) -> None:
+        raise NotImplementedError
 
     def add_refusal(self, refusal: ValidationError | NotPermitted) -> None:
         """Show a refusal by ``services`` beside the field that it names."""
@@ -174,20 +181,17 @@ class IssueForm(_TokenForm):
         return self.cleaned_data.get("user") if "user" in self.fields else self.actor.user
 
     def clean(self) -> None:
-        """Ask ``services`` whether this can be issued; refuse a form that was sent before."""
-        super().clean()
+        """Refuse a form that was sent before, too."""
         self._clean_ticket()
-        if self.errors:
-            return
-        try:
-            services.check_issue(
-                client_id=self.cleaned_data["client_id"],
-                user=self.get_user(),
-                by=self.actor,
-                **self.get_changes(),
-            )
-        except (ValidationError, NotPermitted) as refusal:
-            self.add_refusal(refusal)
+        super().clean()
+
+    def _ask_services(self) -> None:
+        services.check_issue(
+            client_id=self.cleaned_data["client_id"],
+            user=self.get_user(),
+            by=self.actor,
+            **self.get_changes(),
+        )
 
 
 class ChangeForm(_TokenForm):
@@ -195,22 +199,12 @@ class ChangeForm(_TokenForm):
 
     def get_changes(self) -> Changes:
         """Return only what differs: dates lose their microseconds on the way through a form."""
-        changed = {
-            name: value
-            for name, value in super().get_changes().items()
-            if name in self.changed_data
-        }
+        changes = super().get_changes().items()
+        changed = {name: value for name, value in changes if name in self.changed_data}
         return cast("Changes", changed)
 
-    def clean(self) -> None:
-        """Ask ``services`` whether the token can be changed like this."""
-        super().clean()
-        if self.errors:
-            return
-        try:
-            services.check_change(self.instance, by=self.actor, **self.get_changes())
-        except (ValidationError, NotPermitted) as refusal:
-            self.add_refusal(refusal)
+    def _ask_services(self) -> None:
+        services.check_change(self.instance, by=self.actor, **self.get_changes())
 
 
 class ConfirmForm(forms.Form):

@@ -18,15 +18,7 @@ class AuditEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """The audit: to read, filter and search; never to edit."""
 
     list_display = [
-        "time",
-        "event",
-        "reason",
-        "token_id",
-        "client_id",
-        "user_name",
-        "actor",
-        "ip",
-        "path",
+        *("time", "event", "reason", "token_id", "client_id", "user_name", "actor", "ip", "path")
     ]
     list_display_links = ["time"]
     list_filter = ["event", "outcome", "severity", ("at", admin.DateFieldListFilter)]
@@ -42,16 +34,9 @@ class AuditEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     change_list_template = "admin/tokenauth/auditevent/change_list.html"
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Return False."""
         return False
 
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Return False."""
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Return False."""
-        return False
+    has_change_permission = has_delete_permission = has_add_permission
 
     @admin.display(description=_("time"))
     def time(self, event: AuditEvent) -> str:
@@ -66,7 +51,5 @@ class AuditEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         )
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
-        """Show the list, saying how far it goes."""
-        return super().changelist_view(
-            request, {"limit": BoundedPaginator.limit, **(extra_context or {})}
-        )
+        context = {"limit": BoundedPaginator.limit, **(extra_context or {})}
+        return super().changelist_view(request, context)

@@ -25,25 +25,21 @@ class BoundedPaginator(Paginator):  # type: ignore[type-arg]
 
     @cached_property
     def count(self) -> int:
-        """Return how many rows there are, at most ``limit``."""
         rows: Any = self.object_list
         return int(rows.values("pk")[: self.limit].count())
 
 
 class StatusFilter(admin.SimpleListFilter):
-    """Filters tokens by what they are worth now."""
+    """Filters tokens by their status now."""
 
     title = _("status")
     parameter_name = "status"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
-        """Return the states."""
         return [(status.value, label) for status, label in STATUS_LABELS.items()]
 
     def queryset(self, request: HttpRequest, queryset: Any) -> Any:
-        """Return the tokens in the chosen state."""
-        status = self.value()
-        if status is None or status not in set(TokenStatus):
+        if (status := self.value()) not in set(TokenStatus):
             return queryset
         return queryset.with_status(TokenStatus(status), timezone.now())
 
@@ -55,11 +51,9 @@ class ScopeFilter(admin.SimpleListFilter):
     parameter_name = "scope"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
-        """Return the project's scopes."""
         return [(scope, scope) for scope in get_settings().scopes]
 
     def queryset(self, request: HttpRequest, queryset: Any) -> Any:
-        """Return the tokens with the chosen scope."""
         if not (scope := self.value()):
             return queryset
         space = Value(" ", output_field=TextField())

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from tokenauth import services
 from tokenauth.models import TokenStatus
+
+if TYPE_CHECKING:
+    from django.utils.functional import _StrPromise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +23,16 @@ class Operation:
 
     name: str
     """As in the URL and the action's name."""
-    title: str | Promise
+    title: str | _StrPromise
     """What the button says."""
-    question: str | Promise
+    action_title: str | _StrPromise
+    """What the list of tokens offers."""
+    question: str | _StrPromise
     """What the confirmation says will happen."""
     done: Callable[[int], str]
     """What the message says afterwards of so many tokens."""
+    permission: str = "change"
+    """What staff need for it: Django's permission, or "rotate"."""
     run: Callable[..., Any]
     """The service for one token."""
     run_many: Callable[..., int] | None = None
@@ -39,16 +45,19 @@ OPERATIONS = {
         Operation(
             name="rotate",
             title=_("Rotate"),
+            action_title=_("Rotate selected tokens"),
             question=_(
                 "A successor is issued and its text shown once. "
                 "The old token is accepted until the grace period ends."
             ),
             done=partial(ngettext, "%d token rotated.", "%d tokens rotated."),
+            permission="rotate",
             run=services.rotate,
         ),
         Operation(
             name="disable",
             title=_("Disable"),
+            action_title=_("Disable selected tokens"),
             question=_(
                 "It is refused from the next request on, until it is enabled again. "
                 "So are the tokens that were issued with it."
@@ -60,6 +69,7 @@ OPERATIONS = {
         Operation(
             name="enable",
             title=_("Enable"),
+            action_title=_("Enable selected tokens"),
             question=_("It is accepted again."),
             done=partial(ngettext, "%d token enabled.", "%d tokens enabled."),
             run=services.enable,
@@ -68,6 +78,7 @@ OPERATIONS = {
         Operation(
             name="revoke",
             title=_("Revoke"),
+            action_title=_("Revoke selected tokens"),
             question=_(
                 "It is refused from the next request on, and so are the tokens that were issued "
                 "with it. This can't be undone."

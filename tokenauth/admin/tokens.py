@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from django.contrib.admin.options import csrf_protect_m
 from django.contrib.auth import get_user_model
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.db import IntegrityError, router, transaction
+from django.db import IntegrityError, router
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -30,9 +31,28 @@ from tokenauth.exceptions import NotPermitted
 from tokenauth.forms import ChangeForm, ConfirmForm, IssueForm
 from tokenauth.guards import guarded_views
 from tokenauth.models import AuditEvent, Token
+from tokenauth.services import Changes
+from tokenauth.services.attempts import atomic
 
 _LISTED = 100
-_CHANGEABLE = ["name", "scopes", "not_before", "expires_at", "allowed_networks", "rate"]
+_OWNER = ["public_id", "state", "client_id", "user"]
+_CHANGEABLE = list(Changes.__annotations__)
+_HISTORY = [
+    *("created_at", "created_by", "last_used_at", "last_used_ip", "revoked_at", "revoked_by"),
+    *("revoked_reason", "disabled_by", "replaced_by", "parent"),
+]
+
+
+def _make_action(name: str) -> Callable[..., HttpResponse]:
+    operation = OPERATIONS[name]
+
+    @admin.action(description=operation.action_title, permissions=[operation.permission])
+    def act(site: TokenAdmin, request: HttpRequest, tokens: QuerySet[Token]) -> HttpResponse:
+        back = site._url("changelist")
+        return site._confirm(request, OPERATIONS[name], tokens, back, act.__name__)
+
+    act.__name__ = f"{name}_selected"
+    return act
 
 
 @admin.register(Token)
@@ -56,28 +76,13 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     show_facets = admin.ShowFacets.NEVER
     paginator = BoundedPaginator
     raw_id_fields = ["user"]
-    actions = [f"{name}_selected" for name in OPERATIONS]
+    actions = [_make_action(name) for name in OPERATIONS]
     change_form_template = "admin/tokenauth/token/change_form.html"
-    readonly_fields = [
-        "public_id",
-        "state",
-        "client_id",
-        "user",
-        "created_at",
-        "created_by",
-        "last_used_at",
-        "last_used_ip",
-        "revoked_at",
-        "revoked_by",
-        "revoked_reason",
-        "disabled_by",
-        "replaced_by",
-        "parent",
-    ]
+    readonly_fields = [*_OWNER, *_HISTORY]
     fieldsets = [
-        (None, {"fields": ["public_id", "state", "client_id", "user"]}),
+        (None, {"fields": [*_OWNER]}),
         (_("Can be changed"), {"fields": [*_CHANGEABLE]}),
-        (_("History"), {"fields": [*readonly_fields[4:]]}),
+        (_("History"), {"fields": [*_HISTORY]}),
     ]
 
     def get_queryset(self, request: HttpRequest) -> Any:
@@ -98,12 +103,10 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description=_("status"))
     def state(self, token: Token) -> Any:
-        """Return the token's status."""
         return STATUS_LABELS[token.status]
 
     @admin.display(description=_("expires"), ordering="expires_at")
     def ends(self, token: Token) -> Any:
-        """Return when it ends at the latest."""
         return token.ends_at
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -116,21 +119,18 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def get_form(
         self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
     ) -> Any:
-        """Return the form, which knows who fills it in."""
         if obj is None:
             kwargs["form"] = IssueForm
         form = super().get_form(request, obj, change=change, **kwargs)
         return type(form.__name__, (form,), {"actor": Actor.from_request(request)})
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
-        """Return the groups of fields; those of the empty form when there is no token yet."""
         if obj is not None:
             return super().get_fieldsets(request, obj)
         owner = ["user"] if policy.may_issue_for_others(Actor.from_request(request)) else []
         return [(None, {"fields": [*owner, "client_id", *_CHANGEABLE, "ticket"]})]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        """Return what can't be edited; in the empty form, nothing."""
         return [] if obj is None else super().get_readonly_fields(request, obj)
 
     @csrf_protect_m  # type: ignore[untyped-decorator]
@@ -160,20 +160,18 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         """Add the buttons that fit the token's status, and no others than "Save"."""
         token = context.get("original")
         context["show_save_and_add_another"] = context["show_save_and_continue"] = False
-        if token is not None and self.has_change_permission(request, token):
-            names = set(OFFERED[token.status])
-            if not self.has_rotate_permission(request):
-                names.discard("rotate")
-            context["operations"] = [OPERATIONS[name] for name in OPERATIONS if name in names]
-        if token is not None and self._may_see_audit(request):
-            events = reverse(
-                "admin:tokenauth_auditevent_changelist", current_app=self.admin_site.name
-            )
-            context["audit_url"] = f"{events}?token_id__exact={token.public_id}"
+        if token is not None:
+            offered = [OPERATIONS[name] for name in OFFERED[token.status]]
+            context["operations"] = [
+                operation for operation in offered if self._may(request, operation, token)
+            ]
+            audit = self.admin_site._registry.get(AuditEvent)
+            if audit is not None and audit.has_view_permission(request):
+                events = self._url("changelist", model="auditevent")
+                context["audit_url"] = f"{events}?token_id__exact={token.public_id}"
         return super().render_change_form(request, context, *args, **kwargs)
 
     def save_model(self, request: Any, obj: Token, form: Any, change: bool) -> None:
-        """Issue or change by way of ``services``."""
         if change:
             services.change(obj, by=form.actor, **form.get_changes())
             return
@@ -192,7 +190,6 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return self._show_issued(request, request.tokenauth_issued)
 
     def get_urls(self) -> Any:
-        """Add a page for each operation."""
         pages = [
             path(
                 f"<path:object_id>/{name}/",
@@ -206,24 +203,20 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def operation_view(
         self, request: HttpRequest, object_id: str, operation: Operation
     ) -> HttpResponse:
-        """Confirm and do one operation on one token."""
         token = self.get_object(request, object_id)
         if token is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
-        if operation.name == "rotate":
-            permitted = self.has_rotate_permission(request)
-        else:
-            permitted = self.has_change_permission(request, token)
-        if not permitted:
+        if not self._may(request, operation, token):
             raise PermissionDenied
-        back = self._url("change", token.pk)
-        return self._confirm(
-            request, operation, self.get_queryset(request).filter(pk=token.pk), back
-        )
+        tokens = self.get_queryset(request).filter(pk=token.pk)
+        return self._confirm(request, operation, tokens, self._url("change", token.pk))
 
-    def has_rotate_permission(self, request: HttpRequest) -> bool:
+    def has_rotate_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Rotating changes a token and adds one."""
-        return self.has_change_permission(request) and self.has_add_permission(request)
+        return self.has_change_permission(request, obj) and self.has_add_permission(request)
+
+    def _may(self, request: HttpRequest, operation: Operation, token: Token) -> bool:
+        return bool(getattr(self, f"has_{operation.permission}_permission")(request, token))
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
         """Refuse to filter by digests, which could be guessed bit by bit."""
@@ -231,37 +224,9 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             return False
         return super().lookup_allowed(lookup, value, request)  # type: ignore[arg-type]
 
-    def _may_see_audit(self, request: HttpRequest) -> bool:
-        audit = self.admin_site._registry.get(AuditEvent)
-        return audit is not None and audit.has_view_permission(request)
-
-    @admin.action(description=_("Rotate selected tokens"), permissions=["rotate"])
-    def rotate_selected(self, request: HttpRequest, queryset: Any) -> HttpResponse:
-        """Rotate many."""
-        return self._confirm_selected(request, "rotate", queryset)
-
-    @admin.action(description=_("Disable selected tokens"), permissions=["change"])
-    def disable_selected(self, request: HttpRequest, queryset: Any) -> HttpResponse:
-        """Disable many."""
-        return self._confirm_selected(request, "disable", queryset)
-
-    @admin.action(description=_("Enable selected tokens"), permissions=["change"])
-    def enable_selected(self, request: HttpRequest, queryset: Any) -> HttpResponse:
-        """Enable many."""
-        return self._confirm_selected(request, "enable", queryset)
-
-    @admin.action(description=_("Revoke selected tokens"), permissions=["change"])
-    def revoke_selected(self, request: HttpRequest, queryset: Any) -> HttpResponse:
-        """Revoke many."""
-        return self._confirm_selected(request, "revoke", queryset)
-
-    def _url(self, page: str, *args: Any) -> str:
-        name = f"admin:tokenauth_token_{page}"
+    def _url(self, page: str, *args: Any, model: str = "token") -> str:
+        name = f"admin:tokenauth_{model}_{page}"
         return reverse(name, args=args, current_app=self.admin_site.name)
-
-    def _confirm_selected(self, request: HttpRequest, name: str, queryset: Any) -> HttpResponse:
-        back = self._url("changelist")
-        return self._confirm(request, OPERATIONS[name], queryset, back, f"{name}_selected")
 
     def _confirm(
         self,
@@ -313,7 +278,7 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         first two would be lost.
         """
         actor, done, issued = Actor.from_request(request), 0, []
-        with transaction.atomic(using=router.db_for_write(Token)):
+        with atomic():
             for token in tokens.order_by("pk"):
                 if operation.name not in OFFERED[token.status]:
                     text = _("%(token)s: it is %(status)s.")
@@ -361,11 +326,8 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return TemplateResponse(request, f"admin/tokenauth/token/{name}.html", context)
 
     def _show_issued(self, request: HttpRequest, issued: list[services.Issued]) -> HttpResponse:
-        """Show new tokens, this once."""
         transport = get_settings().transports[0]
-        header = f"{transport.header}: {transport.scheme}".rstrip(": ") + (
-            " " if transport.scheme else ": "
-        )
+        header = f"{transport.header}: " + (f"{transport.scheme} " if transport.scheme else "")
         context = {
             **self.admin_site.each_context(request),
             "title": _("New token"),
