@@ -20,7 +20,9 @@ MOST = 1_000
 """Attempts that are noted in one request, at most."""
 
 
-def record_attempt(refusal: NotPermitted, *, operation: str, subject: Identity, by: Actor) -> None:
+def record_attempt(
+    refusal: NotPermitted, *, operation: str, subject: Identity, by: Actor | None
+) -> None:
     """Record that ``by`` tried ``operation`` on ``subject`` and was refused.
 
     In a request that passes our middleware, the row is noted and written on the way out, when no
@@ -28,6 +30,8 @@ def record_attempt(refusal: NotPermitted, *, operation: str, subject: Identity, 
     Elsewhere it is written at once: call this after the transaction of the refused change.
     Raises what the database raises.
     """
+    if by is None:
+        return  # The project's own code is never refused.
     details = {"operation": operation, "field": refusal.field, "problem": refusal.message}
     row = make_row(
         Event.TOKEN_REFUSED,

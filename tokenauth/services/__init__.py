@@ -8,7 +8,6 @@ may not do, which leaves a row of ``token.refused``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Unpack
@@ -66,6 +65,8 @@ __all__ = [
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
 
+_INHERITED = ("client_id", "name", "scopes", "allowed_networks", "rate")
+"""What a token's successor takes over."""
 _USABLE = {TokenStatus.ACTIVE, TokenStatus.NOT_YET_VALID}
 
 
@@ -76,21 +77,15 @@ class Issued:
     plaintext: Plaintext = field(repr=False)
     """What the client sends. It is stored nowhere: show it, then forget it."""
     token: Token
-    """The stored token."""
 
 
 def issue(
     *,
     client_id: str,
     user: AbstractBaseUser | None = None,
-    name: str = "",
-    scopes: Iterable[str] = (),
-    not_before: datetime | None = None,
-    expires_at: datetime | None = None,
-    allowed_networks: Iterable[str] = (),
-    rate: str = "",
     public_id: str = "",
     by: Actor | None = None,
+    **changes: Unpack[Changes],
 ) -> Issued:
     """Issue a token.
 
@@ -101,22 +96,10 @@ def issue(
     gives one so that a form that is sent twice can't issue twice (the second raises
     IntegrityError).
     """
-    token = draft(
-        client_id=client_id,
-        user=user,
-        by=by,
-        changes={
-            "name": name,
-            "scopes": scopes,
-            "not_before": not_before,
-            "expires_at": expires_at,
-            "allowed_networks": allowed_networks,
-            "rate": rate,
-        },
-    )
+    token = draft(client_id=client_id, user=user, by=by, changes=changes)
     public_id = clean_public_id(public_id)
     with attempt("issue", token, by):
-        _admit(token, by, is_end_given=expires_at is not None)
+        _admit(token, by, is_end_given=changes.get("expires_at") is not None)
         token.public_id = public_id
         plaintext = _insert(token)
         audit.record(Event.TOKEN_ISSUED, token=token, by=by, details=_describe_new(token))
@@ -232,8 +215,7 @@ def _earlier(*moments: datetime | None) -> datetime | None:
 
 
 def _describe_new(token: Token) -> dict[str, Any]:
-    parent = token.parent
-    return describe(token) if parent is None else {**describe(token), "parent": parent.public_id}
+    return describe(token) | ({"parent": token.parent.public_id} if token.parent else {})
 
 
 def _insert(token: Token) -> Plaintext:
@@ -255,10 +237,7 @@ def _make_successor(old: Token, by: Actor | None) -> Token:
         created_at=now,
         # A token that rotates itself can't be the parent: it is about to end.
         parent=old.parent if acting is None or acting.pk == old.pk else acting,
-        **{
-            name: getattr(old, name)
-            for name in ("client_id", "name", "scopes", "allowed_networks", "rate")
-        },
+        **{name: getattr(old, name) for name in _INHERITED},
     )
     if old.not_before is not None and old.not_before > now:
         new.not_before = old.not_before

@@ -35,17 +35,14 @@ def attempt(operation: str, token: Token, by: Actor | None) -> Iterator[Token]:
             if token._state.adding:
                 lock([], by)
             else:
-                [token] = lock([token.pk], by) or _raise_missing()
+                stored = lock([token.pk], by)
+                if not stored:
+                    raise Token.DoesNotExist("This token is not stored any more.")
+                [token] = stored
             yield token
     except NotPermitted as refusal:
-        note_refusal(refusal, operation, token, by)
-        raise
-
-
-def note_refusal(refusal: NotPermitted, operation: str, token: Token, by: Actor | None) -> None:
-    """Record that ``by`` tried ``operation`` on ``token``; call it outside of the transaction."""
-    if by is not None:  # The project's own code is never refused.
         record_attempt(refusal, operation=operation, subject=token.identity, by=by)
+        raise
 
 
 def lock(keys: Collection[int], by: Actor | None = None) -> list[Token]:
@@ -75,7 +72,3 @@ def admit(token: Token, by: Actor | None) -> None:
     token.parent = policy.acting_token(by)
     policy.check_token(by, token)
     check_no_double(token.client_id)
-
-
-def _raise_missing() -> list[Token]:
-    raise Token.DoesNotExist("This token is not stored any more.")

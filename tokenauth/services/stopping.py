@@ -11,10 +11,11 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from tokenauth import audit, policy
+from tokenauth.audit.attempts import record_attempt
 from tokenauth.client_info import Actor, sanitise
 from tokenauth.exceptions import NotPermitted
 from tokenauth.models import Event, Token
-from tokenauth.services.attempts import atomic, attempt, lock, note_refusal
+from tokenauth.services.attempts import atomic, attempt, lock
 from tokenauth.services.drafts import name_of
 
 REASON_LENGTH = 200
@@ -125,7 +126,7 @@ def _run_many(operation: _Operation, tokens: QuerySet[Token], reason: str, by: A
                 count += _change(operation, others, operation.inherited, by)
             count += _stop_descendants(operation, [*due, *heirs], by)
     except NotPermitted as refusal:
-        note_refusal(refusal, operation.name, member, by)
+        record_attempt(refusal, operation=operation.name, subject=member.identity, by=by)
         raise
     return count
 
