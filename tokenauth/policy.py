@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
+from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from typing import TYPE_CHECKING, Any
 
@@ -41,17 +42,18 @@ def is_unrestricted(actor: Actor | None) -> bool:
     """Return whether ``actor`` may do everything: project code (None), a command, a superuser."""
     if actor is None or actor.kind is ActorKind.COMMAND:
         return True
-    return _holds(actor, None)
+    person = _person(actor)
+    return person is not None and bool(person.is_superuser)
 
 
 def may_issue_for_others(actor: Actor | None) -> bool:
     """Return whether ``actor`` may issue tokens in another's name."""
-    return is_unrestricted(actor) or _holds(actor, ISSUE_FOR_OTHERS)
+    return _holds(actor, ISSUE_FOR_OTHERS)
 
 
 def may_grant_any_scope(actor: Actor | None) -> bool:
     """Return whether ``actor`` may grant more than ``SELF_SERVICE_SCOPES``."""
-    return is_unrestricted(actor) or _holds(actor, GRANT_ANY_SCOPE)
+    return _holds(actor, GRANT_ANY_SCOPE)
 
 
 def ungrantable(actor: Actor | None, scopes: Iterable[str]) -> list[str]:
@@ -99,7 +101,7 @@ def check_enable(actor: Actor | None, token: Token) -> None:
     Holders of ``tokenauth.change_token`` may enable every token. Owners may enable what they or
     their own tokens disabled; a token may enable what a token of its owner disabled.
     """
-    if is_unrestricted(actor) or _holds(actor, CHANGE_TOKEN):
+    if _holds(actor, CHANGE_TOKEN):
         return
     # A token has no other kind of token above it than those of its owner.
     if token.disabled_by not in {"", str(actor)} and not (
@@ -165,7 +167,7 @@ def _check_within(own: Token, token: Token) -> None:
         raise NotPermitted(f"The token that asks is limited to {limits}.", field="allowed_networks")
     if _is_faster(own.rate, token.rate):
         raise NotPermitted("The token that asks has a lower rate.", field="rate")
-    if own.ends_at is not None and (token.ends_at is None or token.ends_at > own.ends_at):
+    if _is_later(own.ends_at, token.ends_at):
         end = f"{own.ends_at:%Y-%m-%d %H:%M:%S %Z}"
         raise NotPermitted(f"The token that asks ends at {end}.", field="expires_at")
 
@@ -215,43 +217,37 @@ def _belongs_to_another(client_id: str, user: AbstractBaseUser) -> bool:
     return bool(others.exists())
 
 
-def _holds(actor: Actor | None, permission: str | None) -> bool:
-    user: Any = actor.user if actor is not None else None
-    if user is None or not user.is_active:
-        return False
-    # An API token acts within its scopes, not with the permissions of its owner.
-    if actor is not None and actor.kind is not ActorKind.USER:
-        return False
-    return bool(user.is_superuser) if permission is None else bool(user.has_perm(permission))
+def _person(actor: Actor | None) -> Any:
+    """Return the active user who acts; None for others, API tokens of users among them."""
+    user = actor.user if actor is not None and actor.kind is ActorKind.USER else None
+    return user if user is not None and user.is_active else None
+
+
+def _holds(actor: Actor | None, permission: str) -> bool:
+    person = _person(actor)
+    return is_unrestricted(actor) or (person is not None and bool(person.has_perm(permission)))
 
 
 def is_strengthened(before: Token, after: Token) -> bool:
     """Return whether the change gives the token anything it didn't have."""
-    granted = before.scope_set
+    old, new = before.not_before, after.not_before
     return (
-        any(scope not in granted for scope in after.scope_set)
-        or _is_prolonged(before, after)
+        bool(missing(after.scope_set, before.scope_set))
+        or _is_later(before.expires_at, after.expires_at)
+        or (old is not None and (new is None or new < old))
         or _is_widened(before.networks, after.networks)
         or _is_faster(before.rate, after.rate)
     )
 
 
-def _is_prolonged(before: Token, after: Token) -> bool:
-    if before.expires_at is not None and (
-        after.expires_at is None or after.expires_at > before.expires_at
-    ):
-        return True
-    return before.not_before is not None and (
-        after.not_before is None or after.not_before < before.not_before
-    )
+def _is_later(before: datetime | None, after: datetime | None) -> bool:
+    return before is not None and (after is None or after > before)  # None stands for never.
 
 
 def _is_faster(before: str, after: str) -> bool:
-    default = get_settings().token_rate
+    rates = [text or get_settings().token_rate for text in (before, after)]
     try:
-        old, new = (
-            parse_rate(text) if text else None for text in (before or default, after or default)
-        )
+        old, new = (parse_rate(text) if text else None for text in rates)
     except ValueError:
         return before != after  # A token with an unreadable rate is refused.
     return old is not None and (new is None or new.allows_more_than(old))
@@ -261,19 +257,12 @@ def _is_widened(before: Networks, after: Networks) -> bool:
     if not before or not after:
         return bool(before)
     for version in (4, 6):
-        networks = [network for network in after if network.version == version]
-        others = [network for network in before if network.version == version]
-        if not _are_covered(networks, others):
-            return True
+        others: list[Any] = [network for network in before if network.version == version]
+        apart = list(collapse_addresses(others))  # Sorted, and no two of them overlap.
+        starts = [network.network_address for network in apart]
+        for network in after:
+            if network.version == version:
+                place = bisect_right(starts, network.network_address)
+                if not place or not network.subnet_of(apart[place - 1]):
+                    return True
     return False
-
-
-def _are_covered(networks: list[Any], others: list[Any]) -> bool:
-    """Return whether each of ``networks`` lies within ``others``, all of one family."""
-    apart = list(collapse_addresses(others))  # Sorted, and no two of them overlap.
-    starts = [network.network_address for network in apart]
-    for network in networks:
-        place = bisect_right(starts, network.network_address)
-        if not place or not network.subnet_of(apart[place - 1]):
-            return False
-    return True

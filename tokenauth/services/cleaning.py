@@ -14,7 +14,7 @@ from django.utils import timezone
 from tokenauth.client_info import NAME_LENGTH
 from tokenauth.conf import get_settings
 from tokenauth.credentials import LONGEST
-from tokenauth.models import LABEL_LENGTH, Token
+from tokenauth.models import Token
 from tokenauth.rates import parse_rate
 from tokenauth.scopes import ScopeSet, unknown
 from tokenauth.tokens import (
@@ -91,11 +91,11 @@ def check_scopes(scopes: Iterable[str], *, kept: ScopeSet) -> None:
         raise ValidationError({"scopes": f"No such scope: {', '.join(wrong)}.{known}"[:1_000]})
 
 
-def check_client_id(client_id: str) -> None:
-    """Raise ValidationError unless ``client_id`` can name a client."""
+def clean_client_id(client_id: str) -> str:
+    """Return ``client_id``; raises ValidationError unless it can name a client."""
     if not client_id:
         raise ValidationError({"client_id": "Name the client, or the user it acts for."})
-    check_text("client_id", client_id, NAME_LENGTH)
+    return clean_text("client_id", NAME_LENGTH, client_id)
 
 
 def check_no_double(client_id: str) -> None:
@@ -112,14 +112,15 @@ def check_no_double(client_id: str) -> None:
         )
 
 
-def check_text(field: str, text: str, limit: int) -> None:
-    """Raise ValidationError unless ``text`` is short, printable, and no token's."""
+def clean_text(field: str, limit: int, text: str) -> str:
+    """Return ``text``; raises ValidationError unless it is short, printable, and no token's."""
     if len(text) > limit or not text.isprintable() or text != text.strip():
         raise ValidationError(
             {field: f"Use at most {limit} printable characters, no space around them."}
         )
     if redact(text, get_settings().prefix) != text:
         raise ValidationError({field: "This holds a token's text, which is stored nowhere."})
+    return text
 
 
 def check_plaintext(text: Plaintext) -> None:
@@ -179,9 +180,3 @@ def clean_public_id(public_id: str) -> str:
     if public_id and not is_public_id(public_id):
         raise ValidationError("A public id is 12 characters of 0-9 and a-z.")
     return public_id or generate_public_id()
-
-
-def clean_label(text: str) -> str:
-    """Return a label; raises ValidationError (``name``)."""
-    check_text("name", text, LABEL_LENGTH)
-    return text

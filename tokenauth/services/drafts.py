@@ -16,14 +16,14 @@ from django.utils import timezone
 from tokenauth.audit.rows import LONGEST_DETAILS
 from tokenauth.client_info import Actor
 from tokenauth.conf import format_duration, get_settings
-from tokenauth.models import Token
+from tokenauth.models import LABEL_LENGTH, Token
 from tokenauth.services.cleaning import (
-    check_client_id,
     check_scopes,
-    clean_label,
+    clean_client_id,
     clean_moment,
     clean_networks,
     clean_rate,
+    clean_text,
     take,
 )
 
@@ -45,7 +45,7 @@ class Changes(TypedDict, total=False):
 
 
 _CLEANERS: dict[str, Callable[[Any], Any]] = {
-    "name": clean_label,
+    "name": partial(clean_text, "name", LABEL_LENGTH),
     "scopes": partial(take, "scopes"),
     "not_before": partial(clean_moment, "not_before"),
     "expires_at": partial(clean_moment, "expires_at"),
@@ -68,7 +68,7 @@ def draft(
     """Return a new token that is neither stored nor judged by ``policy`` yet."""
     owner = None if user is None else _find_owner(user)
     client_id = client_id or ("" if owner is None else str(owner.get_username()))
-    check_client_id(client_id)
+    client_id = clean_client_id(client_id)
     token = Token(
         client_id=client_id, user=owner, created_by=name_of(by), created_at=timezone.now()
     )
@@ -121,14 +121,8 @@ def _set_lifetime(token: Token) -> None:
 
 def describe(token: Token) -> dict[str, Any]:
     """Return what ``change`` can change, as the audit's details show it."""
-    return {
-        "name": token.name,
-        "scopes": token.scopes,
-        "not_before": token.not_before and token.not_before.isoformat(),
-        "expires_at": token.expires_at and token.expires_at.isoformat(),
-        "allowed_networks": token.allowed_networks,
-        "rate": token.rate,
-    }
+    values = {name: getattr(token, name) for name in _CLEANERS}
+    return {n: v.isoformat() if isinstance(v, datetime) else v for n, v in values.items()}
 
 
 def describe_change(before: Token, after: Token) -> dict[str, Any]:
