@@ -28,7 +28,7 @@ from tokenauth.audit import cursors
 from tokenauth.audit.sealing import sealer
 from tokenauth.audit.sealing.sealer import seal
 from tokenauth.client_info import Actor
-from tokenauth.management import parsers
+from tokenauth.management import options
 from tokenauth.management.commands import tokenauth_audit
 from tokenauth.models import AuditEvent, AuditSeal, Token
 
@@ -317,11 +317,11 @@ def test_times_without_time_zones(settings: Any) -> None:
     settings.USE_TZ = False
     settings.TIME_ZONE = "Europe/Berlin"
     naive = datetime(2026, 1, 31, 12)  # noqa: DTZ001 - as such a site stores it
-    assert parsers.parse_moment("2026-01-31T12:00:00") == naive
-    assert parsers.parse_moment("2026-01-31T11:00:00Z") == naive
-    assert parsers.parse_moment("1d").tzinfo is None
+    assert options.parse_moment("2026-01-31T12:00:00") == naive
+    assert options.parse_moment("2026-01-31T11:00:00Z") == naive
+    assert options.parse_moment("1d").tzinfo is None
     with timezone.override("Asia/Tokyo"):
-        assert parsers.parse_moment("2026-01-31T11:00:00Z") == naive
+        assert options.parse_moment("2026-01-31T11:00:00Z") == naive
 
 
 # What is wrong is said.

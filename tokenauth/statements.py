@@ -26,11 +26,7 @@ _COLUMNS = StoredToken._fields[:-1]
 _WIDTH = len(_COLUMNS)
 _COMPILED_FROM = {"AUTH_USER_MODEL", "DATABASES", "TIME_ZONE", "USE_TZ"}
 """The settings that statements, and what is read from rows, depend on."""
-_DEPENDENT = (
-    models.UUIDField,
-    models.DateTimeField,
-    models.JSONField,
-)
+_DEPENDENT = (models.UUIDField, models.DateTimeField, models.JSONField)
 """Kinds of columns whose values every database wants in its own way; the rest is as it is.
 
 An address is one of the rest: it is in its canonical form already, and text to every database."""
@@ -53,7 +49,6 @@ class _Select:
     user_key: int
     """The place of the user's key in a row; it is null where there is no user."""
     user_model: Any
-    """Django's, or the project's own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from datetime import timedelta
 from django.core.management.base import CommandParser
 
 from tokenauth.conf import parse_duration
-from tokenauth.management.parsers import parse_moment
+from tokenauth.management.options import parse_moment
 from tokenauth.rates import parse_rate
 from tokenauth.tokens import is_public_id
 

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, TypedDict
 
 from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError
-from django.db import router, transaction
 
 from tokenauth import services
 from tokenauth.client_info import Actor
 from tokenauth.management.sources import read_token
 from tokenauth.models import LABEL_LENGTH, Token, TokenStatus
+from tokenauth.services.attempts import atomic
 from tokenauth.services.keyfiles import LABEL
 from tokenauth.tokens import Plaintext, generate_public_id, is_public_id
 
@@ -47,7 +47,6 @@ class KeyFile:
     """A file whose key is accepted."""
 
     path: Path
-    """Where it is."""
     token: Token
     """The row of its key."""
     news: str
@@ -118,7 +117,7 @@ def _make(path: Path, grant: Grant) -> KeyFile:
     label = _label(path)
     is_there = False
     try:
-        with _atomic():
+        with atomic():
             issued = services.issue(name=label, **grant)
             revoked = _revoke_others(label, issued.token, grant["by"])
             _make_folders(path.parent)
@@ -137,7 +136,7 @@ def _adopt(path: Path, plaintext: Plaintext, grant: Grant) -> KeyFile:
     """Have the key of a file that is there accepted."""
     label = _label(path)
     news = "nothing has changed"
-    with _atomic():
+    with atomic():
         try:
             token, is_new = services.import_plaintext(plaintext, name=label, **grant)
         except ValidationError as error:
@@ -220,10 +219,6 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _atomic() -> transaction.Atomic:
-    return transaction.atomic(using=router.db_for_write(Token))
 
 
 def _unusable(path: Path, problem: str) -> CommandError:

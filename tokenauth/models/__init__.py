@@ -12,7 +12,6 @@ from tokenauth.models.audit import (
 )
 from tokenauth.models.tokens import (
     LABEL_LENGTH,
-    LAST_USE_INTERVAL,
     StoredToken,
     Token,
     TokenQuerySet,
@@ -25,7 +24,6 @@ from tokenauth.models.tokens import (
 
 __all__ = [
     "LABEL_LENGTH",
-    "LAST_USE_INTERVAL",
     "USER_ID_LENGTH",
     "AppendOnlyQuerySet",
     "AuditEvent",

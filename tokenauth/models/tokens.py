@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
@@ -21,10 +21,7 @@ from django.db.models.functions import Lower
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from tokenauth.client_info import (
-    NAME_LENGTH,
-    parse_address,
-)
+from tokenauth.client_info import NAME_LENGTH, parse_address
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import Identity, Reason
 from tokenauth.principal import identify
@@ -51,11 +48,6 @@ class TokenStatus(StrEnum):
     OWNER_INACTIVE = Reason.OWNER_INACTIVE.value
 
 
-def _has_activity(user_model: Any) -> bool:
-    # Custom user models needn't have the field; then all their users are active.
-    return any(field.name == "is_active" for field in user_model._meta.get_fields())
-
-
 class StoredToken(NamedTuple):
     """The columns of a Token that decide whether it is accepted, and its user."""
 
@@ -78,12 +70,15 @@ class StoredToken(NamedTuple):
     """The owner, an instance of the user model; None for a client without an account."""
 
 
-def is_use_due(token: Token | StoredToken, now: datetime) -> bool:
+AnyToken: TypeAlias = "Token | StoredToken"
+
+
+def is_use_due(token: AnyToken, now: datetime) -> bool:
     """Return whether a use of ``token`` is to be written: at most one a minute is."""
     return token.last_used_at is None or token.last_used_at <= now - LAST_USE_INTERVAL
 
 
-def end_of(token: Token | StoredToken) -> datetime | None:
+def end_of(token: AnyToken) -> datetime | None:
     """Return when ``token`` ends at the latest, ``MAX_LIFETIME`` included; None for never."""
     limit = get_settings().max_lifetime
     if limit is None:
@@ -92,7 +87,7 @@ def end_of(token: Token | StoredToken) -> datetime | None:
     return longest if token.expires_at is None else min(token.expires_at, longest)
 
 
-def status_of(token: Token | StoredToken, now: datetime) -> TokenStatus:
+def status_of(token: AnyToken, now: datetime) -> TokenStatus:
     """Return the status of ``token`` at ``now``; the gravest state comes first."""
     if token.revoked_at is not None:
         return TokenStatus.REVOKED
@@ -107,7 +102,7 @@ def status_of(token: Token | StoredToken, now: datetime) -> TokenStatus:
     return TokenStatus.ACTIVE
 
 
-def admits(token: Token | StoredToken, ip: str | None) -> bool:
+def admits(token: AnyToken, ip: str | None) -> bool:
     """Return whether ``token`` may be used from this address."""
     if not token.allowed_networks:
         return True
@@ -131,11 +126,9 @@ class TokenQuerySet(models.QuerySet["Token"]):
         return self.using(router.db_for_write(Token))
 
     def with_keys(self, keys: Iterable[int]) -> TokenQuerySet:
-        """Return the tokens with these keys."""
         return self._listed("id", keys)
 
     def issued_by(self, keys: Iterable[int]) -> TokenQuerySet:
-        """Return the tokens whose parents have these keys."""
         return self._listed("parent_id", keys)
 
     def _listed(self, column: str, keys: Iterable[int]) -> TokenQuerySet:
@@ -162,7 +155,8 @@ class TokenQuerySet(models.QuerySet["Token"]):
             TokenStatus.EXPIRED: Q(expires_at__isnull=False, expires_at__lte=now)
             | (Q() if limit is None else Q(created_at__lte=now - limit)),
         }
-        if _has_activity(get_user_model()):
+        # Custom user models needn't have the field; then all their users are active.
+        if any(field.name == "is_active" for field in get_user_model()._meta.get_fields()):
             tests[TokenStatus.OWNER_INACTIVE] = Q(user__isnull=False, user__is_active=False)
         elif status is TokenStatus.OWNER_INACTIVE:
             return self.none()
@@ -174,12 +168,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
         return found
 
     def mark_used(
-        self,
-        token: Token | StoredToken,
-        *,
-        now: datetime,
-        ip: str | None,
-        rehash: tuple[str, str] | None,
+        self, token: AnyToken, *, now: datetime, ip: str | None, rehash: tuple[str, str] | None
     ) -> None:
         """Write a proven token's last use, and its digest under the newest pepper.
 
@@ -203,7 +192,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
             logger.warning("last use of token %s not written", token.public_id, exc_info=True)
 
 
-def _is_unlocked(connection: Any, token: Token | StoredToken) -> Q:
+def _is_unlocked(connection: Any, token: AnyToken) -> Q:
     """Match the row of ``token`` with this digest, unless another connection has it locked."""
     if not connection.features.has_select_for_update_skip_locked:
         return Q(pk=token.pk, digest=token.digest)
@@ -329,7 +318,6 @@ class Token(models.Model):
 
     @property
     def scope_set(self) -> ScopeSet:
-        """The granted scopes."""
         return ScopeSet(self.scopes.split())
 
     @property
@@ -347,10 +335,5 @@ class Token(models.Model):
         """Its status now."""
         return self.status_at(timezone.now())
 
-    def status_at(self, now: datetime) -> TokenStatus:
-        """Return the token's status at ``now``; the gravest state comes first."""
-        return status_of(self, now)
-
-    def admits(self, ip: str | None) -> bool:
-        """Return whether the token may be used from this address."""
-        return admits(self, ip)
+    status_at = status_of
+    admits = admits

@@ -11,15 +11,7 @@ from django.db import router
 from tokenauth.client_info import ClientInfo
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import Reason, Refused
-from tokenauth.models import (
-    StoredToken,
-    Token,
-    TokenStatus,
-    admits,
-    end_of,
-    is_use_due,
-    status_of,
-)
+from tokenauth.models import StoredToken, Token, TokenStatus, admits, end_of, is_use_due, status_of
 from tokenauth.principal import DATABASE, ClientUser, Principal
 from tokenauth.scopes import ScopeSet
 from tokenauth.statements import find_token

@@ -22,10 +22,7 @@ import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
-from cryptography.hazmat.primitives.serialization import (
-    load_pem_private_key,
-    load_pem_public_key,
-)
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 from django.conf import settings as django_settings
 from django.core.exceptions import ValidationError
 from django.utils import timezone
@@ -55,10 +52,6 @@ _TIME_CLAIMS = ("iat", "exp")
 _REQUIRED = ["iss", "aud", *_TEXT_CLAIMS, *_TIME_CLAIMS]
 _LAST_SECOND = 2**35
 """Beyond it (the year 3058) a time is nonsense, and some platforms can't tell it."""
-_REASONS = (
-    (jwt.InvalidSignatureError, Reason.BAD_SIGNATURE),
-    (jwt.InvalidAudienceError, Reason.WRONG_AUDIENCE),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +131,7 @@ def issue_jwt(
         if principal.source != DATABASE:
             raise NotPermitted("Only an API token can be exchanged for a JWT.")
         granted = principal.scopes if scopes is None else _narrow(principal, scopes)
-        expires_at = _end(principal, issued_at, _seconds(lifetime, settings))
+        expires_at = _end(principal, issued_at, lifetime, settings)
     jti = uuid.uuid4().hex
     claims = {
         "iss": settings.issuer,
@@ -169,9 +162,14 @@ def _recording_refusals(principal: Principal) -> Iterator[None]:
         raise
 
 
-def _end(principal: Principal, issued_at: int, seconds: int) -> int:
+def _end(
+    principal: Principal, issued_at: int, lifetime: timedelta | None, settings: JWTSettings
+) -> int:
     """Return when a JWT ends: with its source token at the latest."""
-    end = issued_at + seconds
+    lifetime = settings.lifetime if lifetime is None else lifetime
+    if not timedelta(seconds=1) <= lifetime <= settings.lifetime:
+        raise ValidationError({"lifetime": f"Use from 1 second to {settings.lifetime}."})
+    end = issued_at + int(lifetime.total_seconds())
     if principal.expires_at is not None:
         end = min(end, int(_timestamp(principal.expires_at)))
     if end <= issued_at:
@@ -242,16 +240,14 @@ def _read(text: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Return header and claims of a JWT, nothing of them proven; None for any other text."""
     if len(text) > LONGEST or not _COMPACT.fullmatch(text):
         return None
-    header, claims = map(_read_part, text.split(".")[:2])
-    return None if header is None or claims is None else (header, claims)
-
-
-def _read_part(part: str) -> dict[str, Any] | None:
+    parts = text.split(".")[:2]
     try:
-        value = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+        header, claims = (
+            json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))) for part in parts
+        )
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return (header, claims) if isinstance(header, dict) and isinstance(claims, dict) else None
 
 
 def _prove(text: str, header: dict[str, Any], settings: JWTSettings) -> dict[str, Any]:
@@ -287,9 +283,12 @@ def _verify(text: str, key: Any, settings: JWTSettings) -> dict[str, Any]:
                 "verify_nbf": False,
             },
         )
-    except jwt.PyJWTError as error:
-        reasons = (reason for kind, reason in _REASONS if isinstance(error, kind))
-        raise Refused(next(reasons, Reason.MALFORMED)) from None
+    except jwt.InvalidSignatureError:
+        raise Refused(Reason.BAD_SIGNATURE) from None
+    except jwt.InvalidAudienceError:
+        raise Refused(Reason.WRONG_AUDIENCE) from None
+    except jwt.PyJWTError:
+        raise Refused(Reason.MALFORMED) from None
     return claims
 
 
@@ -335,14 +334,6 @@ def _narrow(principal: Principal, scopes: Iterable[str]) -> ScopeSet:
     if lacking := missing(wanted, principal.scopes):
         raise NotPermitted(f"The token lacks: {', '.join(lacking)}.", field="scopes")
     return ScopeSet(wanted)
-
-
-def _seconds(lifetime: timedelta | None, settings: JWTSettings) -> int:
-    if lifetime is None:
-        return int(settings.lifetime.total_seconds())
-    if not timedelta(seconds=1) <= lifetime <= settings.lifetime:
-        raise ValidationError({"lifetime": f"Use from 1 second to {settings.lifetime}."})
-    return int(lifetime.total_seconds())
 
 
 def _sign(claims: dict[str, Any], settings: JWTSettings) -> Plaintext:

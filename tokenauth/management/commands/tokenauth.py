@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import router, transaction
+from django.db import router
 from django.db.models import Q
 from django.utils import timezone
 
@@ -27,8 +27,7 @@ from tokenauth.management.arguments import (
     read_rate,
 )
 from tokenauth.management.keyfiles import Grant, prepare_key_file
-from tokenauth.management.options import add_base_options, explaining_database_errors
-from tokenauth.management.parsers import QuietParser
+from tokenauth.management.options import QuietParser, add_base_options, explaining_database_errors
 from tokenauth.management.sources import (
     Found,
     find_in_file,
@@ -39,6 +38,7 @@ from tokenauth.management.sources import (
 from tokenauth.management.wording import count_of
 from tokenauth.models import Token, TokenQuerySet, TokenStatus
 from tokenauth.services import Issued
+from tokenauth.services.attempts import atomic
 from tokenauth.services.keyfiles import is_in_work_tree
 
 if TYPE_CHECKING:
@@ -111,16 +111,8 @@ class Command(BaseCommand):
 
     def handle(self, *_args: Any, verb: str, **options: Any) -> None:
         """Do what the verb says; raises CommandError with a message for people."""
-        handlers: dict[str, Callable[..., None]] = {
-            "issue": self._issue,
-            "import": self._import,
-            "keyfile": self._keyfile,
-            "list": self._list,
-            "show": self._show,
-            "rotate": self._rotate,
-        }
+        handle: Callable[..., None] = getattr(self, f"_{verb}", self._operate)
         try:
-            handle: Callable[..., None] = handlers.get(verb, self._operate)
             with explaining_database_errors(router.db_for_write(Token)):
                 handle(verb=verb, **options)
         except ValidationError as error:
@@ -141,8 +133,8 @@ class Command(BaseCommand):
 
     def _import(self, *, client: str | None, **options: Any) -> None:
         grant = _grant("", **options)
-        found = _find_sources(client, **{**options, "user": grant["user"]})
-        with transaction.atomic(using=router.db_for_write(Token)):
+        found = _find_sources(client, grant["user"], options)
+        with atomic():
             results = [_import_one(entry, grant) for entry in found]
         new = sum(is_new for _, is_new in results)
         if options["json"]:
@@ -304,26 +296,19 @@ def _grant(
 
 
 def _find_sources(
-    client: str | None,
-    *,
-    env: str | None,
-    json_env: str | None,
-    csv_env: str | None,
-    file: str | None,
-    user: AbstractBaseUser | None,
-    **_options: Any,
+    client: str | None, user: AbstractBaseUser | None, options: dict[str, Any]
 ) -> list[Found]:
-    if json_env is not None:
+    if options["json_env"] is not None:
         if client is not None:
             raise CommandError("--json-env names the clients: leave --client out.", returncode=2)
-        return find_in_object(json_env)
+        return find_in_object(options["json_env"])
     # A user's tokens go by the user's name.
     owner = client if client is not None else user.get_username() if user else UNNAMED
-    if env is not None:
-        return find_in_variable(env, owner)
-    if csv_env is not None:
-        return find_in_list(csv_env, owner)
-    return find_in_file(file or "", owner)
+    if options["env"] is not None:
+        return find_in_variable(options["env"], owner)
+    if options["csv_env"] is not None:
+        return find_in_list(options["csv_env"], owner)
+    return find_in_file(options["file"], owner)
 
 
 def _import_one(entry: Found, grant: Grant) -> tuple[Token, bool]:

@@ -32,8 +32,7 @@ from tokenauth.audit.stored import UNREADABLE
 from tokenauth.client_info import Actor
 from tokenauth.conf import parse_duration
 from tokenauth.exceptions import SealError
-from tokenauth.management.options import add_base_options
-from tokenauth.management.parsers import parse_moment
+from tokenauth.management.options import add_base_options, parse_moment
 from tokenauth.management.progress import printing, show_progress
 from tokenauth.management.wording import count_of
 from tokenauth.models import AuditEvent, AuditSeal, SealKind, Token
