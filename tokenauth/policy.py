@@ -1,10 +1,7 @@
 """What an actor may grant or change. Forms, commands and APIs ask it by way of ``services``.
 
-Two permissions matter for people. Without ``tokenauth.issue_token_for_others`` they issue only for
-themselves; without ``tokenauth.grant_any_scope`` they grant only ``SELF_SERVICE_SCOPES``.
-Superusers, operators' commands and the project's own code may do everything. A token that acts
-needs the scope ``tokenauth:manage`` and stays within its own rights, whatever its owner may do.
-Any change that widens a token is checked as if the token were issued.
+Any change that widens a token is checked as if the token were issued. ``docs/policy.md`` lists who
+may do what.
 """
 
 from __future__ import annotations
@@ -82,9 +79,7 @@ def acting_token(actor: Actor | None) -> Token | None:
 def check_change(actor: Actor | None, token: Token) -> None:
     """Raise NotPermitted unless ``actor`` may do anything at all to ``token``.
 
-    People may change their own tokens, and those of others if they hold
-    ``tokenauth.change_token``. A token may change itself, and tokens of the same owner that lie
-    within its own rights. What widens the token is for :func:`check_token` to judge, besides.
+    A change that widens the token is for :func:`check_token` to judge, besides.
     """
     if is_unrestricted(actor):
         return
@@ -98,8 +93,7 @@ def check_change(actor: Actor | None, token: Token) -> None:
 def check_enable(actor: Actor | None, token: Token) -> None:
     """Raise NotPermitted if somebody else has disabled ``token`` and must enable it.
 
-    Holders of ``tokenauth.change_token`` may enable every token. Owners may enable what they or
-    their own tokens disabled; a token may enable what a token of its owner disabled.
+    Owners may enable what their own tokens disabled; a token, what a token of its owner disabled.
     """
     if _holds(actor, CHANGE_TOKEN):
         return
@@ -183,14 +177,13 @@ def _owns(actor: Actor | None, token: Token) -> bool:
 
 def _check_owner(actor: Actor | None, client_id: str, user: AbstractBaseUser | None) -> None:
     acting: Any = actor.user if actor is not None else None
-    # Two anonymous users are equal, and own nothing.
-    own = acting is not None and acting.pk is not None and user == acting
     if may_issue_for_others(actor):
         # Otherwise this permission would be a superuser's rights under another name.
         if getattr(user, "is_superuser", False):
             raise NotPermitted("Only a superuser may issue tokens for a superuser.", field="user")
         return
-    if not own or user is None:
+    # Two anonymous users are equal, and own nothing.
+    if user is None or acting is None or acting.pk is None or user != acting:
         raise NotPermitted(
             "You may issue tokens only for yourself: others take the permission "
             "“Can issue tokens for others”.",

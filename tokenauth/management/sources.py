@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -111,11 +112,8 @@ def find_in_file(path: str, client_id: str) -> list[Found]:
     # Without the path: where no file has that name, it may be a token given by mistake.
     place = "standard input" if path == "-" else "--file"
     try:
-        if path == "-":
-            plaintext = read_token(sys.stdin)
-        else:
-            with Path(path).open(encoding="latin-1") as file:
-                plaintext = read_token(file)
+        with nullcontext(sys.stdin) if path == "-" else Path(path).open(encoding="latin-1") as file:
+            plaintext = read_token(file)
     except OSError as error:
         raise CommandError(f"{place}: {error.strerror}.") from None
     except ValueError:

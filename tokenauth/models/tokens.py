@@ -170,12 +170,11 @@ class TokenQuerySet(models.QuerySet["Token"]):
     def mark_used(
         self, token: AnyToken, *, now: datetime, ip: str | None, rehash: tuple[str, str] | None
     ) -> None:
-        """Write a proven token's last use, and its digest under the newest pepper.
+        """Write a proven token's last use, at most once a minute, and its digest if that is old.
 
-        ``rehash`` is (pepper id, digest) if the stored digest is under an older pepper. This is at
-        most one UPDATE, and none within a minute of the last one. It never raises and never waits
-        for a lock that another connection holds on the row: a statistic must not delay or refuse
-        a caller with a good token.
+        ``rehash`` is (pepper id, digest) if the stored digest is under an older pepper. It never
+        raises and never waits for a lock that another connection holds on the row: a statistic must
+        not delay or refuse a caller with a good token.
         """
         if rehash is None and not is_use_due(token, now):
             return

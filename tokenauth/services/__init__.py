@@ -13,14 +13,13 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Unpack
 
 from django.core.exceptions import ValidationError
-from django.db import models
 from django.utils import timezone
 
 from tokenauth import audit, policy
 from tokenauth.client_info import Actor, sanitise
 from tokenauth.conf import get_settings
 from tokenauth.models import Event, Token, TokenStatus
-from tokenauth.services.attempts import admit, atomic, attempt, lock
+from tokenauth.services.attempts import admit, attempt
 from tokenauth.services.cleaning import clean_public_id
 from tokenauth.services.drafts import (
     Changes,
@@ -38,9 +37,9 @@ from tokenauth.services.stopping import (
     disable_many,
     enable,
     enable_many,
+    on_token_deleted,
     revoke,
     revoke_many,
-    stop_descendants,
 )
 from tokenauth.tokens import Plaintext, digest, generate, generate_public_id
 
@@ -57,6 +56,7 @@ __all__ = [
     "enable_many",
     "import_plaintext",
     "issue",
+    "on_token_deleted",
     "revoke",
     "revoke_many",
     "rotate",
@@ -90,11 +90,8 @@ def issue(
     """Issue a token.
 
     ``client_id`` may be "" if there is a ``user``: then it is the user's name. Without
-    ``expires_at`` the token lives for ``MAX_LIFETIME``. ``allowed_networks`` are CIDRs of both
-    families; without any, the token may be used from anywhere. ``rate`` is how often it may be
-    used, "600/m"; "" stands for the default. Without ``public_id`` a new one is drawn; a form
-    gives one so that a form that is sent twice can't issue twice (the second raises
-    IntegrityError).
+    ``expires_at`` the token lives for ``MAX_LIFETIME``. A form gives a ``public_id``, so that it
+    can't issue twice if it is sent twice (the second raises IntegrityError).
     """
     token = draft(client_id=client_id, user=user, by=by, changes=changes)
     public_id = clean_public_id(public_id)
@@ -185,20 +182,6 @@ def _revise(before: Token, values: dict[str, Any], by: Actor | None) -> Token:
     if policy.is_strengthened(before, after):
         policy.check_token(by, after)
     return after
-
-
-def on_token_deleted(sender: type[Token], instance: Token, origin: Any, **_kwargs: Any) -> None:
-    """Write the row of a token that is being deleted, mostly along with its owner (pre_delete)."""
-    model = origin.model if isinstance(origin, models.QuerySet) else type(origin)
-    by = Actor.current()
-    with atomic():
-        # What is being deleted may have been read long ago, or from a replica.
-        for token in lock([instance.pk]):
-            if token.revoked_at is None:
-                reason = "deleted" if model is sender else "owner_deleted"
-                audit.record(Event.TOKEN_REVOKED, token=token, by=by, reason=reason)
-            if model is sender:
-                stop_descendants(token, by=by)
 
 
 def _admit(token: Token, by: Actor | None, *, is_end_given: bool) -> None:

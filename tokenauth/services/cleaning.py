@@ -58,12 +58,9 @@ def clean_networks(texts: Iterable[str]) -> list[str]:
         try:
             networks.append(str(_network(text.strip())))
         except ValueError:
-            raise ValidationError(
-                {
-                    "allowed_networks": f"{text[:50]!r} is not a network; write for example "
-                    "192.0.2.0/24, 2001:db8::/32 or a single address."
-                }
-            ) from None
+            examples = "192.0.2.0/24, 2001:db8::/32 or a single address"
+            problem = f"{text[:50]!r} is not a network; write for example {examples}."
+            raise ValidationError({"allowed_networks": problem}) from None
     return list(dict.fromkeys(networks))
 
 
@@ -104,12 +101,9 @@ def check_no_double(client_id: str) -> None:
     # would see each other's rows in views that filter by the caller. So no database accepts them.
     known = Token.objects.primary().of_client(client_id).order_by().first()
     if known is not None and known.client_id != client_id:
-        raise ValidationError(
-            {
-                "client_id": f"Databases may take this for the client {known.client_id!r}: "
-                "write it the same, or choose another."
-            }
-        )
+        problem = f"Databases may take this for the client {known.client_id!r}"
+        fix = "write it the same, or choose another"
+        raise ValidationError({"client_id": f"{problem}: {fix}."})
 
 
 def clean_text(field: str, limit: int, text: str) -> str:

@@ -41,7 +41,9 @@ class Changes(TypedDict, total=False):
     not_before: datetime | None
     expires_at: datetime | None
     allowed_networks: Iterable[str]
+    """CIDRs of both families; without any, the token may be used from anywhere."""
     rate: str
+    """How often it may be used, "600/m"; "" stands for the default."""
 
 
 _CLEANERS: dict[str, Callable[[Any], Any]] = {
@@ -111,12 +113,9 @@ def _set_lifetime(token: Token) -> None:
     if token.expires_at is None:
         token.expires_at = longest
     elif token.expires_at > longest:
-        raise ValidationError(
-            {
-                "expires_at": f"Tokens live for {format_duration(limit)} at most: "
-                f"until {longest:%Y-%m-%d %H:%M}."
-            }
-        )
+        end = f"{longest:%Y-%m-%d %H:%M}"
+        problem = f"Tokens live for {format_duration(limit)} at most: until {end}."
+        raise ValidationError({"expires_at": problem})
 
 
 def describe(token: Token) -> dict[str, Any]:

@@ -73,12 +73,8 @@ def _insert_imported(token: Token, plaintext: Plaintext) -> Token:
             raise
     else:
         return token
-    raise ValidationError(
-        {
-            "plaintext": f"Its public id, {token.public_id}, is stored with another text, "
-            "or under a pepper that isn't in PEPPERS any more."
-        }
-    )
+    problem = "is stored with another text, or under a pepper that isn't in PEPPERS any more."
+    raise ValidationError({"plaintext": f"Its public id, {token.public_id}, {problem}"})
 
 
 def _find_stored(plaintext: Plaintext) -> Token | None:

@@ -90,9 +90,18 @@ def enable_many(tokens: QuerySet[Token], *, reason: str = "", by: Actor | None =
     return _run_many(_ENABLE, tokens, reason, by)
 
 
-def stop_descendants(token: Token, *, by: Actor | None) -> None:
-    """Revoke what ``token``, which is about to be deleted, has issued; joins the transaction."""
-    _stop_descendants(_REVOKE, [token.pk], by)
+def on_token_deleted(sender: type[Token], instance: Token, origin: Any, **_kwargs: Any) -> None:
+    """Write the row of a token that is being deleted, mostly along with its owner (pre_delete)."""
+    model = origin.model if isinstance(origin, QuerySet) else type(origin)
+    by = Actor.current()
+    with atomic():
+        # What is being deleted may have been read long ago, or from a replica.
+        for token in lock([instance.pk]):
+            if token.revoked_at is None:
+                reason = "deleted" if model is sender else "owner_deleted"
+                audit.record(Event.TOKEN_REVOKED, token=token, by=by, reason=reason)
+            if model is sender:
+                _stop_descendants(_REVOKE, [token.pk], by)
 
 
 def _run(

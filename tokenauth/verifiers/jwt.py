@@ -20,8 +20,8 @@ from typing import Any
 
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 from django.conf import settings as django_settings
 from django.core.exceptions import ValidationError
@@ -217,11 +217,7 @@ def _load_key(algorithm: Algorithm, text: str) -> _Key:
         return _load_secret(text)
     private: Any = load_pem_private_key(text.encode(), password=None) if is_private(text) else None
     public = load_pem_public_key(text.encode()) if private is None else private.public_key()
-    if algorithm is Algorithm.EDDSA:
-        fits = isinstance(private, Ed25519PrivateKey) or isinstance(public, Ed25519PublicKey)
-    else:
-        fits = isinstance(private, RSAPrivateKey) or isinstance(public, RSAPublicKey)
-    if not fits:
+    if not isinstance(public, Ed25519PublicKey if algorithm is Algorithm.EDDSA else RSAPublicKey):
         raise _Unfit(f"is of another kind than {algorithm} needs (Ed25519 for EdDSA).")
     if isinstance(public, RSAPublicKey) and public.key_size < SHORTEST_RSA:
         raise _Unfit(f"has {public.key_size} bits; RSA needs {SHORTEST_RSA} or more.")

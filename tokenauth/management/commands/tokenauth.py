@@ -59,9 +59,7 @@ _OPTIONS = {
 class Command(BaseCommand):
     """The operator may do everything; each change leaves its row in the audit.
 
-    Standard output carries only the result: the token after ``issue`` and ``rotate``, how many were
-    imported, where the key file is, the tokens' data after ``list`` and ``show``, JSON with
-    ``--json``. All other messages go to standard error.
+    Standard output carries only the result. All other messages go to standard error.
     """
 
     help = "Issue, import, list, show, rotate, revoke, enable and disable API tokens."
@@ -70,6 +68,7 @@ class Command(BaseCommand):
         """Declare the verbs and their options."""
         parser.__class__ = QuietParser  # Django has made it; the verbs' are of the same class.
         verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+        add = verbs.add_parser
         common = CommandParser(add_help=False)
         common.add_argument("--json", action="store_true", help="print JSON")
         one = CommandParser(add_help=False)
@@ -77,12 +76,8 @@ class Command(BaseCommand):
         many = make_selection_parser()
         why = CommandParser(add_help=False)
         why.add_argument("--reason", default="", metavar="TEXT", help="why; goes to the audit")
-
         grant = make_grant_parser()
-
-        issue = verbs.add_parser(
-            "issue", parents=[grant, common], help="issue a token, shown this once"
-        )
+        issue = add("issue", parents=[grant, common], help="issue a token, shown this once")
         issue.add_argument("--client", required=True, metavar="NAME", help="who calls with it")
         issue.add_argument("--name", default="", metavar="LABEL", help="a label to tell it by")
         issue.add_argument(
@@ -92,21 +87,17 @@ class Command(BaseCommand):
             "--network", action="append", default=[], metavar="CIDR", help="repeatable"
         )
         add_import_options(
-            verbs.add_parser(
-                "import", parents=[grant, common], help="accept another system's tokens"
-            )
+            add("import", parents=[grant, common], help="accept another system's tokens")
         )
-        add_keyfile_options(
-            verbs.add_parser("keyfile", parents=[grant], help="keep an API key in a file")
-        )
-        listing = verbs.add_parser("list", parents=[common], help="list tokens")
+        add_keyfile_options(add("keyfile", parents=[grant], help="keep an API key in a file"))
+        listing = add("list", parents=[common], help="list tokens")
         listing.add_argument("--client", metavar="NAME", help="only this client's")
         listing.add_argument("--status", choices=[*map(str, TokenStatus)], help="only these")
-        verbs.add_parser("show", parents=[common, one], help="show a token's data")
-        verbs.add_parser("rotate", parents=[common, one, why], help="issue a successor")
-        verbs.add_parser("revoke", parents=[common, many, why], help="stop tokens for good")
-        verbs.add_parser("enable", parents=[common, one, why], help="accept a token again")
-        verbs.add_parser("disable", parents=[common, many, why], help="stop tokens for now")
+        add("show", parents=[common, one], help="show a token's data")
+        add("rotate", parents=[common, one, why], help="issue a successor")
+        add("revoke", parents=[common, many, why], help="stop tokens for good")
+        add("enable", parents=[common, one, why], help="accept a token again")
+        add("disable", parents=[common, many, why], help="stop tokens for now")
         add_base_options(verbs.choices.values())
 
     def handle(self, *_args: Any, verb: str, **options: Any) -> None:
@@ -214,9 +205,8 @@ class Command(BaseCommand):
             self._print_json(description)
             return
         for key, value in description.items():
-            self.stdout.write(
-                f"{key}: {' '.join(value) if isinstance(value, list) else value or '-'}"
-            )
+            text = " ".join(value) if isinstance(value, list) else value or "-"
+            self.stdout.write(f"{key}: {text}")
 
     def _list(self, *, client: str | None, status: str | None, **options: Any) -> None:
         tokens = _tokens()
@@ -226,19 +216,16 @@ class Command(BaseCommand):
             tokens = tokens.with_status(TokenStatus(status), timezone.now())
         if options["json"]:
             self._print_json([_describe(token) for token in tokens.iterator(chunk_size=1_000)])
-            return
-        self._print_table(tokens.iterator(chunk_size=1_000))
+        else:
+            self._print_table(tokens.iterator(chunk_size=1_000))
 
     def _print_table(self, tokens: Iterable[Token]) -> None:
         line = "{:<12}  {:<14}  {:<24}  {:<16}  {}"
         self.stdout.write(line.format("ID", "STATUS", "CLIENT", "EXPIRES", "SCOPES"))
         for token in tokens:
             ends = f"{token.ends_at:%Y-%m-%d %H:%M}" if token.ends_at else "never"
-            self.stdout.write(
-                line.format(
-                    token.public_id, token.status, token.client_id, ends, token.scopes
-                ).rstrip()
-            )
+            cells = (token.public_id, token.status, token.client_id, ends, token.scopes)
+            self.stdout.write(line.format(*cells).rstrip())
 
     def _print_issued(self, issued: Issued, *, as_json: bool) -> None:
         if as_json:
@@ -260,11 +247,10 @@ class Command(BaseCommand):
 
 
 def _describe(token: Token) -> dict[str, Any]:
-    user: Any = token.user
     return {
         "id": token.public_id,
         "client_id": token.client_id,
-        "user": None if user is None else str(user.get_username()),
+        "user": None if token.user is None else str(token.user.get_username()),
         "name": token.name,
         "scopes": list(token.scope_set),
         "not_before": _iso(token.not_before),
