@@ -72,12 +72,8 @@ def missing(required: Iterable[str], granted: ScopeSet) -> list[str]:
 
 def common(one: ScopeSet, other: ScopeSet) -> ScopeSet:
     """Return what both grant; of two wildcards the narrower one."""
-    return ScopeSet(
-        [
-            *(scope for scope in one if scope in other),
-            *(scope for scope in other if scope in one),
-        ]
-    )
+    pairs = ((one, other), (other, one))
+    return ScopeSet(scope for mine, yours in pairs for scope in mine if scope in yours)
 
 
 def is_well_formed(scope: str) -> bool:

@@ -203,9 +203,7 @@ def _name_params(sql: str, names: Sequence[str]) -> str:
     # A per cent sign of a column's name isn't escaped by Django's compiler.
     remaining = iter(names)
     return re.sub(
-        "%[s%]?",
-        lambda found: f"%({next(remaining)})s" if found[0] == "%s" else "%%",
-        sql,
+        "%[s%]?", lambda found: f"%({next(remaining)})s" if found[0] == "%s" else "%%", sql
     )
 
 

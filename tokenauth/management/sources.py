@@ -55,19 +55,17 @@ def find_in_list(name: str, client_id: str) -> list[Found]:
 
     Spaces around them, empty entries and repetitions are dropped.
     """
-    places: dict[Plaintext, str] = {}
+    found: dict[Plaintext, Found] = {}
     text = _read_variable(name)
     if is_quoted(text.strip()):
         raise CommandError(f"{name} has quotes around it; take them away.")
     for number, part in enumerate(text.split(","), 1):
         if entry := Plaintext(part.strip()):
-            places.setdefault(entry, f"{name}, entry {number}")
-    if not places:
+            place = f"{name}, entry {number}"
+            found.setdefault(entry, Found(place=place, plaintext=entry, client_id=client_id))
+    if not found:
         raise CommandError(f"{name} holds no token; write them with commas between.")
-    return [
-        Found(place=place, plaintext=plaintext, client_id=client_id)
-        for plaintext, place in places.items()
-    ]
+    return list(found.values())
 
 
 def find_in_object(name: str) -> list[Found]:
@@ -92,10 +90,7 @@ def find_in_object(name: str) -> list[Found]:
                 "order."
             )
         found[plaintext] = Found(
-            place=place,
-            plaintext=plaintext,
-            client_id=str(client),
-            client_place=f"{place}, client",
+            place=place, plaintext=plaintext, client_id=str(client), client_place=f"{place}, client"
         )
     return list(found.values())
 

@@ -44,8 +44,6 @@ from tokenauth.services.keyfiles import is_in_work_tree
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
 
-_SELECTING = ("client", "user", "unused_since")
-"""Options that select tokens in place of an id."""
 _DONE = {"revoke": "revoked", "disable": "disabled"}
 _OPTIONS = {
     "client_id": "--client",
@@ -171,7 +169,7 @@ class Command(BaseCommand):
         if id is None:
             self._operate_on_many(verb=verb, reason=reason, **options)
             return
-        if any(options.get(name) is not None for name in _SELECTING):
+        if any(options.get(name) is not None for name in ("client", "user", "unused_since")):
             raise CommandError("Give an id or a selection, not both.", returncode=2)
         run = {"revoke": services.revoke, "enable": services.enable, "disable": services.disable}
         token = _find(id)
@@ -307,13 +305,10 @@ def _import_one(entry: Found, grant: Grant) -> tuple[Token, bool]:
 
 
 def _explain(error: ValidationError, places: Mapping[str, str] = _OPTIONS) -> str:
-    by_field = getattr(error, "error_dict", None)
-    if by_field is None:
+    if not hasattr(error, "error_dict"):
         return " ".join(error.messages)
-    return " ".join(
-        f"{places.get(name, '--' + name)}: {' '.join(ValidationError(errors).messages)}"
-        for name, errors in by_field.items()
-    )
+    by_field = error.message_dict.items()
+    return " ".join(f"{places.get(name, '--' + name)}: {' '.join(m)}" for name, m in by_field)
 
 
 def _tokens() -> TokenQuerySet:
