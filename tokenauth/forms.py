@@ -51,7 +51,9 @@ class _TokenForm(forms.ModelForm):  # type: ignore[type-arg]
 
     actor: Actor
 
-    scopes = forms.MultipleChoiceField(required=False)  # Replaced for each actor.
+    scopes = forms.MultipleChoiceField(
+        label=_("Scopes"), required=False, widget=forms.CheckboxSelectMultiple
+    )
     allowed_networks = ListField(
         label=_("Allowed networks"),
         required=False,
@@ -68,34 +70,28 @@ class _TokenForm(forms.ModelForm):  # type: ignore[type-arg]
         super().__init__(*args, **kwargs)
         granted = list(self.instance.scope_set)
         if "scopes" in self.fields:
-            self.fields["scopes"] = self._make_scopes_field(granted)
+            self._offer_scopes(granted)
             self.initial["scopes"] = granted
         if "allowed_networks" in self.fields:
             self.initial["allowed_networks"] = self.instance.allowed_networks.split()
 
-    def _make_scopes_field(self, granted: list[str]) -> forms.Field:
+    def _offer_scopes(self, granted: list[str]) -> None:
         """Offer what the actor may grant, and what the token has."""
         declared = get_settings().scopes
         if not declared and policy.may_grant_any_scope(self.actor):
-            return ListField(
-                label=_("Scopes"),
-                required=False,
-                help_text=_("Separated by spaces; * grants everything, ns:* all under ns:"),
-            )
-        offered = {**(declared or dict.fromkeys(get_settings().self_service_scopes, ""))}
+            hint = _("Separated by spaces; * grants everything, ns:* all under ns:")
+            self.fields["scopes"] = ListField(label=_("Scopes"), required=False, help_text=hint)
+            return
+        offered = declared or dict.fromkeys(get_settings().self_service_scopes, "")
         refused = set(policy.ungrantable(self.actor, offered))
         choices = {scope: about for scope, about in offered.items() if scope not in refused}
         choices |= {scope: offered.get(scope, "") for scope in granted}
-        return forms.MultipleChoiceField(
-            label=_("Scopes"),
-            required=False,
-            widget=forms.CheckboxSelectMultiple,
-            choices=[
-                (scope, f"{scope} – {about}" if about else scope)  # noqa: RUF001
-                for scope, about in choices.items()
-            ],
-            help_text="" if choices else _("There is no scope that you may grant."),
-        )
+        field: Any = self.fields["scopes"]
+        field.choices = [
+            (scope, f"{scope} – {about}" if about else scope)  # noqa: RUF001
+            for scope, about in choices.items()
+        ]
+        field.help_text = "" if choices else _("There is no scope that you may grant.")
 
     def _post_clean(self) -> None:
         """Leave the instance as it is stored: ``services`` checks, changes and saves it."""

@@ -1,4 +1,4 @@
-"""Revoking, disabling and enabling: one token or many, and the tokens that they issued."""
+"""Revoking, disabling, enabling and deleting tokens, and what happens to those they issued."""
 
 from __future__ import annotations
 
