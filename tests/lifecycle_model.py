@@ -103,6 +103,8 @@ class Acting:
     def label(self) -> str:
         if self.token is not None:
             return f"token:{self.token.rights.client}"
+        if self.kind == "command":
+            return "command:operator"
         return f"user:{self.kind}" if self.kind in PEOPLE else self.kind
 
     def may_manage(self, now: datetime) -> bool:
@@ -134,6 +136,13 @@ class Acting:
         if "grant_any_scope" in permissions:
             return True
         return rights.scopes <= SELF_SERVICE and RATES[rights.rate] <= DEFAULT_RATE
+
+    def overrules(self, token: Known) -> bool:
+        """Return whether disabling takes from the owner what the owner has disabled."""
+        by_owner = token.disabled_by == f"user:{token.rights.owner}"
+        by_own_token = (token.disabled_by or "").startswith("token:")
+        may_change = self.kind in MIGHTY | CHANGERS and self.token is None
+        return may_change and token.disabled_by != self.label and (by_owner or by_own_token)
 
     def may_enable(self, token: Known) -> bool:
         if self.kind in MIGHTY | CHANGERS or token.disabled_by == self.label:

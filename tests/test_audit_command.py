@@ -194,11 +194,11 @@ def test_verify_tells_of_a_cut_off_tail(run: Run, write: Write) -> None:
 
 
 def test_a_log_that_was_never_sealed_fails(run: Run, write: Write) -> None:
-    run("verify")  # There is nothing to seal yet.
-    write(1)
-    with pytest.raises(CommandError, match="1 finding:"):
-        run("verify", "--max-unsealed", "365d")
-    assert run.out == "nothing was ever sealed: run seal\n"
+    for rows in (0, 1):
+        write(rows)
+        with pytest.raises(CommandError, match="1 finding:"):
+            run("verify", "--max-unsealed", "365d")
+        assert run.out == "nothing was ever sealed: run seal\n"
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,7 @@ def test_standard_output_that_is_closed(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["export", "--since", "yesterday"], "'yesterday' is not a time; write 2026-01-31"),
+        (["export", "--since", "yesterday"], "this is not a time; write 2026-01-31"),
         (["export", "--since", "2026-13-01"], "is not a time"),
         (["export", "--since", "2026-02-30"], "is not a time"),
         (["export", "--since", ""], "is not a time"),

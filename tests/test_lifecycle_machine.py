@@ -370,7 +370,7 @@ class Lifecycle(RuleBasedStateMachine):
         if token.deleted:
             return
         now = self.now + timedelta(seconds=1)
-        changing = self.changing(name, [token])
+        changing = self.changing(name, [token], acting)
         done = self.attempt(
             lambda: SINGLE[name](self.row(token), by=self.by(acting)),
             permitted=self.may_operate(acting, name, token, now),
@@ -410,7 +410,7 @@ class Lifecycle(RuleBasedStateMachine):
             for token in self.world.stored
             if token.public_id in picked or (owner is not None and token.rights.owner == owner)
         ]
-        changing = self.changing(name, tokens)
+        changing = self.changing(name, tokens, acting)
         ids = [token.public_id for token in tokens]
         count = self.attempt(
             lambda: MANY[name](Token.objects.filter(public_id__in=ids), by=self.by(acting)),
@@ -442,7 +442,9 @@ class Lifecycle(RuleBasedStateMachine):
         token = self.token(which)
         if token.deleted or len(self.world.stored) < 5:
             return
-        changing = self.changing("revoke", [token]) if not token.revoked else []
+        changing = (
+            self.changing("revoke", [token], Acting(kind="code")) if not token.revoked else []
+        )
         self.attempt(
             lambda: self.row(token).delete(),
             permitted=True,
@@ -487,7 +489,7 @@ class Lifecycle(RuleBasedStateMachine):
             return True
         return acting.may_enable(token) and acting.may_hand_out(token.rights, self.world, now)
 
-    def changing(self, name: str, tokens: list[Known]) -> list[Known]:
+    def changing(self, name: str, tokens: list[Known], acting: Acting) -> list[Known]:
         """Return the tokens that change with these, descendants included."""
 
         def is_due(token: Known) -> bool:
@@ -495,23 +497,23 @@ class Lifecycle(RuleBasedStateMachine):
                 return False
             return {
                 "revoke": True,
-                "disable": token.disabled_by is None,
+                "disable": token.disabled_by is None or acting.overrules(token),
                 "enable": token.disabled_by is not None,
             }[name]
 
         found = [token for token in tokens if is_due(token)]
         if name != "enable":
-            heirs = [heir for token in found for heir in self.world.descendants(token)]
+            alive = [token for token in tokens if not token.revoked]
+            heirs = [heir for token in alive for heir in self.world.descendants(token)]
             found += [heir for heir in heirs if is_due(heir)]
         return list({token.public_id: token for token in found}.values())
 
     def remember_change(self, name: str, changing: list[Known], acting: Acting) -> None:
-        label = "command:operator" if acting.kind == "command" else acting.label
         for token in changing:
             if name == "revoke":
                 token.revoked = True
             else:
-                token.disabled_by = label if name == "disable" else None
+                token.disabled_by = acting.label if name == "disable" else None
 
     # What always holds.
 

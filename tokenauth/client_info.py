@@ -91,15 +91,14 @@ class Actor:
         credential grants is less than its source's row: its ``token_id`` stays "".
         """
         principal = _principal_of(request)
-        source = getattr(principal, "source", "")
-        user: Any = principal.user if source else request.user
-        return cls(
-            kind=ActorKind.TOKEN if source else ActorKind.USER,
-            name=principal.client_id if source else str(user.get_username()),
-            user=user,
-            token_id=principal.token_id if source == "database" else "",
-            client_info=read_client_info(request),
-        )
+        if principal is None:
+            user: Any = request.user
+            kind, name, token_id = ActorKind.USER, str(user.get_username()), ""
+        else:
+            user, kind, name = principal.user, ActorKind.TOKEN, principal.client_id
+            token_id = principal.token_id if principal.source == "database" else ""
+        info = read_client_info(request)
+        return cls(kind=kind, name=name, user=user, token_id=token_id, client_info=info)
 
     @classmethod
     def current(cls) -> Actor | None:

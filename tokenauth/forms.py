@@ -87,7 +87,9 @@ class _TokenForm(forms.ModelForm):  # type: ignore[type-arg]
         choices = {scope: about for scope, about in offered.items() if scope not in refused}
         choices |= {scope: offered.get(scope, "") for scope in granted}
         field: Any = self.fields["scopes"]
-        field.choices = [
+        # Any of them may be sent: ``policy`` refuses what was not offered, and the audit has it.
+        field.choices = [(scope, scope) for scope in {**offered, **choices}]
+        field.widget.choices = [
             (scope, f"{scope} – {about}" if about else scope)  # noqa: RUF001
             for scope, about in choices.items()
         ]

@@ -104,6 +104,16 @@ def check_enable(actor: Actor | None, token: Token) -> None:
         raise NotPermitted("Somebody else disabled this token; ask for it to be enabled.")
 
 
+def overrules(actor: Actor | None, token: Token) -> bool:
+    """Return whether disabling ``token``, which its owner has disabled, takes it from the owner."""
+    if token.enabled or token.disabled_by == str(actor) or not _holds(actor, CHANGE_TOKEN):
+        return False
+    owner = Actor(kind=ActorKind.USER, name=token.user.get_username()) if token.user else None
+    return token.disabled_by in {"", str(owner)} or token.disabled_by.startswith(
+        f"{ActorKind.TOKEN}:"
+    )
+
+
 def check_token(actor: Actor | None, token: Token) -> None:
     """Raise NotPermitted unless ``actor`` may hand out ``token``, with all that it may do."""
     if (own := acting_token(actor)) is not None:
@@ -171,8 +181,8 @@ def _list(words: list[str]) -> str:
 
 
 def _owns(actor: Actor | None, token: Token) -> bool:
-    acting: Any = actor.user if actor is not None and actor.kind is ActorKind.USER else None
-    return acting is not None and acting.pk is not None and token.user_id == acting.pk
+    person = _person(actor)
+    return person is not None and person.pk is not None and token.user_id == person.pk
 
 
 def _check_owner(actor: Actor | None, client_id: str, user: AbstractBaseUser | None) -> None:
@@ -183,7 +193,8 @@ def _check_owner(actor: Actor | None, client_id: str, user: AbstractBaseUser | N
             raise NotPermitted("Only a superuser may issue tokens for a superuser.", field="user")
         return
     # Two anonymous users are equal, and own nothing.
-    if user is None or acting is None or acting.pk is None or user != acting:
+    is_self = acting is not None and acting.pk is not None and acting.is_active
+    if user is None or not is_self or user != acting:
         raise NotPermitted(
             "You may issue tokens only for yourself: others take the permission "
             "“Can issue tokens for others”.",

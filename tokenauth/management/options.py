@@ -83,7 +83,8 @@ def parse_moment(text: str) -> datetime:
             return aware
         return timezone.make_naive(aware, timezone.get_default_timezone())
     except (ValueError, OverflowError):
+        # What was typed isn't repeated: it may be a token.
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a time; write 2026-01-31, 2026-01-31T12:00:00+01:00, or 30d for 30 "
+            "this is not a time; write 2026-01-31, 2026-01-31T12:00:00+01:00, or 30d for 30 "
             "days ago"
         ) from None

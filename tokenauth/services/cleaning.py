@@ -9,12 +9,14 @@ from itertools import islice
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
+from django.db import router
 from django.utils import timezone
 
 from tokenauth.client_info import NAME_LENGTH
 from tokenauth.conf import get_settings
 from tokenauth.credentials import LONGEST
 from tokenauth.models import Token
+from tokenauth.models.charsets import escape, find_unstorable
 from tokenauth.rates import parse_rate
 from tokenauth.scopes import ScopeSet, unknown
 from tokenauth.tokens import (
@@ -31,9 +33,16 @@ from tokenauth.tokens import (
 FIRST_YEAR, LAST_YEAR = 1970, 2999
 MOST = 100
 """How many scopes a token has at most, and how many networks."""
+_SHORT = 200
 _LONGEST_NETWORK = 60
 """The longest text that is read as a network, in characters."""
 _MAPPED_BITS = 96
+
+
+def storable(text: str) -> str:
+    """Return ``text`` with what the tokens' table can't hold escaped, at its former length."""
+    unstorable = find_unstorable(Token, router.db_for_write(Token))
+    return text if unstorable is None else escape(text, unstorable)[: max(len(text), _SHORT)]
 
 
 def take(name: str, values: Iterable[str]) -> list[str]:
@@ -42,12 +51,15 @@ def take(name: str, values: Iterable[str]) -> list[str]:
     There may be ``MOST`` of them; of more, and of an endless iterator, the rest isn't read.
     """
     if isinstance(values, str):
+        refuse_secret(name, values[:LONGEST])
         raise ValidationError({name: f"Give a list: [{values[:50]!r}]."})
     taken = list(islice(values, MOST + 1))
     if len(taken) > MOST:
         raise ValidationError({name: f"Give at most {MOST}: a token can't have more."})
     if not all(isinstance(value, str) for value in taken):
         raise ValidationError({name: "Give a list of texts."})
+    for value in taken:
+        refuse_secret(name, value[:LONGEST])
     return list(dict.fromkeys(taken))
 
 
@@ -99,7 +111,8 @@ def check_no_double(client_id: str) -> None:
     """Raise ValidationError if a database may take the name of another client for this one."""
     # MariaDB's default collation takes "robot" and "ROBOT" for one: two clients with these names
     # would see each other's rows in views that filter by the caller. So no database accepts them.
-    known = Token.objects.primary().of_client(client_id).order_by().first()
+    # In the order of the index that finds them, not in that of the key.
+    known = Token.objects.primary().of_client(client_id).order_by("client_key").first()
     if known is not None and known.client_id != client_id:
         problem = f"Databases may take this for the client {known.client_id!r}"
         fix = "write it the same, or choose another"
@@ -112,9 +125,17 @@ def clean_text(field: str, limit: int, text: str) -> str:
         raise ValidationError(
             {field: f"Use at most {limit} printable characters, no space around them."}
         )
+    refuse_secret(field, text)
+    unstorable = find_unstorable(Token, router.db_for_write(Token))
+    if unstorable is not None and (found := unstorable.search(text)):
+        raise ValidationError({field: f"The database can't hold {found[0]!r}; leave it out."})
+    return text
+
+
+def refuse_secret(field: str, text: str) -> None:
+    """Raise ValidationError if ``text`` holds a token. Never repeats it."""
     if redact(text, get_settings().prefix) != text:
         raise ValidationError({field: "This holds a token's text, which is stored nowhere."})
-    return text
 
 
 def check_plaintext(text: Plaintext) -> None:
@@ -150,6 +171,7 @@ def check_absent(text: Plaintext, token: Token) -> None:
 
 def clean_rate(text: str) -> str:
     """Return a rate in its shortest form; "" stays. Raises ValidationError (``rate``)."""
+    refuse_secret("rate", text[:LONGEST])
     try:
         return str(parse_rate(text)) if text else ""
     except ValueError as error:

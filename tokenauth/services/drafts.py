@@ -24,6 +24,7 @@ from tokenauth.services.cleaning import (
     clean_networks,
     clean_rate,
     clean_text,
+    storable,
     take,
 )
 
@@ -88,7 +89,7 @@ def _find_owner(user: Any) -> Any:
 
 def name_of(by: Actor | None) -> str:
     """Return how a token's history names ``by``."""
-    return str(by) if by else "code"
+    return storable(str(by)) if by else "code"
 
 
 def revise(token: Token, values: Mapping[str, Any]) -> Token:

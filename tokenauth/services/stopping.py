@@ -16,6 +16,7 @@ from tokenauth.client_info import Actor, sanitise
 from tokenauth.exceptions import NotPermitted
 from tokenauth.models import Event, Token
 from tokenauth.services.attempts import atomic, attempt, lock
+from tokenauth.services.cleaning import storable
 from tokenauth.services.drafts import name_of
 
 REASON_LENGTH = 200
@@ -111,19 +112,19 @@ def _run(
         _check(operation, stored, by)
         if revoked and stored.revoked_at is not None:
             raise ValidationError(revoked)
-        if _change(operation, [stored], sanitise(reason, REASON_LENGTH), by):
-            _stop_descendants(operation, [stored.pk], by)
+        _change(operation, [stored], storable(sanitise(reason, REASON_LENGTH)), by)
+        _stop_descendants(operation, [stored.pk], by)
     return stored
 
 
 def _run_many(operation: _Operation, tokens: QuerySet[Token], reason: str, by: Actor | None) -> int:
-    reason, count = sanitise(reason, REASON_LENGTH), 0
+    reason, count = storable(sanitise(reason, REASON_LENGTH)), 0
     using = Token.objects.primary().db
     member = Token()
     try:
         with atomic():
             keys = set(tokens.using(using).values_list("pk", flat=True))
-            due = [key for part in _parts(keys) for key in _find(operation, part)]
+            due = [key for part in _parts(keys) for key in _find(part)]
             heirs = find_descendants(due) - keys if operation.inherited else set()
             for part in _parts(keys | heirs):
                 locked = lock(part)
@@ -142,23 +143,25 @@ def _run_many(operation: _Operation, tokens: QuerySet[Token], reason: str, by: A
 
 def _check(operation: _Operation, token: Token, by: Actor | None) -> None:
     policy.check_change(by, token)
-    if operation is _ENABLE and _is_due(operation, token):
+    if operation is _ENABLE and _is_due(operation, token, by):
         policy.check_enable(by, token)
         policy.check_token(by, token)
 
 
-def _is_due(operation: _Operation, token: Token) -> bool:
+def _is_due(operation: _Operation, token: Token, by: Actor | None) -> bool:
+    if operation is _DISABLE and token.revoked_at is None and policy.overrules(by, token):
+        return True
     return all(getattr(token, name) == value for name, value in operation.due.items())
 
 
-def _find(operation: _Operation, keys: Sequence[int]) -> list[int]:
-    due = Token.objects.primary().with_keys(keys).filter(**operation.due)
+def _find(keys: Sequence[int]) -> list[int]:
+    due = Token.objects.primary().with_keys(keys).filter(revoked_at=None)
     return list(due.order_by().values_list("pk", flat=True))
 
 
 def _change(operation: _Operation, tokens: list[Token], reason: str, by: Actor | None) -> int:
     """Change those of ``tokens``, which are locked, that need it; return how many that are."""
-    due = [token for token in tokens if _is_due(operation, token)]
+    due = [token for token in tokens if _is_due(operation, token, by)]
     if operation is _REVOKE:
         changes: dict[str, Any] = {
             "revoked_at": timezone.now(),

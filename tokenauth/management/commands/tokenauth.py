@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from tokenauth import services
 from tokenauth.client_info import Actor
+from tokenauth.conf import get_settings
 from tokenauth.exceptions import NotPermitted
 from tokenauth.management.arguments import (
     UNNAMED,
@@ -40,6 +41,7 @@ from tokenauth.models import Token, TokenQuerySet, TokenStatus
 from tokenauth.services import Issued
 from tokenauth.services.attempts import atomic
 from tokenauth.services.keyfiles import is_in_work_tree
+from tokenauth.tokens import redact
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -330,6 +332,8 @@ def _select(
     if user is not None:
         tokens = tokens.filter(user=_find_user(user))
     if unused_since is not None:
+        if unused_since > timezone.now():
+            raise CommandError("--unused-since is in the future.", returncode=2)
         never = Q(last_used_at=None, created_at__lt=unused_since)
         tokens = tokens.filter(never | Q(last_used_at__lt=unused_since))
     return tokens
@@ -348,4 +352,5 @@ def _find_user(username: str) -> Any:
         found = users._default_manager.db_manager(router.db_for_write(Token))
         return found.get_by_natural_key(username)
     except (users.DoesNotExist, ValueError):
-        raise CommandError(f"There is no user {username!r}.") from None
+        shown = redact(username, get_settings().prefix)
+        raise CommandError(f"There is no user {shown!r}.") from None
