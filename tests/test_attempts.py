@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.test import Client, RequestFactory
 
@@ -181,3 +182,50 @@ def test_a_jwt_beyond_the_tokens_rights_is_an_attempt(issue: Issue, configure: A
     [row] = rows("token.refused")
     assert (row.token_id, row.actor) == (token.public_id, "token:client")
     assert (row.details["operation"], row.details["field"]) == ("issue_jwt", "scopes")
+
+
+def test_an_escalation_through_the_form_leaves_a_row(make_user: MakeUser, issue: Issue) -> None:
+    """What the form didn't offer is for ``policy`` to refuse, so that the audit has it."""
+    staff = make_user("staff", is_staff=True)
+    permissions = Permission.objects.filter(codename__in=["change_token", "view_token"])
+    staff.user_permissions.set(permissions)
+    token = issue(user=staff, client_id="staff").token
+    client = Client()
+    client.force_login(staff)
+    page = f"/admin/tokenauth/token/{token.pk}/change/"
+    response = client.post(page, {"name": "x", "scopes": ["samples:write"]})
+    assert response.status_code == 200
+    assert "You may not grant samples:write" in response.content.decode()
+    [row] = rows("token.refused")
+    assert (row.actor, row.token_id) == ("user:staff", token.public_id)
+
+
+def test_what_staff_disable_the_owner_does_not_enable(
+    jo: Any, make_user: MakeUser, issue: Issue
+) -> None:
+    """Not even if the owner had disabled it before, or enabled a child meanwhile."""
+    staff = make_user("staff", is_staff=True)
+    staff.user_permissions.add(Permission.objects.get(codename="change_token"))
+    parent, child = issue(user=jo, client_id="jo").token, issue(user=jo, client_id="jo").token
+    Token.objects.filter(pk=child.pk).update(parent=parent)
+    services.disable(parent, by=by(jo))
+    services.enable(child, by=by(jo))
+    services.disable(parent, reason="incident", by=by(staff))
+    for token in (parent, child):
+        with pytest.raises(NotPermitted, match="Somebody else disabled"):
+            services.enable(token, by=by(jo))
+    services.disable(parent, by=by(jo))  # Doesn't take it back.
+    with pytest.raises(NotPermitted):
+        services.enable(parent, by=by(jo))
+
+
+@pytest.mark.parametrize("field", ["scopes", "allowed_networks", "name", "rate"])
+def test_a_token_is_not_stored_or_repeated_as_anything_else(
+    field: str, issue: Issue, configure: Callable[..., None]
+) -> None:
+    configure(SCOPES={}, SELF_SERVICE_SCOPES=[])
+    text = str(issue().plaintext)
+    value: Any = [text] if field in {"scopes", "allowed_networks"} else text
+    with pytest.raises(ValidationError) as caught:
+        services.issue(client_id="q", **{field: value})
+    assert text[20:40] not in str(caught.value)
