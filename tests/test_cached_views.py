@@ -19,6 +19,7 @@ from django.views.decorators.cache import cache_control, cache_page, never_cache
 from django.views.decorators.gzip import gzip_page
 from django.views.decorators.vary import vary_on_cookie, vary_on_headers
 from pytest_django import Settings
+from rest_framework.authentication import SessionAuthentication
 from rest_framework.decorators import action, api_view, authentication_classes, permission_classes
 from rest_framework.permissions import IsAuthenticated
 from rest_framework.request import Request
@@ -328,6 +329,25 @@ def test_a_cache_around_a_guard(settings: Settings, issue: Issue, view: Any) -> 
     settings.ROOT_URLCONF = Routes(view)
     assert not leaks(issue)
     assert found() == []
+
+
+class SessionFirst(APIView):
+    authentication_classes = [SessionAuthentication, TokenAuthentication]
+    permission_classes = [IsAuthenticated]
+
+    def get(self, request: Request) -> Response:
+        return Response({"user": str(request.user)})
+
+
+def test_a_cache_around_a_view_whose_guard_is_not_asked_first(
+    settings: Settings, make_user: Any
+) -> None:
+    """The other class lets a session in, and the cache serves its page to everybody."""
+    settings.ROOT_URLCONF = Routes(cached(SessionFirst.as_view()))
+    client = Client()
+    client.force_login(make_user("root"))
+    assert client.get("/cached/").json() == Client().get("/cached/").json() == {"user": "root"}
+    assert len(found()) == 1
 
 
 @pytest.mark.usefixtures("closed")

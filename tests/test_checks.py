@@ -222,7 +222,7 @@ class NoGap(Editing):
     action_scopes = {key: ["samples:write"] for key in ("create", "update", "partial_update")}
 
 
-class NoGapByMethod(Editing):
+class GapBesideMethods(Editing):
     required_scopes: Any = None
     read_scopes = ["samples:read"]
     write_scopes = ["samples:write"]
@@ -408,7 +408,7 @@ def test_views(settings: Settings, view: Any, expected: list[str]) -> None:
         (MisspeltAction, ["'creat'"]),
         (GapInUpdates, ["'partial_update'"]),
         (NoGap, []),
-        (NoGapByMethod, []),
+        (GapBesideMethods, ["'partial_update'"]),
         (NoGapWithStrongFallback, []),
         (NoGapOnReading, []),
         (NoGapWithNone, []),

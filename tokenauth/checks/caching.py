@@ -21,7 +21,12 @@ from tokenauth.checks.installed import is_closed
 from tokenauth.checks.messages import check, warning
 from tokenauth.checks.views import name_of, public_views
 from tokenauth.conf import get_settings
-from tokenauth.guards import all_views, authentication_classes_of
+from tokenauth.guards import (
+    all_views,
+    authentication_classes_of,
+    is_guarded,
+    may_skip_guard,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +52,9 @@ def check_cached_views(**_kwargs: Any) -> Iterator[CheckMessage]:
     hint = f"Put vary_on_headers({names}) below cache_page, unless all callers get the same answer."
     for route, view in all_views():
         is_open = view in public or route.startswith(settings.exempt_prefixes)
-        if any(_leaks(chain, headers, inside=closed and not is_open) for chain in _chains(view)):
+        # Another class may authenticate before ours is asked, which keeps no cache from storing.
+        inside = (closed and not is_open) or (is_guarded(view) and may_skip_guard(view))
+        if any(_leaks(chain, headers, inside=inside) for chain in _chains(view)):
             text = f"{name_of(view)} has cache_page inside its guard. Callers get each other's answers."
             yield warning("W033", text, hint)
 
@@ -76,7 +83,7 @@ def _chains(view: Any) -> Iterator[list[Layer]]:
     outer += [_read(function) for function in _unwrap(getattr(cls, "dispatch", None))]
     # DRF calls its authentication classes inside dispatch.
     classes = authentication_classes_of(view)
-    outer.append(Layer(guards=any(hasattr(item, "tokenauth_guard") for item in classes)))
+    outer.append(Layer(guards=any(hasattr(item, "tokenauth_guard") for item in classes[:1])))
     actions = getattr(view, "actions", None) or {}
     for method in ("get", "head"):  # Django caches no other method.
         if handler := getattr(cls, actions.get(method, method), None):

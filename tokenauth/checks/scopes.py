@@ -60,7 +60,7 @@ def _check_declared(view: Any) -> Iterator[CheckMessage]:
 def _check_keys(view: Any) -> Iterator[CheckMessage]:
     by_handler = option_of(view, "action_scopes", {})
     if isinstance(by_handler, Mapping):
-        for key in stray_keys(view.cls, by_handler):
+        for key in stray_keys(view.cls, by_handler, getattr(view, "actions", None)):
             text = f"{name_of(view)} has the key {key!r} in action_scopes, and no such handler."
             hint = (
                 "It refuses every request. Keys are names of actions on viewsets, and methods in "
@@ -81,19 +81,25 @@ def _check_authentication(view: Any) -> Iterator[CheckMessage]:
         yield error("E029", text, "Add TokenAuthentication to its authentication_classes.")
 
 
-def _find_gaps(cls: type, has_own: Mapping[str, bool]) -> Iterator[CheckMessage]:
-    """Yield unsafe handlers that ``action_scopes`` leaves to a weaker ``required_scopes``.
+_TWINS = {"update": "partial_update", "partial_update": "update", "put": "patch", "patch": "put"}
+"""Handlers that do the same to an object."""
 
-    ``has_own`` tells for each unsafe handler whether its ``@action`` declares scopes.
+
+def _find_gaps(cls: type, has_own: Mapping[str, bool]) -> Iterator[CheckMessage]:
+    """Yield unsafe handlers that ``action_scopes`` leaves to a weaker rule.
+
+    That is ``required_scopes``, which is for reading too, or ``write_scopes`` for the twin of a
+    handler. ``has_own`` tells for each unsafe handler whether its ``@action`` declares scopes.
     """
     by_handler = getattr(cls, "action_scopes", {})
-    fallback = getattr(cls, "required_scopes", None)
-    is_split = getattr(cls, "write_scopes", None) is not None
-    if is_split or not isinstance(by_handler, Mapping) or not isinstance(fallback, Collection):
+    by_method = getattr(cls, "write_scopes", None)
+    fallback = getattr(cls, "required_scopes", None) if by_method is None else by_method
+    if not isinstance(by_handler, Mapping) or not isinstance(fallback, Collection):
         return
     unsafe = [key for key in by_handler if key in has_own]
     stronger = [key for key in unsafe if not set(by_handler[key] or ()) <= set(fallback)]
-    for name in has_own if fallback and stronger else ():
+    twins = [_TWINS[key] for key in stronger if _TWINS.get(key) in has_own]
+    for name in (has_own if by_method is None else twins) if fallback and stronger else ():
         if name not in by_handler and not has_own[name]:
             text = (
                 f"{cls.__module__}.{cls.__qualname__} has {stronger[0]!r} in action_scopes, and not "
