@@ -78,11 +78,12 @@ def split(events: QuerySet[AuditEvent]) -> Iterator[QuerySet[AuditEvent]]:
     # Only SQLite lets other columns be long: it enforces no lengths.
     long_columns = STORED_COLUMNS if connections[events.db].vendor == "sqlite" else ["details"]
     size: Any = sum((Coalesce(Length(_Stored(F(name))), 0) for name in long_columns), Value(0))
-    rest = events.order_by("id")
+    rest = ordered = events.order_by("id")
     while found := list(rest.values_list("id", size)[:ROWS_PER_READ]):
         for first, last in _ranges(found):
-            yield rest.filter(id__gte=first, id__lte=last)
-        rest = rest.filter(id__gt=found[-1][0])
+            yield ordered.filter(id__gte=first, id__lte=last)
+        # From the first query each time: conditions that add up would make long statements.
+        rest = ordered.filter(id__gt=found[-1][0])
 
 
 def _ranges(sizes: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
