@@ -116,12 +116,10 @@ def issue_jwt(
 ) -> IssuedJWT:
     """Sign a JWT for a caller who sent an API token.
 
-    ``scopes`` are all of the token's unless told; ``lifetime`` is the setting's, which is also
-    the longest; whatever they are, it ends with the token. Raises ValidationError for scopes
-    that aren't a list of scopes, are too many for a header, or for a lifetime that is too long;
-    NotPermitted for scopes that the token hasn't, and for a principal that isn't an API token's
-    or whose token has ended: a JWT can't be had for a JWT. Raises InvalidSettings without
-    ``TOKENAUTH["JWT"]``. Writes nothing but a row of ``token.refused`` for NotPermitted.
+    ``scopes`` default to the token's, ``lifetime`` to the setting's, which is the longest. The
+    JWT ends with the token at the latest. Raises ValidationError for malformed or too many scopes
+    and for a longer lifetime; NotPermitted, audited, for scopes that the token lacks and for a
+    principal that is not an active API token's; InvalidSettings without ``TOKENAUTH["JWT"]``.
     """
     settings = get_settings().jwt
     if settings is None:
