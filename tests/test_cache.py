@@ -221,8 +221,8 @@ def test_an_outage_in_the_middle(redis: Redis, how: str) -> None:
         redis.stop()
         redis.start()
     wait_for(lambda: count() > 0 and not cache.breaker.opened)
-    assert limits.take_outage()
-    assert not limits.take_outage()
+    assert limits.find_breaker().take_report()
+    assert not limits.find_breaker().take_report()
 
 
 @needs_redis

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from django.db import Error as DatabaseFailure
 from django.http import HttpRequest
@@ -19,7 +19,7 @@ from tokenauth.client_info import ClientInfo, address_key, client_address, read_
 from tokenauth.conf import get_settings
 from tokenauth.credentials import Credential, read_credential
 from tokenauth.exceptions import (
-    UNIDENTIFIED,
+    Identity,
     OpenTransaction,
     Reason,
     Refused,
@@ -41,6 +41,8 @@ _DENIALS = {
     Reason.REFUSED_BY_PROJECT,
 }
 """Refusals of an accepted credential: events ``access.denied``."""
+_NO_FAILURES = {*_DENIALS, Reason.MISSING}
+"""Refusals that don't count against ``FAILURE_RATE``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +91,17 @@ def state_of(request: HttpRequest) -> RequestState:
 def admit(credential: Credential, client_info: ClientInfo) -> Principal:
     """Return the principal of ``credential``, its audit row durably written.
 
-    The address in ``client_info`` may be written in any way; what is none counts as unknown.
-    Raises Refused, audited, when the credential is no good; Unavailable when the tokens or the
-    audit can't be reached; OpenTransaction inside a transaction.
+    An address in ``client_info`` that can't be parsed is recorded as None. Raises Refused,
+    audited, for a bad credential; Unavailable when the tokens or the audit can't be reached;
+    OpenTransaction inside a transaction.
     """
     # In the one form that every database stores alike, as that of a request is.
     ip = client_address(client_info.ip or "", "", 0)
-    return _admit_or_refuse(credential, replace(client_info, ip=ip), [])
+    state = RequestState(client_info=replace(client_info, ip=ip))
+    try:
+        return cast("Principal", _admit(credential, state, shared=False))
+    except Refused as refused:
+        raise _account(refused, state) from None
 
 
 def authenticate_request(request: HttpRequest, *, shared: bool = False) -> Verdict:
@@ -149,40 +155,12 @@ def find_refusal(
 def settle(state: RequestState, error: Refused | Unavailable) -> Refused | Unavailable:
     """Audit the refusal that a request ends with; return what the client is told.
 
-    That is ``error``, or Throttled after too many failures, or Unavailable if the row can't be
-    written. The verdict's own error is audited already.
+    The verdict's own error is audited already.
     """
     state.settled = True
     if isinstance(error, Unavailable) or (state.verdict and error is state.verdict.error):
         return error
-    try:
-        if error.reason is Reason.UNKNOWN:
-            error = count_failure(error, state.client_info, state.usages)
-        audit_refusal(error, state.client_info)
-    except Unavailable as outage:
-        return outage
-    return error
-
-
-def count_failure(refused: Refused, client_info: ClientInfo, usages: list[Usage]) -> Refused:
-    """Count a bad credential; return its refusal, Throttled where there were too many.
-
-    Counted after the verdict and by address: a valid token passes from a locked-out address,
-    which others may share, and nobody can lock out somebody else's token. Raises Unavailable
-    when it can't be counted.
-    """
-    rate = limits.read_rate(get_settings().failure_rate)
-    usage = rate and limits.count("failure", address_key(client_info.ip), rate)
-    if not usage or not usage.excess:
-        return refused
-    usages.append(usage)
-    return Throttled(
-        Reason.TOO_MANY_FAILURES,
-        retry_after=usage.reset,
-        excess=usage.excess,
-        refused_for=refused.reason.value,
-        identity=refused.identity,
-    )
+    return _account(error, state)
 
 
 def audit_refusal(refused: Refused, client_info: ClientInfo) -> None:
@@ -205,12 +183,13 @@ def audit_refusal(refused: Refused, client_info: ClientInfo) -> None:
 
 def report_outage(client_info: ClientInfo) -> None:
     """Tell the audit, once an outage, that limits are counted in this process alone."""
-    if not limits.take_outage():
+    breaker = limits.find_breaker()
+    if breaker is None or not breaker.take_report():
         return
     try:
         audit.record_now(Event.SECURITY_LIMITS_DEGRADED, client_info=client_info)
     except (Unavailable, OpenTransaction):
-        limits.put_back_outage()
+        breaker.unreported = True
         raise
 
 
@@ -219,66 +198,107 @@ def deny(reason: Reason, principal: Principal, scopes: tuple[str, ...] = ()) -> 
     return Refused(reason, scopes=scopes, identity=principal.identity)
 
 
-def throttle(reason: Reason, usage: Usage, principal: Principal | None) -> Throttled:
+def throttle(
+    reason: Reason, usage: Usage, identity: Identity, *, refused_for: str = ""
+) -> Throttled:
     """Return the refusal of a caller who came too often."""
-    identity = principal.identity if principal else UNIDENTIFIED
-    return Throttled(reason, retry_after=usage.reset, excess=usage.excess, identity=identity)
-
-
-def _is_power_of_ten(number: int) -> bool:
-    return number == int("1".ljust(len(str(number)), "0"))
+    return Throttled(
+        reason,
+        retry_after=usage.reset,
+        excess=usage.excess,
+        refused_for=refused_for,
+        identity=identity,
+    )
 
 
 def _decide(request: HttpRequest, state: RequestState, *, shared: bool) -> Verdict:
-    client_info, usages = state.client_info, state.usages
     try:
-        credential = _read(request, state)
+        credential = read_credential(request)
         if credential is None:
             return Verdict()
-        verify = _admit if shared else _admit_or_refuse
-        principal = verify(credential, client_info, usages)
-    except (Refused, Unavailable) as error:
-        return Verdict(error=error)
+        principal = _admit(credential, state, shared=shared)
+    except Refused as refused:
+        return Verdict(error=_account(refused, state))
+    except Unavailable as outage:
+        return Verdict(error=outage)
     in_query = credential.transport is None
     return Verdict(principal=principal, unclaimed=principal is None, in_query=in_query)
 
 
-def _read(request: HttpRequest, state: RequestState) -> Credential | None:
+def _account(refused: Refused, state: RequestState) -> Refused | Unavailable:
+    """Audit a refusal, and count it if the credential was bad; return what the client is told.
+
+    That is Throttled after too many failures, and Unavailable if the row can't be written.
+    """
     try:
-        return read_credential(request)
-    except Refused as refused:
-        raise _refuse(refused, state.client_info, state.usages) from None
+        if not isinstance(refused, Throttled) and refused.reason not in _NO_FAILURES:
+            refused = _count_failure(refused, state)
+        report_outage(state.client_info)
+        audit_refusal(refused, state.client_info)
+    except Unavailable as outage:
+        return outage
+    return refused
 
 
-def _admit_or_refuse(
-    credential: Credential, client_info: ClientInfo, usages: list[Usage]
-) -> Principal:
-    principal = _admit(credential, client_info, usages)
+def _count_failure(refused: Refused, state: RequestState) -> Refused:
+    """Count a bad credential; return its refusal, Throttled where there were too many.
+
+    Counted after the verdict and by address: a valid token passes from a locked-out address,
+    which others may share, and nobody can lock out somebody else's token.
+    """
+    rate = limits.read_rate(get_settings().failure_rate)
+    usage = limits.count("failure", address_key(state.client_info.ip), rate)
+    if usage is None or not usage.excess:
+        return refused
+    state.usages.append(usage)
+    reason = Reason.TOO_MANY_FAILURES
+    return throttle(reason, usage, refused.identity, refused_for=refused.reason.value)
+
+
+def _admit(credential: Credential, state: RequestState, *, shared: bool) -> Principal | None:
+    """Return the principal of ``credential``, counted and audited; None only if ``shared``.
+
+    Refusals are not audited yet.
+    """
+    principal = _verify(credential, state.client_info)
     if principal is None:
-        raise _refuse(Refused(Reason.UNKNOWN), client_info, usages)
+        if shared:
+            return None
+        raise Refused(Reason.UNKNOWN)
+    _throttle(principal, state)
+    if get_settings().audit_successes:
+        audit.record_now(
+            Event.AUTH_ACCEPTED,
+            client_info=state.client_info,
+            subject=principal.identity,
+            details=_details(credential, principal),
+        )
     return principal
 
 
-def _admit(
-    credential: Credential, client_info: ClientInfo, usages: list[Usage]
-) -> Principal | None:
+def _verify(credential: Credential, client_info: ClientInfo) -> Principal | None:
+    now = timezone.now()
     try:
-        principal = _verify(credential, client_info)
-    except Refused as refused:
-        raise _refuse(refused, client_info, usages) from None
+        for verify in get_verifiers():
+            principal = verify(credential.text, client_info=client_info, now=now)
+            if principal is not None:
+                return principal
     except DatabaseFailure as error:
         logger.exception("tokens can't be verified: the database failed")
         raise Unavailable from error
-    if principal is not None:
-        _throttle(principal, client_info, usages)
-        if get_settings().audit_successes:
-            audit.record_now(
-                Event.AUTH_ACCEPTED,
-                client_info=client_info,
-                subject=principal.identity,
-                details=_details(credential, principal),
-            )
-    return principal
+    return None
+
+
+def _throttle(principal: Principal, state: RequestState) -> None:
+    """Count a verified token against its rate; raises Throttled when it is over."""
+    rate = limits.read_rate(principal.rate or get_settings().token_rate)
+    usage = limits.count("token", principal.key, rate)
+    if usage is None:
+        return
+    state.usages.append(usage)
+    report_outage(state.client_info)
+    if usage.excess:
+        raise throttle(Reason.TOKEN_RATE, usage, principal.identity)
 
 
 def _details(credential: Credential, principal: Principal) -> dict[str, Any] | None:
@@ -292,41 +312,9 @@ def _details(credential: Credential, principal: Principal) -> dict[str, Any] | N
     return details or None
 
 
-def _verify(credential: Credential, client_info: ClientInfo) -> Principal | None:
-    now = timezone.now()
-    for verify in get_verifiers():
-        principal = verify(credential.text, client_info=client_info, now=now)
-        if principal is not None:
-            return principal
-    return None
-
-
-def _throttle(principal: Principal, client_info: ClientInfo, usages: list[Usage]) -> None:
-    """Count a verified token against its rate; raises Throttled, audited, when it is over."""
-    rate = limits.read_rate(principal.rate or get_settings().token_rate)
-    if rate is None:
-        return
-    usage = limits.count("token", principal.key, rate)
-    report_outage(client_info)
-    if usage is None:
-        return
-    usages.append(usage)
-    if usage.excess:
-        throttled = throttle(Reason.TOKEN_RATE, usage, principal)
-        audit_refusal(throttled, client_info)
-        raise throttled
-
-
-def _refuse(refused: Refused, client_info: ClientInfo, usages: list[Usage]) -> Refused:
-    """Count and audit a bad credential; return the refusal."""
-    refused = count_failure(refused, client_info, usages)
-    report_outage(client_info)
-    audit_refusal(refused, client_info)
-    return refused
-
-
 def _audit_throttled(throttled: Throttled, client_info: ClientInfo) -> None:
-    if not _is_power_of_ten(throttled.excess):
+    is_power_of_ten = str(throttled.excess).rstrip("0") == "1"
+    if not is_power_of_ten:
         return
     audit.record_now(
         Event.AUTH_THROTTLED,

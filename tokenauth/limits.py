@@ -53,11 +53,13 @@ def read_rate(text: str) -> Rate | None:
         raise Unavailable from error
 
 
-def count(policy: str, value: str, rate: Rate, *, group: str = "") -> Usage | None:
-    """Count one request of ``value`` against ``rate``; None if ``RATELIMIT_ENABLE`` is off.
+def count(policy: str, value: str, rate: Rate | None, *, group: str = "") -> Usage | None:
+    """Count one request of ``value``; None without a rate, and if ``RATELIMIT_ENABLE`` is off.
 
     ``group`` separates counts of the same policy. Raises Unavailable if the cache fails.
     """
+    if rate is None:
+        return None
     # Again if the cache was flushed between the library's two calls, which leaves no count.
     for _ in range(2):
         try:
@@ -83,19 +85,8 @@ def count(policy: str, value: str, rate: Rate, *, group: str = "") -> Usage | No
     raise Unavailable
 
 
-def take_outage() -> bool:
-    """Return True once for each outage of Redis during which this process counts."""
-    breaker = _breaker()
-    return breaker is not None and breaker.take_report()
-
-
-def put_back_outage() -> None:
-    """Let :func:`take_outage` return True again, because the report failed."""
-    if breaker := _breaker():
-        breaker.unreported = True
-
-
-def _breaker() -> Any:
+def find_breaker() -> Any:
+    """Return the breaker of the counters' cache, which knows of outages; None if it has none."""
     if not getattr(settings, "RATELIMIT_ENABLE", True):
         return None
     try:

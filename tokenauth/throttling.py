@@ -12,7 +12,7 @@ from rest_framework.throttling import BaseThrottle
 from tokenauth import limits, responses
 from tokenauth.admission import state_of, throttle
 from tokenauth.client_info import address_key
-from tokenauth.exceptions import Reason, Unavailable
+from tokenauth.exceptions import UNIDENTIFIED, Reason, Unavailable
 from tokenauth.principal import Principal
 from tokenauth.rates import Rate, parse_rate
 
@@ -48,7 +48,8 @@ class TokenRateThrottle(BaseThrottle):
         state.usages.append(usage)
         if usage.excess:
             self.reset = usage.reset
-            state.refusal = state.refusal or throttle(Reason.VIEW_RATE, usage, principal)
+            identity = principal.identity if principal else UNIDENTIFIED
+            state.refusal = state.refusal or throttle(Reason.VIEW_RATE, usage, identity)
         return not usage.excess
 
     def wait(self) -> float | None:
