@@ -18,27 +18,9 @@ from rest_framework.request import Request
 
 from tokenauth import responses
 from tokenauth.admission import RequestState, authenticate_request, deny, state_of
-from tokenauth.exceptions import Reason, Refused, Throttled, Unavailable
+from tokenauth.exceptions import Reason, Refused, Unavailable
 from tokenauth.guards import is_shared
 from tokenauth.principal import Principal
-
-
-class ServiceUnavailable(APIException):
-    """Tokens can't be checked at the moment."""
-
-    status_code = 503
-    wait = responses.RETRY_AFTER_SECONDS
-    """Seconds for Retry-After; DRF's exception handler reads it."""
-
-
-class TooManyRequests(APIException):
-    """Too many requests; ``wait`` is for Retry-After, in seconds."""
-
-    status_code = 429
-
-    def __init__(self, wait: int, detail: Any) -> None:
-        super().__init__(detail)
-        self.wait = wait
 
 
 class TokenAuthentication(BaseAuthentication):
@@ -50,8 +32,8 @@ class TokenAuthentication(BaseAuthentication):
     def authenticate(self, request: Request | HttpRequest) -> tuple[Any, Principal] | None:
         """Return (user, principal); None when the request carries no credential of ours.
 
-        Takes DRF's request or Django's. Raises AuthenticationFailed for a bad credential,
-        TooManyRequests over a limit, and ServiceUnavailable when it can't be checked.
+        Takes DRF's request or Django's. Raises AuthenticationFailed for a bad credential, and
+        APIException over a limit (429) and when the credential can't be checked (503).
         """
         others = getattr(request, "authenticators", None) or ()
         _watch(request)
@@ -69,12 +51,12 @@ class TokenAuthentication(BaseAuthentication):
 
 def _exception_for(error: Refused | Unavailable) -> APIException:
     refusal = responses.describe(error)
-    body = {"detail": refusal.detail, "code": str(refusal.code)}
-    if isinstance(error, Unavailable):
-        return ServiceUnavailable(body)
-    if isinstance(error, Throttled):
-        return TooManyRequests(error.retry_after, body)
-    return AuthenticationFailed(body)
+    if refusal.retry_after is None:
+        return AuthenticationFailed(refusal.body)
+    exception = APIException(refusal.body)
+    exception.status_code = refusal.status
+    exception.wait = refusal.retry_after  # type: ignore[attr-defined]
+    return exception
 
 
 def _watch(request: Any) -> None:

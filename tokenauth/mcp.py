@@ -22,7 +22,6 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.http import HttpRequest, HttpResponse
 from django.urls import ResolverMatch
-from django.utils.cache import patch_vary_headers
 from mcp.server.auth.middleware.auth_context import get_access_token
 from mcp.server.auth.provider import AccessToken
 from pydantic import Field, PrivateAttr
@@ -184,20 +183,15 @@ class _Call:
         """Send our own answer instead of the application's."""
         self.is_refused = True
         response = responses.render(error, self.request)
-        self._set_common(response)
+        responses.set_common_headers(response, self.state.usages)
         start = {"type": "http.response.start", "status": response.status_code}
         await self.pass_on({**start, "headers": _encode_headers(response)})
         await self.pass_on({"type": "http.response.body", "body": response.content})
 
-    def _set_common(self, response: HttpResponse) -> None:
-        """Add what every answer says that depends on a credential."""
-        responses.set_limits(response, self.state.usages)
-        patch_vary_headers(response, [transport.header for transport in get_settings().transports])
-
     def _add_headers(self, message: Message, refused: Refused | None) -> list[tuple[bytes, bytes]]:
         ours = HttpResponse()
         del ours["Content-Type"]
-        self._set_common(ours)
+        responses.set_common_headers(ours, self.state.usages)
         headers = list(message.get("headers", ()))
         if message["status"] in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             ours["Cache-Control"] = "no-store"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.conf import settings as django_settings
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
-from django.utils.cache import patch_vary_headers
 
 from tokenauth import responses
 from tokenauth.admission import (
@@ -221,14 +220,7 @@ def _settle_refusal(request: HttpRequest, response: Any) -> Any:
     is_foreign = hasattr(response, "tokenauth_foreign") or not is_ours
     is_final = response.status_code in _REFUSED and not (is_foreign and told is error)
     if is_final or isinstance(told, Unavailable):
-        return _put_in_form(request, response, told)
-    return response
-
-
-def _put_in_form(request: HttpRequest, response: Any, told: Refused | Unavailable) -> Any:
-    if response.streaming:
-        return responses.render(told, request)
-    responses.rewrite(response, told, request)
+        return responses.rewrite(response, told, request)
     return response
 
 
@@ -280,10 +272,7 @@ def _failed_csrf(request: HttpRequest) -> bool:
 
 
 def _is_success(response: Any) -> bool:
-    status = int(response.status_code)
-    return (
-        HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES or status == HTTPStatus.NOT_MODIFIED
-    )
+    return response.status_code in {*range(200, 300), HTTPStatus.NOT_MODIFIED}
 
 
 def _is_guarded(request: HttpRequest) -> bool:
@@ -293,18 +282,7 @@ def _is_guarded(request: HttpRequest) -> bool:
 
 def _finish(request: HttpRequest, response: Any) -> Any:
     if _has_state(request):
-        responses.set_limits(response, state_of(request).usages)
-        # Caches on the way know of Authorization, not of the other headers that carry tokens.
-        headers = tuple([transport.header for transport in get_settings().transports])
-        response["Vary"] = _vary(response.get("Vary", ""), headers)
+        responses.set_common_headers(response, state_of(request).usages)
     if was_in_query(request):
         responses.keep_to_itself(response)
     return response
-
-
-@lru_cache(maxsize=256)
-def _vary(present: str, headers: tuple[str, ...]) -> str:
-    """Return the header with ``headers`` added; few values of it ever come."""
-    response = HttpResponse(headers={"Vary": present} if present else None)
-    patch_vary_headers(response, headers)
-    return response["Vary"]

@@ -29,8 +29,7 @@ class _TokenPermission(BasePermission):
     ) -> bool:
         refused = deny(reason, principal, tuple(scopes))
         state_of(request).denied = refused
-        refusal = responses.describe(refused)
-        self.message = {"detail": refusal.detail, "code": str(refusal.code)}
+        self.message = responses.describe(refused).body
         return False
 
 

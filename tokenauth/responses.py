@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
 from inspect import iscoroutinefunction, signature
-from typing import Any, cast
+from typing import Any
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.utils.cache import patch_vary_headers
 from django.utils.module_loading import import_string
 
 from tokenauth.conf import get_settings
@@ -23,11 +24,7 @@ logger = logging.getLogger("tokenauth")
 RETRY_AFTER_SECONDS = 5
 """When to come back after a 503. Long enough for a database to fail over or a lock to go."""
 
-_STATUSES = {
-    Code.INSUFFICIENT_SCOPE: HTTPStatus.FORBIDDEN,
-    Code.USER_REQUIRED: HTTPStatus.FORBIDDEN,
-}
-"""What differs from 401."""
+_FORBIDDEN = {Code.INSUFFICIENT_SCOPE, Code.USER_REQUIRED}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +41,11 @@ class Refusal:
     """The scopes that the view asked for, where one was missing."""
     retry_after: int | None = None
     """Seconds after which to come back, where that may help."""
+
+    @property
+    def body(self) -> dict[str, str]:
+        """The default body, before encoding."""
+        return {"detail": self.detail, "code": str(self.code)}
 
     @property
     def challenge(self) -> str | None:
@@ -95,7 +97,7 @@ def describe(error: Refused | Unavailable) -> Refusal:
             retry_after=error.retry_after,
         )
     return Refusal(
-        status=_STATUSES.get(error.code, HTTPStatus.UNAUTHORIZED),
+        status=HTTPStatus.FORBIDDEN if error.code in _FORBIDDEN else HTTPStatus.UNAUTHORIZED,
         code=error.code,
         detail=_detail_of(error),
         scopes=error.scopes,
@@ -118,7 +120,7 @@ def _detail_of(error: Refused) -> str:
 
 def plain_json(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:
     """Format a refusal as ``{"detail", "code"}``, the default."""
-    return {"detail": refusal.detail, "code": str(refusal.code)}, "application/json"
+    return refusal.body, "application/json"
 
 
 def problem_details(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:
@@ -127,21 +129,15 @@ def problem_details(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:
         "type": "about:blank",
         "title": HTTPStatus(refusal.status).phrase,
         "status": int(refusal.status),
-        "detail": refusal.detail,
-        "code": str(refusal.code),
+        **refusal.body,
     }
     return body, "application/problem+json"
 
 
 def render(error: Refused | Unavailable, request: HttpRequest) -> HttpResponse:
     """Return the whole answer to a refused request; its ``data`` is the body before encoding."""
-    refusal = describe(error)
-    body, content_type = _format(refusal, request)
-    response: Any = HttpResponse(_encode(body), content_type=content_type, status=refusal.status)
-    response.data = body
-    response.tokenauth_error = error
-    _set_headers(response, refusal)
-    return cast("HttpResponse", response)
+    response: HttpResponse = rewrite(HttpResponse(), error, request)
+    return response
 
 
 def is_answer_to(error: Refused | Unavailable, response: Any) -> bool:
@@ -149,12 +145,13 @@ def is_answer_to(error: Refused | Unavailable, response: Any) -> bool:
     return getattr(response, "tokenauth_error", None) is error
 
 
-def rewrite(response: Any, error: Refused | Unavailable, request: HttpRequest) -> None:
-    """Make a view's response our answer to ``error``.
+def rewrite(response: Any, error: Refused | Unavailable, request: HttpRequest) -> Any:
+    """Make ``response`` our answer to ``error`` and return it; a new one if it is a stream.
 
-    A DRF renderer for people (the browsable API) stays and shows the body, where it hasn't yet;
-    otherwise the content comes out byte for byte as :func:`render` writes it.
+    A DRF renderer for people (the browsable API) stays and shows the body, where it hasn't yet.
     """
+    if response.streaming:
+        return render(error, request)
     refusal = describe(error)
     body, content_type = _format(refusal, request)
     response.status_code = refusal.status
@@ -168,10 +165,16 @@ def rewrite(response: Any, error: Refused | Unavailable, request: HttpRequest) -
         for header in ("Content-Length", "Content-Encoding", "ETag"):
             del response[header]
     _set_headers(response, refusal)
+    return response
 
 
-def set_limits(response: HttpResponseBase, usages: Iterable[Usage]) -> None:
-    """Tell the client how much of each limit is left (draft-ietf-httpapi-ratelimit-headers)."""
+def set_common_headers(response: HttpResponseBase, usages: Iterable[Usage]) -> None:
+    """Add what each answer that depends on a credential says, to caches and to the client.
+
+    How much of each limit is left follows draft-ietf-httpapi-ratelimit-headers.
+    """
+    # Caches on the way know of Authorization, not of the other headers that carry tokens.
+    patch_vary_headers(response, [transport.header for transport in get_settings().transports])
     policies, states = [], []
     for usage in usages:
         policies.append(f'"{usage.policy}";q={usage.rate.requests};w={usage.rate.seconds}')

@@ -69,7 +69,7 @@ def parse_throttle_rate(text: Any, name: str) -> Rate:
 
 def _unavailable(error: Unavailable) -> APIException:
     refusal = responses.describe(error)
-    exception = APIException({"detail": refusal.detail, "code": str(refusal.code)})
+    exception = APIException(refusal.body)
     exception.status_code = refusal.status
     exception.wait = refusal.retry_after  # type: ignore[attr-defined]
     return exception
