@@ -41,6 +41,19 @@ OUTAGES = (
 """After these Redis is left alone; other errors are mistakes of the caller."""
 
 
+def bounds(timeout_seconds: float) -> dict[str, Any]:
+    """Return options of a connection that waits so long to connect, and for each answer."""
+    return {
+        "socket_timeout": timeout_seconds,
+        "socket_connect_timeout": timeout_seconds,
+        # By default redis-py retries with growing pauses.
+        "retry": Retry(NoBackoff(), 0),
+        # Without the commands on connecting that we don't need.
+        "protocol": 2,
+        "driver_info": None,
+    }
+
+
 @dataclass(kw_only=True)
 class Breaker:
     """Remembers, for all threads of a process, whether one Redis can be asked."""
@@ -132,34 +145,24 @@ _CLIENTS: dict[str, _FallbackClient] = {}
 class FallbackRedisCache(RedisCache):
     """``BACKEND`` for the counters' cache; options as for Django's own Redis backend."""
 
+    _cache: Any
+    """The client, where Django's backend keeps its own."""
+
     def __init__(self, server: Any, params: dict[str, Any]) -> None:
-        bounded = {
-            "socket_timeout": CALL_TIMEOUT_SECONDS,
-            "socket_connect_timeout": CALL_TIMEOUT_SECONDS,
-            # By default redis-py retries with growing pauses.
-            "retry": Retry(NoBackoff(), 0),
-            # Without the commands on connecting that counters don't need.
-            "protocol": 2,
-            "driver_info": None,
-        }
         given = params.get("OPTIONS", {})
         servers = re.split("[;,]", server) if isinstance(server, str) else list(server)
-        options = {**given, **bounded}
+        options = {**given, **bounds(CALL_TIMEOUT_SECONDS)}
         bounded_servers = [*map(_without_bounds, servers)]
         super().__init__(bounded_servers, {**params, "OPTIONS": options})
         # A digest: options may hold a password.
         shared = repr((servers, sorted(given.items(), key=repr)))
         name = hashlib.sha256(shared.encode()).hexdigest()
-        self._client = _CLIENTS.setdefault(name, _FallbackClient(name, bounded_servers, options))
-        self.breaker = self._client.breaker
-
-    @property
-    def _cache(self) -> Any:
-        return self._client
+        self._cache = _CLIENTS.setdefault(name, _FallbackClient(name, bounded_servers, options))
+        self.breaker = self._cache.breaker
 
     def clear(self) -> None:
         """Remove all keys, also those that this process counted during an outage."""
-        self._client.local.clear()
+        self._cache.local.clear()
         super().clear()
 
 

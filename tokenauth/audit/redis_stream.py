@@ -17,13 +17,12 @@ from typing import Any
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from redis import ConnectionPool, Redis
-from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
-from redis.retry import Retry
 
 from tokenauth.audit.rows import Row
+from tokenauth.cache import bounds
 from tokenauth.exceptions import Unavailable
 
 logger = logging.getLogger("tokenauth")
@@ -68,18 +67,8 @@ class Place:
 
     def connect(self, timeout_seconds: float, **options: Any) -> Redis:
         """Return a client; ``timeout_seconds`` is the limit for connecting, and each answer."""
-        bounds = {
-            "socket_connect_timeout": timeout_seconds,
-            "socket_timeout": timeout_seconds,
-            # By default redis-py retries with growing pauses.
-            "retry": Retry(NoBackoff(), 0),
-            "health_check_interval": 0,
-            # Without the commands on connecting that we don't need.
-            "protocol": 2,
-            "driver_info": None,
-            "decode_responses": False,
-        }
-        return Redis(connection_pool=ConnectionPool(**{**self.options, **bounds, **options}))
+        ours = {**bounds(timeout_seconds), "health_check_interval": 0, "decode_responses": False}
+        return Redis(connection_pool=ConnectionPool(**{**self.options, **ours, **options}))
 
 
 def read_place() -> Place:
