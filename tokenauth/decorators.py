@@ -68,16 +68,13 @@ def _is_async(view: Any) -> bool:
     )
 
 
-def _enter(request: HttpRequest, scopes: tuple[str, ...]) -> HttpResponse | None:
+def _enter(request: Any, scopes: tuple[str, ...]) -> HttpResponse | None:
     """Put the caller on the request; return the answer if the caller is refused."""
     refusal = find_refusal(request, scopes)
     if refusal is not None:
         return responses.render(refusal, request)
-    _set_caller(request, authenticate_request(request).principal)
-    return None
+    principal: Any = authenticate_request(request).principal
 
-
-def _set_caller(request: Any, principal: Any) -> None:
     async def auser() -> Any:
         return principal.user
 
@@ -85,3 +82,4 @@ def _set_caller(request: Any, principal: Any) -> None:
     # Async views ask `await request.auser()`, which would still be the session's user.
     request.auser = auser
     request.auth = principal
+    return None

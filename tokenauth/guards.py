@@ -27,8 +27,6 @@ _BEFORE_THE_HANDLER = (
 )
 """Methods of a DRF view that may keep its authentication classes from being asked."""
 _ACTIONS = frozenset({"list", "create", "retrieve", "update", "partial_update", "destroy"})
-READING = {"GET", "HEAD"}
-"""Methods for which ``read_scopes`` count; ``write_scopes`` count for every other one."""
 
 
 def is_shared(classes: Iterable[type]) -> bool:
@@ -41,10 +39,17 @@ def authentication_classes_of(view: Any) -> list[type]:
 
     Empty for other views, and for a view that computes its classes for each request.
     """
-    cls = getattr(view, "cls", None)
-    initkwargs = getattr(view, "initkwargs", {})
-    classes = initkwargs.get("authentication_classes", getattr(cls, "authentication_classes", ()))
+    classes = option_of(view, "authentication_classes", ())
     return list(classes) if isinstance(classes, (list, tuple)) else []
+
+
+def option_of(view: Any, name: str, default: Any) -> Any:
+    """Return a class attribute of a DRF view, or the value that ``@action`` gives one handler.
+
+    The value is a property object if the view computes the attribute.
+    """
+    cls = getattr(view, "cls", None)
+    return getattr(view, "initkwargs", {}).get(name, getattr(cls, name, default))
 
 
 def is_guarded(view: Any) -> bool:
@@ -61,9 +66,9 @@ def may_skip_guard(view: Any) -> bool:
     cls = getattr(view, "cls", None)
     if cls is None or _is_ours(view):
         return False  # Our decorators always ask.
-    methods = (getattr(cls, name) for name in _BEFORE_THE_HANDLER)
+    modules = [getattr(cls, name).__module__ for name in _BEFORE_THE_HANDLER]
     comes_first = _is_ours(authentication_classes_of(view)[0])
-    return not comes_first or not all(map(_is_of_drf, methods))
+    return not comes_first or not all(name.startswith("rest_framework.") for name in modules)
 
 
 def guarded_views() -> Iterator[tuple[str, Any]]:
@@ -105,7 +110,7 @@ def required_scopes(view: Any, method: str) -> list[str]:
     handler = _handler_of(view, method)
     if stray_keys(type(view), by_handler, getattr(view, "action_map", None)):
         return []
-    by_method = "read_scopes" if method in READING else "write_scopes"
+    by_method = "read_scopes" if method in {"GET", "HEAD"} else "write_scopes"
     declared = (
         by_handler.get(handler, None) or (() if handler in by_handler else None),
         _own_scopes(view),
@@ -161,7 +166,3 @@ def _handlers_of(cls: Any) -> frozenset[str]:
 def _is_viewset(cls: type) -> bool:
     # Not by an import: DRF's settings name our authentication class, and its views read them.
     return hasattr(cls, "get_extra_actions")
-
-
-def _is_of_drf(defined: Any) -> bool:
-    return bool(defined.__module__.startswith("rest_framework."))

@@ -12,9 +12,9 @@ from rest_framework.views import APIView
 
 from tokenauth.checks.installed import is_derived
 from tokenauth.checks.messages import check, error, warning
-from tokenauth.checks.views import name_of, option_of, permission_classes_of
+from tokenauth.checks.views import name_of, permission_classes_of
 from tokenauth.conf import get_settings
-from tokenauth.guards import all_views, is_guarded, stray_keys
+from tokenauth.guards import all_views, is_guarded, option_of, stray_keys
 from tokenauth.permissions import HasScopes
 from tokenauth.scopes import unknown
 

@@ -16,7 +16,7 @@ from tokenauth.authentication import TokenAuthentication
 from tokenauth.checks.installed import is_closed, try_resolve
 from tokenauth.checks.messages import check, error, warning
 from tokenauth.conf import get_settings
-from tokenauth.guards import authentication_classes_of, guarded_views
+from tokenauth.guards import authentication_classes_of, guarded_views, option_of
 from tokenauth.throttling import TokenRateThrottle, parse_throttle_rate
 
 
@@ -98,15 +98,6 @@ def _check_throttle(view: Any) -> Iterator[CheckMessage]:
             parse_throttle_rate(rate, name_of(view))
         except ImproperlyConfigured as problem:
             yield error("E009", str(problem), "Give the view a throttle_rate.")
-
-
-def option_of(view: Any, name: str, default: Any) -> Any:
-    """Return a class attribute of a DRF view, or the value that ``@action`` gives one handler.
-
-    The value is a property object if the view computes the attribute.
-    """
-    cls = getattr(view, "cls", None)
-    return getattr(view, "initkwargs", {}).get(name, getattr(cls, name, default))
 
 
 def permission_classes_of(view: Any) -> Sequence[Any] | None:
