@@ -19,7 +19,6 @@ from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.asgi import ASGIRequest
 from django.db import connections
-from django.db.backends.base.base import BaseDatabaseWrapper
 from django.http import HttpRequest, HttpResponse
 from django.urls import ResolverMatch
 from mcp.server.auth.middleware.auth_context import get_access_token
@@ -150,8 +149,10 @@ def get_principal() -> Principal:
 
 def close_idle_connections() -> None:
     """Close this thread's connections to databases, but for one whose transaction is open."""
-    for connection in _idle_connections():
-        connection.close()
+    for connection in connections.all(initialized_only=True):
+        # Below async_to_sync the thread is the caller's, whose transaction may be open.
+        if not connection.in_atomic_block:
+            connection.close()
 
 
 class _Call:
@@ -239,10 +240,8 @@ def _require_verifiers() -> None:
 
 def _spell_out(principal: Principal, required: Iterable[str]) -> list[str]:
     """Return the scopes of ``principal`` by name, wildcards as what is known that they cover."""
-    named = [scope for scope in principal.scopes if not scope.endswith("*")]
-    known = (*required, *get_settings().scopes)
-    covered = [scope for scope in known if scope in principal.scopes and not scope.endswith("*")]
-    return list(dict.fromkeys([*named, *covered]))
+    known = dict.fromkeys([*principal.scopes, *required, *get_settings().scopes])
+    return [scope for scope in known if scope in principal.scopes and not scope.endswith("*")]
 
 
 def _read_request(scope: Scope) -> HttpRequest:
@@ -294,16 +293,8 @@ async def _in_thread(function: Callable[[], Result]) -> Result:
 
 
 def _leaving_no_connection(function: Callable[[], Result]) -> Result:
-    for connection in _idle_connections():
-        connection.close_if_unusable_or_obsolete()
     try:
         return function()
     finally:
         # The thread ends with the call, so no later call would find a connection that is kept.
         close_idle_connections()
-
-
-def _idle_connections() -> list[BaseDatabaseWrapper]:
-    # Below async_to_sync the thread is the caller's, whose transaction may be open.
-    opened = connections.all(initialized_only=True)
-    return [connection for connection in opened if not connection.in_atomic_block]
