@@ -107,11 +107,9 @@ def _why_refused(request: Any, error: Exception, state: RequestState) -> Refused
     if verdict is None or verdict.error is not None:
         return None  # Noted when it was raised.
     denial: Refused | None = getattr(error, "tokenauth_denied", None)
-    if denial is not None:
-        return denial
     is_authenticated = getattr(request, "_authenticator", None) is not None
-    if is_authenticated:
-        return None
+    if denial is not None or is_authenticated:
+        return denial
     if verdict.principal is not None:
         # A subclass of ours, or a class after it, refused what our class accepted.
         is_refusal = isinstance(error, (AuthenticationFailed, NotAuthenticated, PermissionDenied))
