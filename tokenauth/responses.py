@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from http import HTTPStatus
-from inspect import iscoroutinefunction, signature
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
@@ -36,7 +34,7 @@ class Refusal:
     code: Code
     """The public error code."""
     detail: str
-    """One sentence for people, the same for every credential that is no good."""
+    """One sentence for people, the same for every bad credential."""
     scopes: tuple[str, ...] = ()
     """The scopes that the view asked for, where one was missing."""
     retry_after: int | None = None
@@ -58,26 +56,6 @@ class Refusal:
             return challenge
         scope = f', scope="{" ".join(self.scopes)}"' if self.scopes else ""
         return f'{challenge}, error="{self.code}"{scope}'
-
-
-ErrorFormat = Callable[[Refusal, HttpRequest], tuple[Any, str]]
-"""``(refusal, request) -> (body, content_type)``; a body that isn't text or bytes becomes JSON."""
-
-
-def format_problem(error_format: Any) -> str:
-    """Return why ``error_format`` can't be an ERROR_FORMAT, in a sentence; "" when it can."""
-    name = getattr(error_format, "__qualname__", error_format)
-    if not callable(error_format):
-        return f"{name} can't be called."
-    if iscoroutinefunction(error_format) or iscoroutinefunction(error_format.__call__):
-        return f"{name} is async, and nobody awaits it."
-    try:
-        signature(error_format).bind(None, None)
-    except TypeError as error:
-        return f"{name} can't be called as (refusal, request): {error}."
-    except ValueError:
-        return ""  # Written in C, say: it doesn't tell.
-    return ""
 
 
 def describe(error: Refused | Unavailable) -> Refusal:
@@ -185,7 +163,7 @@ def set_common_headers(response: HttpResponseBase, usages: Iterable[Usage]) -> N
 
 
 def keep_to_itself(response: HttpResponseBase) -> None:
-    """Have the browser tell no other site the address that was asked for, and keep no copy."""
+    """Keep the address from other sites, and the answer from caches."""
     response["Referrer-Policy"] = "no-referrer"
     response["Cache-Control"] = "no-store"
 
@@ -204,25 +182,16 @@ def _set_headers(response: HttpResponseBase, refusal: Refusal) -> None:
 
 
 def _format(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:
-    """Return body and type as ``ERROR_FORMAT`` has them.
-
-    Where it fails the refusal still goes out, or its row would be lost along with it.
-    """
+    """Return body and content type according to ``ERROR_FORMAT``, or as plain JSON if it fails."""
     path = get_settings().error_format
     try:
-        body, content_type = _load(path)(refusal, request)
-        # As it will be made: a type that can't be a header fails here, too.
+        body, content_type = import_string(path)(refusal, request)
+        # A content type that can't be a header fails here too.
         made = HttpResponse(_encode(body), content_type=content_type)
     except Exception:
         logger.exception("ERROR_FORMAT, %s, failed: the refusal goes out as plain JSON", path)
         return plain_json(refusal, request)
     return body, made["Content-Type"]
-
-
-@lru_cache(maxsize=8)
-def _load(path: str) -> ErrorFormat:
-    error_format: ErrorFormat = import_string(path)
-    return error_format
 
 
 def _encode(body: Any) -> bytes:

@@ -11,9 +11,9 @@ from tokenauth.checks.installed import try_load
 from tokenauth.checks.jwt import JWT_VERIFIER
 from tokenauth.checks.messages import check, error
 from tokenauth.conf import Settings, get_settings, load_named
+from tokenauth.conf.values import call_problem
 from tokenauth.exceptions import InvalidSettings
 from tokenauth.rates import parse_rate
-from tokenauth.responses import format_problem
 from tokenauth.scopes import unknown
 from tokenauth.verifiers import interface_problem
 
@@ -78,6 +78,6 @@ def _check_interfaces(settings: Settings) -> Iterator[CheckMessage]:
             yield error("E020", f"TOKENAUTH['VERIFIERS'] has {path!r}: {problem}", hint)
     path = settings.error_format
     error_format = try_load(path)
-    if error_format is not None and (problem := format_problem(error_format)):
+    if error_format is not None and (problem := call_problem(error_format, None, None)):
         hint = "It is a function (refusal, request) -> (body, content_type)."
         yield error("E021", f"TOKENAUTH['ERROR_FORMAT'] has {path!r}: {problem}", hint)

@@ -1,4 +1,4 @@
-"""Values that several settings share: dictionaries, durations, key rings, dotted paths."""
+"""Values that several settings share: dictionaries, durations, key rings, and dotted paths to what is called."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from inspect import iscoroutinefunction, signature
 from types import MappingProxyType
 from typing import Any
 
@@ -114,3 +115,19 @@ def load_named(path: str) -> Any:
         raise
     except Exception as error:
         raise ImportError(f"{path} can't be loaded: {type(error).__name__}.") from error
+
+
+def call_problem(called: Any, *args: Any, **kwargs: Any) -> str:
+    """Return why ``called`` can't be called with these arguments, in a sentence; "" if it can."""
+    name = getattr(called, "__qualname__", called)
+    if not callable(called):
+        return f"{name} can't be called."
+    if iscoroutinefunction(called) or iscoroutinefunction(called.__call__):
+        return f"{name} is async, and is not awaited."
+    try:
+        signature(called).bind(*args, **kwargs)
+    except TypeError as error:
+        return f"{name} can't be called with the arguments that it gets: {error}."
+    except ValueError:
+        return ""  # A function that is written in C may have no signature.
+    return ""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import lru_cache
-from inspect import isabstract, iscoroutinefunction, signature
+from inspect import isabstract
 from typing import Any, Protocol
 
 from django.utils.module_loading import import_string
 
 from tokenauth.client_info import ClientInfo
 from tokenauth.conf import get_settings
+from tokenauth.conf.values import call_problem
 from tokenauth.principal import Principal
 
 
@@ -35,10 +36,7 @@ def get_verifiers() -> tuple[Verifier, ...]:
 
 
 def interface_problem(cls: Any) -> str:
-    """Return a sentence that says why ``cls`` can't be a verifier, or "".
-
-    Verifiers are called in threads and not awaited: a coroutine would count as a principal.
-    """
+    """Return why ``cls`` can't be a verifier, in a sentence; "" if it can."""
     name = getattr(cls, "__qualname__", cls)
     if not isinstance(cls, type):
         return f"{name} is not a class."
@@ -47,16 +45,4 @@ def interface_problem(cls: Any) -> str:
         return f"{name} has no __call__(self, text, *, client_info, now)."
     if isabstract(cls) or getattr(cls, "_is_protocol", False):
         return f"{name} is abstract: it says what verifiers are, and is none."
-    if iscoroutinefunction(call):
-        return f"{name}.__call__ is async; it is called in a thread and must not be."
-    try:
-        signature(cls).bind()
-        signature(call).bind(None, "", client_info=None, now=None)
-    except TypeError as error:
-        return (
-            f"{name} can't be called as (text, *, client_info, now), made without arguments: "
-            f"{error}."
-        )
-    except ValueError:
-        pass  # A function that is written in C may have no signature.
-    return ""
+    return call_problem(cls) or call_problem(call, None, "", client_info=None, now=None)
