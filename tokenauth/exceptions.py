@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
 
 from django.core.exceptions import ImproperlyConfigured
@@ -70,58 +70,35 @@ UNIDENTIFIED = Identity()
 """The identity of a caller about whom nothing is known."""
 
 
+@dataclass(eq=False, repr=False)
 class Refused(Exception):
-    """A request is refused.
+    """A request is refused."""
 
-    ``reason`` is for the audit; ``code`` is all that the client learns, the same for every bad
-    credential. ``scopes`` are the ones that the view requires. ``identity`` names the token and
-    its owner as far as they are known.
-    """
-
-    def __init__(
-        self,
-        reason: Reason,
-        *,
-        scopes: tuple[str, ...] = (),
-        identity: Identity = UNIDENTIFIED,
-    ) -> None:
-        super().__init__(reason.value)
-        self.reason = reason
-        self.scopes = scopes
-        self.identity = identity
+    reason: Reason
+    """The reason, for the audit only."""
+    _: KW_ONLY
+    scopes: tuple[str, ...] = ()
+    """The scopes that the view requires."""
+    identity: Identity = UNIDENTIFIED
+    """The token and its owner, as far as they are known."""
 
     @property
     def code(self) -> Code:
-        """The public code for this refusal."""
+        """All that the client learns, the same for every bad credential."""
         return _PUBLIC_CODES.get(self.reason, Code.INVALID_TOKEN)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class Throttled(Refused):
-    """A request is refused because there were too many.
+    """A request is refused because there were too many."""
 
-    ``retry_after`` is in seconds. ``excess`` counts the requests beyond the limit in this
-    window. ``refused_for`` is the reason for which a bad credential would have been refused
-    without the limit; "" for a good one.
-    """
-
-    def __init__(
-        self,
-        reason: Reason,
-        *,
-        retry_after: int,
-        excess: int,
-        refused_for: str = "",
-        identity: Identity = UNIDENTIFIED,
-    ) -> None:
-        super().__init__(reason, identity=identity)
-        self.retry_after = retry_after
-        self.excess = excess
-        self.refused_for = refused_for
-
-    @property
-    def code(self) -> Code:
-        """The public code for this refusal."""
-        return Code.THROTTLED
+    retry_after: int
+    """Seconds until the window ends."""
+    excess: int
+    """The number of requests beyond the limit in this window."""
+    refused_for: str = ""
+    """The reason for which a bad credential would have been refused without the limit."""
+    code = Code.THROTTLED
 
 
 class Unavailable(Exception):
@@ -134,16 +111,14 @@ class OpenTransaction(RuntimeError):
     """An audit row that must be durable at once was asked for inside an open transaction."""
 
 
+@dataclass(eq=False, repr=False)
 class NotPermitted(Exception):
-    """The acting person may not do this to a token.
+    """The acting person may not do this to a token."""
 
-    ``field`` names the input that asks for too much ("" for the whole operation).
-    """
-
-    def __init__(self, message: str, *, field: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.field = field
+    message: str
+    _: KW_ONLY
+    field: str = ""
+    """The input that asks for too much; "" for the whole operation."""
 
 
 class AppendOnly(TypeError):
