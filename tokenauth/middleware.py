@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Any
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.conf import settings as django_settings
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.utils.deprecation import MiddlewareMixin
 
 from tokenauth import responses
 from tokenauth.admission import (
@@ -37,7 +37,7 @@ _DENIED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 _REFUSED = {*_DENIED, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 
 
-class TokenAuthMiddleware:
+class TokenAuthMiddleware(MiddlewareMixin):
     """Authenticates requests to guarded views, outside any transaction of theirs.
 
     List it before CsrfViewMiddleware. A view is guarded when it carries the marker of
@@ -46,21 +46,12 @@ class TokenAuthMiddleware:
     open the admin. The guard on the view answers; the middleware audits what it decided.
     """
 
-    sync_capable = True
-    async_capable = True
-
-    def __init__(
-        self, get_response: Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseBase]]
-    ) -> None:
-        self.get_response: Any = get_response
-        self.is_async = iscoroutinefunction(get_response)
-        if self.is_async:
-            markcoroutinefunction(self)
+    get_response: Any
 
     def __call__(self, request: HttpRequest) -> Any:
         """Handle the request; under ASGI return the coroutine that does."""
-        if self.is_async:
-            return self._acall(request)
+        if self.async_mode:
+            return self.__acall__(request)
         with serving(request):
             _prepare(request)
             response: Any = None
@@ -72,7 +63,7 @@ class TokenAuthMiddleware:
                 response = _settle(request, response)
             return _finish(request, response)
 
-    async def _acall(self, request: HttpRequest) -> HttpResponseBase:
+    async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
         with serving(request):
             # A guard in a thread may still refuse when the client has hung up: that is audited.
             may_cancel = partial(is_permitted, request)
