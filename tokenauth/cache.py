@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import time
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -145,19 +144,19 @@ _CLIENTS: dict[str, _FallbackClient] = {}
 class FallbackRedisCache(RedisCache):
     """``BACKEND`` for the counters' cache; options as for Django's own Redis backend."""
 
+    # The attributes of Django's backend, whose stubs lack them.
     _cache: Any
-    """The client, where Django's backend keeps its own."""
+    _options: Any
+    _servers: Any
 
     def __init__(self, server: Any, params: dict[str, Any]) -> None:
-        given = params.get("OPTIONS", {})
-        servers = re.split("[;,]", server) if isinstance(server, str) else list(server)
-        options = {**given, **bounds(CALL_TIMEOUT_SECONDS)}
-        bounded_servers = [*map(_without_bounds, servers)]
-        super().__init__(bounded_servers, {**params, "OPTIONS": options})
+        super().__init__(server, params)
+        options = {**self._options, **bounds(CALL_TIMEOUT_SECONDS)}
+        servers = [*map(_without_bounds, self._servers)]
         # A digest: options may hold a password.
-        shared = repr((servers, sorted(given.items(), key=repr)))
+        shared = repr((self._servers, sorted(self._options.items(), key=repr)))
         name = hashlib.sha256(shared.encode()).hexdigest()
-        self._cache = _CLIENTS.setdefault(name, _FallbackClient(name, bounded_servers, options))
+        self._cache = _CLIENTS.setdefault(name, _FallbackClient(name, servers, options))
         self.breaker = self._cache.breaker
 
     def clear(self) -> None:
