@@ -264,13 +264,11 @@ def _conceal_credentials(scope: Scope, call: _Call) -> Scope:
 
 
 def _without_body(receive: Receive) -> Receive:
-    told = False
+    unsent: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
 
     async def receive_nothing() -> Message:
-        nonlocal told
-        if not told:
-            told = True
-            return {"type": "http.request", "body": b"", "more_body": False}
+        if unsent:
+            return unsent.pop()
         while (message := await receive())["type"] == "http.request":
             pass
         return message

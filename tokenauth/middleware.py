@@ -115,9 +115,9 @@ class TokenAuthMiddleware(MiddlewareMixin):
 
         Here, not later: the browsable API asks the permissions again for each form it draws.
         """
-        if not _has_state(request) or state_of(request).refusal is None:
-            return response
-        return _settle_refusal(request, response)
+        if _has_state(request) and state_of(request).refusal is not None:
+            return _settle_refusal(request, response)
+        return response
 
 
 class TokenRequiredMiddleware(TokenAuthMiddleware):
