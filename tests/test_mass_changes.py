@@ -165,18 +165,43 @@ def test_log_lines_come_after_the_commit(
     assert [row.event_id for row in rows] == [row.event_id for row in stored]
 
 
+@pytest.mark.parametrize("actor", ["code", "owner", "token"])
 def test_the_number_of_queries_does_not_grow_with_the_tokens(
-    issue: Issue, monkeypatch: pytest.MonkeyPatch
+    actor: str, issue: Issue, make_user: MakeUser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stopping, "BATCH", 1_000)
-    counts = []
+    jo = make_user("jo")
+    counts: dict[str, list[int]] = {name: [] for name in MANY}
     for number in (2, 40):
-        for _ in range(number):
-            issue()
-        with CaptureQueriesContext(connection) as queries:
-            assert services.revoke_many(Token.objects.filter(revoked_at=None)) == number
-        counts.append(len(queries))
-    assert counts[0] == counts[1] < 20
+        own = issue(user=jo, client_id="jo", scopes=["tokenauth:manage"]).token
+        token = Actor(kind=ActorKind.TOKEN, name="jo", user=jo, token_id=own.public_id)
+        names = ["jo" if actor == "token" else f"jo-{number}-{each}" for each in range(number)]
+        made = [issue(user=jo, client_id=name, expires_at=own.ends_at) for name in names]
+        chosen = [issued.token.pk for issued in made]
+        for name in ("disable", "enable", "revoke"):
+            # A user whose permissions nobody has read yet.
+            user = by(type(jo).objects.get(pk=jo.pk))
+            who = {"code": None, "owner": user, "token": token}[actor]
+            with CaptureQueriesContext(connection) as queries:
+                assert MANY[name][0](Token.objects.filter(pk__in=chosen), by=who) == number
+            counts[name].append(len(queries))
+    assert all(few == many < 25 for few, many in counts.values()), counts
+
+
+@pytest.mark.parametrize("holder", ["user", "token"])
+def test_a_name_of_another_is_found_among_many(
+    holder: str, issue: Issue, make_user: MakeUser
+) -> None:
+    jo, eva = make_user("jo"), make_user("eva")
+    names = ("a", "jo", "c", "EVA" if holder == "user" else "laptop", "e")
+    tokens = [issue(user=jo, client_id=name).token for name in names]
+    if holder == "token":
+        issue(user=eva, client_id="laptop")
+    services.disable_many(Token.objects.filter(user=jo), by=by(jo))
+    with pytest.raises(NotPermitted, match="belongs to somebody else"):
+        services.enable_many(Token.objects.filter(user=jo), by=by(jo))
+    assert AuditEvent.objects.get(event="token.refused").token_id == tokens[3].public_id
+    assert not Token.objects.filter(user=jo, enabled=True).exists()
 
 
 # At the same time.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import Permission
 from django.core.exceptions import ValidationError
+from django.db import connection, transaction
 from django.utils import timezone
 
 from tests.conftest import Issue
@@ -375,3 +377,65 @@ def test_the_scope_can_be_granted_though_it_is_not_listed(
         services.issue(client_id="", user=jo, scopes=[MANAGE], by=actor)
     configure(SELF_SERVICE_SCOPES=[MANAGE])
     assert services.issue(client_id="", user=jo, scopes=[MANAGE], by=actor).token.user == jo
+
+
+# A snapshot that is older than what another connection has committed.
+
+
+@pytest.fixture
+def snapshot(transactional_db: None) -> Iterator[None]:
+    """Open a transaction under REPEATABLE READ, which sees nothing that is committed later."""
+    isolation = "SET SESSION TRANSACTION ISOLATION LEVEL "
+    with connection.cursor() as cursor:
+        cursor.execute(f"{isolation} REPEATABLE READ")
+    with transaction.atomic():
+        Token.objects.count()
+        yield
+    connection.close()
+
+
+def elsewhere(change: Callable[[], object]) -> None:
+    """Run ``change`` on another connection."""
+
+    def run() -> None:
+        try:
+            change()
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run).result(60)
+
+
+needs_snapshots = pytest.mark.skipif(
+    connection.vendor != "mysql", reason="PostgreSQL refuses to lock what has changed meanwhile"
+)
+
+
+@needs_snapshots
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("name", ["issue", *OPERATIONS])
+def test_a_token_that_was_stopped_meanwhile_does_nothing(
+    name: str, own: Token, issue: Issue, request: pytest.FixtureRequest
+) -> None:
+    sibling = issue(user=own.user, expires_at=own.expires_at, **WITHIN).token
+    request.getfixturevalue("snapshot")
+    elsewhere(lambda: services.revoke(own))
+    with pytest.raises(NotPermitted, match="not active"):
+        if name == "issue":
+            issue_by(own)
+        else:
+            OPERATIONS[name](sibling, by=acting(own))
+
+
+@needs_snapshots
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("name", ["disable", "revoke", "revoke_many"])
+def test_a_child_that_was_issued_meanwhile_is_stopped(
+    name: str, own: Token, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue("snapshot")
+    elsewhere(lambda: issue_by(issue_by(own, scopes=[MANAGE, "samples:read"])))
+    OPERATIONS[name](own, by=None)
+    stopped = Token.objects.select_for_update().exclude(enabled=True, revoked_at=None)
+    assert stopped.count() == 3

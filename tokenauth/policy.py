@@ -7,12 +7,15 @@ may do what.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from datetime import datetime
+from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from typing import TYPE_CHECKING, Any
 
 from django.contrib.auth import get_user_model
+from django.db.models import Value
+from django.db.models.functions import Upper
 
 from tokenauth.client_info import Actor, ActorKind
 from tokenauth.conf import get_settings
@@ -20,7 +23,6 @@ from tokenauth.exceptions import NotPermitted
 from tokenauth.models import Token, TokenStatus
 from tokenauth.rates import parse_rate
 from tokenauth.scopes import MANAGE, ScopeSet, missing
-from tokenauth.tokens import is_public_id
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -60,48 +62,75 @@ def ungrantable(actor: Actor | None, scopes: Iterable[str]) -> list[str]:
     return missing(scopes, ScopeSet(get_settings().self_service_scopes))
 
 
-def acting_token(actor: Actor | None) -> Token | None:
-    """Return the token that acts, as it is stored now; None if ``actor`` is not a token.
+class Rights:
+    """What ``actor`` may do to tokens in one transaction.
 
-    Raises NotPermitted unless the token is active and has the scope ``tokenauth:manage``.
+    ``locked`` holds the token that acts. It decides by that row, because a snapshot may be older
+    than the token's revocation.
     """
-    if actor is None or actor.kind is not ActorKind.TOKEN:
-        return None
-    known = Token.objects.primary().select_related("user").filter(public_id=actor.token_id)
-    token = known.first() if is_public_id(actor.token_id) else None
-    if token is None or token.status is not TokenStatus.ACTIVE:
-        raise NotPermitted("The token that asks for this is not active.")
-    if MANAGE not in token.scope_set:
-        raise NotPermitted(f"That takes a token with the scope {MANAGE}.")
-    return token
 
+    def __init__(self, actor: Actor | None, locked: Iterable[Token]) -> None:
+        self.actor = actor
+        acting_id = actor.token_id if actor is not None else ""
+        self._row = next((token for token in locked if token.public_id == acting_id), None)
+        self._free: set[str] = set()
 
-def check_change(actor: Actor | None, token: Token) -> None:
-    """Raise NotPermitted unless ``actor`` may do anything at all to ``token``.
+    @cached_property
+    def own(self) -> Token | None:
+        """The token that acts; None if the actor is not a token.
 
-    A change that widens the token is for :func:`check_token` to judge, besides.
-    """
-    if is_unrestricted(actor):
-        return
-    if (own := acting_token(actor)) is not None:
-        if own.pk != token.pk:
-            _check_within(own, token)
-    elif not (_owns(actor, token) or _holds(actor, CHANGE_TOKEN)):
-        raise NotPermitted("You may change only your own tokens.")
+        Raises NotPermitted unless the token is active and has the scope ``tokenauth:manage``.
+        """
+        if self.actor is None or self.actor.kind is not ActorKind.TOKEN:
+            return None
+        if self._row is None or self._row.status is not TokenStatus.ACTIVE:
+            raise NotPermitted("The token that asks for this is not active.")
+        if MANAGE not in self._row.scope_set:
+            raise NotPermitted(f"That takes a token with the scope {MANAGE}.")
+        return self._row
 
+    def check_change(self, token: Token) -> None:
+        """Raise NotPermitted unless the actor may do anything at all to ``token``.
 
-def check_enable(actor: Actor | None, token: Token) -> None:
-    """Raise NotPermitted if somebody else has disabled ``token`` and must enable it.
+        A change that widens the token is for :meth:`check_token` to judge, besides.
+        """
+        if self.own is not None:
+            if self.own.pk != token.pk:
+                _check_within(self.own, token)
+        elif not (_owns(self.actor, token) or _holds(self.actor, CHANGE_TOKEN)):
+            raise NotPermitted("You may change only your own tokens.")
 
-    Owners may enable what their own tokens disabled; a token, what a token of its owner disabled.
-    """
-    if _holds(actor, CHANGE_TOKEN):
-        return
-    # A token has no other kind of token above it than those of its owner.
-    if token.disabled_by not in {"", str(actor)} and not (
-        token.disabled_by.startswith(f"{ActorKind.TOKEN}:") and _owns(actor, token)
-    ):
-        raise NotPermitted("Somebody else disabled this token; ask for it to be enabled.")
+    def check_enable(self, token: Token) -> None:
+        """Raise NotPermitted if somebody else has disabled ``token`` and must enable it.
+
+        Owners may enable what their own tokens disabled; a token, what a token of its owner did.
+        """
+        # A token has no other kind of token above it than those of its owner.
+        by_own_token = _owns(self.actor, token) and _is_token(token.disabled_by)
+        is_own = token.disabled_by in {"", str(self.actor)} or by_own_token
+        if not is_own and not _holds(self.actor, CHANGE_TOKEN):
+            raise NotPermitted("Somebody else disabled this token; ask for it to be enabled.")
+
+    def check_token(self, token: Token) -> None:
+        """Raise NotPermitted unless the actor may hand out ``token``, with all that it may do."""
+        if self.own is not None:
+            _check_within(self.own, token)
+        else:
+            check_grant(
+                self.actor,
+                client_id=token.client_id,
+                user=token.user,
+                scopes=token.scope_set,
+                rate=token.rate,
+                free=self._free,
+            )
+
+    def look_up_names(self, tokens: Iterable[Token]) -> None:
+        """Ask at once whether others have the names of ``tokens``, for ``check_token``."""
+        names = {token.client_id for token in tokens}
+        person = _person(self.actor)
+        if person is not None and not _belong_to_another(names, person):
+            self._free |= names
 
 
 def overrules(actor: Actor | None, token: Token) -> bool:
@@ -109,23 +138,7 @@ def overrules(actor: Actor | None, token: Token) -> bool:
     if token.enabled or token.disabled_by == str(actor) or not _holds(actor, CHANGE_TOKEN):
         return False
     owner = Actor(kind=ActorKind.USER, name=token.user.get_username()) if token.user else None
-    return token.disabled_by in {"", str(owner)} or token.disabled_by.startswith(
-        f"{ActorKind.TOKEN}:"
-    )
-
-
-def check_token(actor: Actor | None, token: Token) -> None:
-    """Raise NotPermitted unless ``actor`` may hand out ``token``, with all that it may do."""
-    if (own := acting_token(actor)) is not None:
-        _check_within(own, token)
-    else:
-        check_grant(
-            actor,
-            client_id=token.client_id,
-            user=token.user,
-            scopes=token.scope_set,
-            rate=token.rate,
-        )
+    return token.disabled_by in {"", str(owner)} or _is_token(token.disabled_by)
 
 
 def check_grant(
@@ -135,14 +148,16 @@ def check_grant(
     user: AbstractBaseUser | None,
     scopes: Iterable[str],
     rate: str = "",
+    free: Container[str] = (),
 ) -> None:
     """Raise NotPermitted unless ``actor`` may hand out a token with this owner, scopes and rate.
 
-    That is about people. What a token hands out is judged as a whole, by :func:`check_token`.
+    That is about people. What a token hands out is judged as a whole, by :class:`Rights`.
+    ``free`` are names of which is known already that no other user or client has them.
     """
     if is_unrestricted(actor):
         return
-    _check_owner(actor, client_id, user)
+    _check_owner(actor, client_id, user, free)
     if refused := ungrantable(actor, scopes):
         raise NotPermitted(
             f"You may not grant {_list(refused)}: that takes the permission “Can grant any scope”.",
@@ -185,7 +200,9 @@ def _owns(actor: Actor | None, token: Token) -> bool:
     return person is not None and person.pk is not None and token.user_id == person.pk
 
 
-def _check_owner(actor: Actor | None, client_id: str, user: AbstractBaseUser | None) -> None:
+def _check_owner(
+    actor: Actor | None, client_id: str, user: AbstractBaseUser | None, free: Container[str]
+) -> None:
     acting: Any = actor.user if actor is not None else None
     if may_issue_for_others(actor):
         # Otherwise this permission would be a superuser's rights under another name.
@@ -203,22 +220,26 @@ def _check_owner(actor: Actor | None, client_id: str, user: AbstractBaseUser | N
     if not client_id.isascii() and client_id != acting.get_username():
         # Databases differ on whether "É" is "é"; a name must not be taken by another's reading.
         raise NotPermitted("Use only ASCII characters, or your own name.", field="client_id")
-    if _belongs_to_another(client_id, user):
+    if client_id not in free and _belong_to_another({client_id}, user):
         raise NotPermitted(f"The client {client_id!r} belongs to somebody else.", field="client_id")
 
 
-def _belongs_to_another(client_id: str, user: AbstractBaseUser) -> bool:
+def _belong_to_another(names: set[str], user: AbstractBaseUser) -> bool:
     # Views may decide by `request.auth.client_id`, so a name in use is an identity to steal.
     # Names that differ in letter case count as the same on every database.
     tokens = Token.objects.primary()
-    if tokens.of_client(client_id).exclude(user_id=user.pk).exists():
+    if tokens.of_client(*names).exclude(user_id=user.pk).exists():
         return True
+    # Spares reading the users' table, which has no index for this question.
+    others = [Upper(Value(name)) for name in names - {user.get_username()}]
     users: Any = get_user_model()
-    if client_id == user.get_username():
-        return False  # Spares reading the users' table, which has no index for this question.
-    named = {f"{users.USERNAME_FIELD}__iexact": client_id}
-    others = users._base_manager.using(tokens.db).filter(**named).exclude(pk=user.pk)
-    return bool(others.exists())
+    known = users._base_manager.using(tokens.db).exclude(pk=user.pk)
+    found = known.annotate(name_key=Upper(users.USERNAME_FIELD)).filter(name_key__in=others)
+    return bool(found.exists())
+
+
+def _is_token(actor: str) -> bool:
+    return actor.startswith(f"{ActorKind.TOKEN}:")
 
 
 def _person(actor: Actor | None) -> Any:

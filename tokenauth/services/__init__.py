@@ -9,30 +9,31 @@ may not do, which leaves a row of ``token.refused``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Unpack
 
 from django.core.exceptions import ValidationError
 from django.utils import timezone
 
-from tokenauth import audit, policy
-from tokenauth.client_info import Actor, sanitise
+from tokenauth import audit
+from tokenauth.client_info import Actor
 from tokenauth.conf import get_settings
 from tokenauth.models import Event, Token, TokenStatus
+from tokenauth.policy import Rights, is_strengthened
 from tokenauth.services.attempts import admit, attempt
-from tokenauth.services.cleaning import clean_public_id
+from tokenauth.services.cleaning import REASON_LENGTH, clean_public_id, clean_reason
 from tokenauth.services.drafts import (
     Changes,
     clean,
     describe,
     describe_change,
     draft,
+    earliest,
     name_of,
     revise,
 )
 from tokenauth.services.importing import import_plaintext
 from tokenauth.services.stopping import (
-    REASON_LENGTH,
     disable,
     disable_many,
     enable,
@@ -95,8 +96,8 @@ def issue(
     """
     token = draft(client_id=client_id, user=user, by=by, changes=changes)
     public_id = clean_public_id(public_id)
-    with attempt("issue", token, by):
-        _admit(token, by, is_end_given=changes.get("expires_at") is not None)
+    with attempt("issue", token, by) as (token, rights):
+        admit(token, rights, changes)
         token.public_id = public_id
         plaintext = _insert(token)
         audit.record(Event.TOKEN_ISSUED, token=token, by=by, details=_describe_new(token))
@@ -112,8 +113,8 @@ def check_issue(
 ) -> None:
     """Raise what ``issue`` would raise for this input. A refusal by ``policy`` is recorded."""
     token = draft(client_id=client_id, user=user, by=by, changes=changes)
-    with attempt("issue", token, by):
-        _admit(token, by, is_end_given=changes.get("expires_at") is not None)
+    with attempt("issue", token, by) as (token, rights):
+        admit(token, rights, changes)
 
 
 def rotate(
@@ -125,26 +126,27 @@ def rotate(
     life is as long as the old one's was, and ends with the token that acts at the latest. Only a
     usable token that hasn't been rotated yet can be.
     """
+    reason = clean_reason(reason)
     longest = get_settings().rotation_grace
     grace = longest if grace is None else max(timedelta(), min(grace, longest))
-    with attempt("rotate", token, by) as old:
-        policy.check_change(by, old)
+    with attempt("rotate", token, by) as (old, rights):
+        rights.check_change(old)
         if old.replaced_by_id is not None:
             raise ValidationError("This token has been rotated already.")
         if old.status not in _USABLE:
             raise ValidationError(f"This token is {old.status}; issue a new one instead.")
-        new = _make_successor(old, by)
-        policy.check_token(by, new)
+        new = _make_successor(old, rights)
+        rights.check_token(new)
         plaintext = _insert(new)
         grace_ends = timezone.now() + grace
         old.replaced_by = new
-        old.expires_at = grace_ends if old.ends_at is None else min(old.ends_at, grace_ends)
+        old.expires_at = min(old.ends_at or grace_ends, grace_ends)
         old.save(update_fields=["replaced_by", "expires_at"])
         audit.record(
             Event.TOKEN_ROTATED,
             token=old,
             by=by,
-            reason=sanitise(reason, REASON_LENGTH),
+            reason=reason,
             details={"replaced_by": new.public_id, "expires_at": old.expires_at.isoformat()},
         )
         details = {**_describe_new(new), "replaces": old.public_id}
@@ -158,8 +160,8 @@ def change(token: Token, *, by: Actor | None = None, **changes: Unpack[Changes])
     A token's owner never changes. Nothing is written if nothing differs.
     """
     values = clean(changes)
-    with attempt("change", token, by) as before:
-        after = _revise(before, values, by)
+    with attempt("change", token, by) as (before, rights):
+        after = _revise(before, values, rights)
         if details := describe_change(before, after):
             after.save(update_fields=list(details))
             audit.record(Event.TOKEN_CHANGED, token=after, by=by, details=details)
@@ -169,32 +171,19 @@ def change(token: Token, *, by: Actor | None = None, **changes: Unpack[Changes])
 def check_change(token: Token, *, by: Actor | None = None, **changes: Unpack[Changes]) -> None:
     """Raise what ``change`` would raise for this input. A refusal by ``policy`` is recorded."""
     values = clean(changes)
-    with attempt("change", token, by) as before:
-        _revise(before, values, by)
+    with attempt("change", token, by) as (before, rights):
+        _revise(before, values, rights)
 
 
-def _revise(before: Token, values: dict[str, Any], by: Actor | None) -> Token:
-    """Return ``before`` with cleaned ``values``; raises NotPermitted if ``by`` may not do that."""
-    policy.check_change(by, before)
+def _revise(before: Token, values: dict[str, Any], rights: Rights) -> Token:
+    """Return ``before`` with cleaned ``values``; raises NotPermitted beyond ``rights``."""
+    rights.check_change(before)
     after = revise(before, values)
     if before.revoked_at is not None and describe_change(before, after):
         raise ValidationError("A revoked token can't be changed.")
-    if policy.is_strengthened(before, after):
-        policy.check_token(by, after)
+    if is_strengthened(before, after):
+        rights.check_token(after)
     return after
-
-
-def _admit(token: Token, by: Actor | None, *, is_end_given: bool) -> None:
-    """Check that ``by`` may issue ``token``, which by default ends with the token that acts."""
-    acting = policy.acting_token(by)
-    if acting is not None and not is_end_given:
-        token.expires_at = _earlier(token.expires_at, acting.ends_at)
-    admit(token, by)
-
-
-def _earlier(*moments: datetime | None) -> datetime | None:
-    """Return the earliest of ``moments``; None stands for never."""
-    return min((moment for moment in moments if moment is not None), default=None)
 
 
 def _describe_new(token: Token) -> dict[str, Any]:
@@ -210,13 +199,12 @@ def _insert(token: Token) -> Plaintext:
     return plaintext
 
 
-def _make_successor(old: Token, by: Actor | None) -> Token:
-    now = timezone.now()
-    acting = policy.acting_token(by)
+def _make_successor(old: Token, rights: Rights) -> Token:
+    now, acting = timezone.now(), rights.own
     new = Token(
         public_id=generate_public_id(),
         user=old.user,
-        created_by=name_of(by),
+        created_by=name_of(rights.actor),
         created_at=now,
         # A token that rotates itself can't be the parent: it is about to end.
         parent=old.parent if acting is None or acting.pk == old.pk else acting,
@@ -225,7 +213,7 @@ def _make_successor(old: Token, by: Actor | None) -> Token:
     if old.not_before is not None and old.not_before > now:
         new.not_before = old.not_before
     limit = get_settings().max_lifetime
-    new.expires_at = _earlier(
+    new.expires_at = earliest(
         None if limit is None else now + limit,
         None if old.expires_at is None else now + (old.expires_at - old.created_at),
         None if acting is None else acting.ends_at,

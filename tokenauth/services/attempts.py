@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.db import router, transaction
 
-from tokenauth import policy
 from tokenauth.audit.attempts import record_attempt
 from tokenauth.client_info import Actor
 from tokenauth.exceptions import NotPermitted
 from tokenauth.models import Token
+from tokenauth.policy import Rights
 from tokenauth.services.cleaning import check_no_double
+from tokenauth.services.drafts import Changes, earliest
 from tokenauth.tokens import is_public_id
 
 
@@ -24,51 +25,62 @@ def atomic() -> transaction.Atomic:
 
 
 @contextmanager
-def attempt(operation: str, token: Token, by: Actor | None) -> Iterator[Token]:
-    """Open a transaction and yield ``token``: as it is stored, and locked, if it is stored.
+def attempt(operation: str, token: Token, by: Actor | None) -> Iterator[tuple[Token, Rights]]:
+    """Open a transaction; yield ``token``, as it is stored and locked, and the rights of ``by``.
 
-    The token that acts is locked too, so that nobody can stop it meanwhile and miss what it
-    issues. If ``policy`` refuses, ``token.refused`` is recorded after the rollback.
+    A new token is yielded as it is. If ``policy`` refuses, ``token.refused`` is recorded after the
+    rollback.
     """
     try:
         with atomic():
-            if token._state.adding:
-                lock([], by)
-            else:
-                stored = lock([token.pk], by)
+            keys = set() if token._state.adding else {token.pk}
+            locked = lock(keys | find_acting(by))
+            if keys:
+                stored = [one for one in locked if one.pk in keys]
                 if not stored:
                     raise Token.DoesNotExist("This token is not stored any more.")
                 [token] = stored
-            yield token
+            yield token, Rights(by, locked)
     except NotPermitted as refusal:
         record_attempt(refusal, operation=operation, subject=token.identity, by=by)
         raise
 
 
-def lock(keys: Collection[int], by: Actor | None = None) -> list[Token]:
-    """Return the tokens with these keys, and their owners, locked along with the one that acts.
+def find_acting(by: Actor | None) -> set[int]:
+    """Return the key of the token that acts, if one does.
+
+    It is locked too, so that nobody can stop it meanwhile and miss what it issues.
+    """
+    if by is None or not is_public_id(by.token_id):
+        return set()
+    return set(Token.objects.primary().filter(public_id=by.token_id).values_list("pk", flat=True))
+
+
+def lock(keys: Iterable[int]) -> list[Token]:
+    """Return the tokens with these keys, locked, and their owners.
 
     All come from the database that tokens are written to, because a replica may be behind. Rows
     are locked in the order of their keys, so that two changes never wait for each other.
     """
     tokens = Token.objects.primary()
-    acting: Any = ()
-    if by is not None and is_public_id(by.token_id):
-        acting = tokens.filter(public_id=by.token_id).values_list("pk", flat=True)
     # By keys only and without the users' table: another index would give another order, and
     # PostgreSQL can't lock an outer join.
-    found = list(tokens.with_keys({*keys, *acting}).order_by("pk").select_for_update())
+    found = list(tokens.with_keys(keys).order_by("pk").select_for_update())
     owners: Any = get_user_model()._base_manager.using(tokens.db)
     known = owners.in_bulk({token.user_id for token in found if token.user_id is not None})
     for token in found:
         if token.user_id is not None:
             token.user = known[token.user_id]
-    wanted = set(keys)
-    return [token for token in found if token.pk in wanted]
+    return found
 
 
-def admit(token: Token, by: Actor | None) -> None:
-    """Check that ``by`` may issue ``token``, which isn't stored yet; record which token does so."""
-    token.parent = policy.acting_token(by)
-    policy.check_token(by, token)
+def admit(token: Token, rights: Rights, changes: Changes) -> None:
+    """Check that ``token``, which isn't stored yet, may be issued with these ``changes``.
+
+    Without an end of its own it ends with the token that issues it, which becomes its parent.
+    """
+    token.parent = rights.own
+    if token.parent is not None and changes.get("expires_at") is None:
+        token.expires_at = earliest(token.expires_at, token.parent.ends_at)
+    rights.check_token(token)
     check_no_double(token.client_id)

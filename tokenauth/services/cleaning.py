@@ -12,7 +12,7 @@ from django.core.exceptions import ValidationError
 from django.db import router
 from django.utils import timezone
 
-from tokenauth.client_info import NAME_LENGTH
+from tokenauth.client_info import NAME_LENGTH, sanitise
 from tokenauth.conf import get_settings
 from tokenauth.credentials import LONGEST
 from tokenauth.models import Token
@@ -31,12 +31,20 @@ from tokenauth.tokens import (
 )
 
 FIRST_YEAR, LAST_YEAR = 1970, 2999
+REASON_LENGTH = 200
 MOST = 100
 """How many scopes a token has at most, and how many networks."""
 _SHORT = 200
 _LONGEST_NETWORK = 60
 """The longest text that is read as a network, in characters."""
 _MAPPED_BITS = 96
+
+
+def clean_reason(reason: str) -> str:
+    """Return ``reason`` for the audit; raises ValidationError unless it is a text."""
+    if not isinstance(reason, str):
+        raise ValidationError({"reason": "Give a text."})
+    return storable(sanitise(reason, REASON_LENGTH))
 
 
 def storable(text: str) -> str:

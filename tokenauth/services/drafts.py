@@ -119,6 +119,11 @@ def _set_lifetime(token: Token) -> None:
         raise ValidationError({"expires_at": problem})
 
 
+def earliest(*moments: datetime | None) -> datetime | None:
+    """Return the earliest of ``moments``; None stands for never."""
+    return min((moment for moment in moments if moment is not None), default=None)
+
+
 def describe(token: Token) -> dict[str, Any]:
     """Return what ``change`` can change, as the audit's details show it."""
     values = {name: getattr(token, name) for name in _CLEANERS}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError
 
-from tokenauth import audit, policy
+from tokenauth import audit
 from tokenauth.client_info import Actor
 from tokenauth.conf import get_settings
 from tokenauth.models import Event, Token
@@ -43,15 +43,15 @@ def import_plaintext(
     if stored is None:
         # Only now: the settings of today don't bind what was stored by those of yesterday.
         token = draft(client_id=client_id, user=user, by=by, changes=changes)
-        with attempt("import", token, by):
-            admit(token, by)
+        with attempt("import", token, by) as (token, rights):
+            admit(token, rights, changes)
             check_absent(plaintext, token)
             stored = _insert_imported(token, plaintext)
             if stored is token:
                 audit.record(Event.TOKEN_IMPORTED, token=token, by=by, details=describe(token))
                 return token, True
-    with attempt("import", stored, by) as stored:
-        policy.check_change(by, stored)
+    with attempt("import", stored, by) as (stored, rights):
+        rights.check_change(stored)
     return stored, False
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +10,16 @@ from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from tokenauth import audit, policy
+from tokenauth import audit
 from tokenauth.audit.attempts import record_attempt
-from tokenauth.client_info import Actor, sanitise
+from tokenauth.client_info import Actor
 from tokenauth.exceptions import NotPermitted
 from tokenauth.models import Event, Token
-from tokenauth.services.attempts import atomic, attempt, lock
-from tokenauth.services.cleaning import storable
+from tokenauth.policy import Rights, overrules
+from tokenauth.services.attempts import atomic, attempt, find_acting, lock
+from tokenauth.services.cleaning import clean_reason
 from tokenauth.services.drafts import name_of
 
-REASON_LENGTH = 200
 BATCH = 1_000
 """How many tokens are in memory at a time."""
 
@@ -30,23 +30,23 @@ class _Operation:
     """As ``token.refused`` names it."""
     event: Event
     """What is recorded of each token that it changes."""
-    due: dict[str, Any]
-    """The columns of the tokens that it changes; the others are in that state already."""
     inherited: str = ""
     """The reason that is recorded of descendants; "" if they aren't changed."""
+    final: str = ""
+    """The refusal for a token that is revoked; "" if nothing needs to be done."""
 
 
-_REVOKE = _Operation(
-    name="revoke", event=Event.TOKEN_REVOKED, due={"revoked_at": None}, inherited="parent_revoked"
-)
+_REVOKE = _Operation(name="revoke", event=Event.TOKEN_REVOKED, inherited="parent_revoked")
 _DISABLE = _Operation(
     name="disable",
     event=Event.TOKEN_DISABLED,
-    due={"revoked_at": None, "enabled": True},
     inherited="parent_disabled",
+    final="This token is revoked already.",
 )
 _ENABLE = _Operation(
-    name="enable", event=Event.TOKEN_ENABLED, due={"revoked_at": None, "enabled": False}
+    name="enable",
+    event=Event.TOKEN_ENABLED,
+    final="A revoked token can't be enabled: revoking is final.",
 )
 
 
@@ -60,7 +60,7 @@ def revoke(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
 
 def disable(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
     """Stop a token and its descendants until they are enabled again; return it."""
-    return _run(_DISABLE, token, reason, by, revoked="This token is revoked already.")
+    return _run(_DISABLE, token, reason, by)
 
 
 def enable(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
@@ -69,8 +69,7 @@ def enable(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
     ``by`` must be allowed to issue it, and only a holder of ``tokenauth.change_token`` enables
     what somebody else disabled.
     """
-    refusal = "A revoked token can't be enabled: revoking is final."
-    return _run(_ENABLE, token, reason, by, revoked=refusal)
+    return _run(_ENABLE, token, reason, by)
 
 
 def revoke_many(tokens: QuerySet[Token], *, reason: str = "", by: Actor | None = None) -> int:
@@ -105,58 +104,63 @@ def on_token_deleted(sender: type[Token], instance: Token, origin: Any, **_kwarg
                 _stop_descendants(_REVOKE, [token.pk], by)
 
 
-def _run(
-    operation: _Operation, token: Token, reason: str, by: Actor | None, *, revoked: str = ""
-) -> Token:
-    with attempt(operation.name, token, by) as stored:
-        _check(operation, stored, by)
-        if revoked and stored.revoked_at is not None:
-            raise ValidationError(revoked)
-        _change(operation, [stored], storable(sanitise(reason, REASON_LENGTH)), by)
+def _run(operation: _Operation, token: Token, reason: str, by: Actor | None) -> Token:
+    reason = clean_reason(reason)
+    with attempt(operation.name, token, by) as (stored, rights):
+        _check(operation, stored, rights)
+        if operation.final and stored.revoked_at is not None:
+            raise ValidationError(operation.final)
+        _change(operation, [stored], reason, by)
         _stop_descendants(operation, [stored.pk], by)
     return stored
 
 
 def _run_many(operation: _Operation, tokens: QuerySet[Token], reason: str, by: Actor | None) -> int:
-    reason, count = storable(sanitise(reason, REASON_LENGTH)), 0
-    using = Token.objects.primary().db
+    reason, count = clean_reason(reason), 0
     member = Token()
     try:
         with atomic():
+            using = Token.objects.primary().db
             keys = set(tokens.using(using).values_list("pk", flat=True))
-            due = [key for part in _parts(keys) for key in _find(part)]
-            heirs = find_descendants(due) - keys if operation.inherited else set()
+            heirs = find_descendants(keys) - keys if operation.inherited else set()
+            rights = _lock_rights(by, keys | heirs)
             for part in _parts(keys | heirs):
                 locked = lock(part)
                 members = [token for token in locked if token.pk in keys]
+                if operation is _ENABLE:
+                    rights.look_up_names(members)
                 for member in members:
-                    _check(operation, member, by)
+                    _check(operation, member, rights)
                 count += _change(operation, members, reason, by)
                 others = [token for token in locked if token.pk not in keys]
                 count += _change(operation, others, operation.inherited, by)
-            count += _stop_descendants(operation, [*due, *heirs], by)
+            count += _stop_descendants(operation, keys | heirs, by)
     except NotPermitted as refusal:
         record_attempt(refusal, operation=operation.name, subject=member.identity, by=by)
         raise
     return count
 
 
-def _check(operation: _Operation, token: Token, by: Actor | None) -> None:
-    policy.check_change(by, token)
-    if operation is _ENABLE and _is_due(operation, token, by):
-        policy.check_enable(by, token)
-        policy.check_token(by, token)
+def _lock_rights(by: Actor | None, keys: set[int]) -> Rights:
+    """Return the rights of ``by``, whose token is locked, in its place among these ``keys``."""
+    acting = find_acting(by)
+    parts = _parts(keys | acting) if acting else ()
+    return Rights(by, [token for part in parts for token in lock(part) if token.pk in acting])
+
+
+def _check(operation: _Operation, token: Token, rights: Rights) -> None:
+    rights.check_change(token)
+    if operation is _ENABLE and _is_due(operation, token, rights.actor):
+        rights.check_enable(token)
+        rights.check_token(token)
 
 
 def _is_due(operation: _Operation, token: Token, by: Actor | None) -> bool:
-    if operation is _DISABLE and token.revoked_at is None and policy.overrules(by, token):
-        return True
-    return all(getattr(token, name) == value for name, value in operation.due.items())
-
-
-def _find(keys: Sequence[int]) -> list[int]:
-    due = Token.objects.primary().with_keys(keys).filter(revoked_at=None)
-    return list(due.order_by().values_list("pk", flat=True))
+    if token.revoked_at is not None:
+        return False
+    if operation is _DISABLE:
+        return token.enabled or overrules(by, token)
+    return operation is _REVOKE or not token.enabled
 
 
 def _change(operation: _Operation, tokens: list[Token], reason: str, by: Actor | None) -> int:
@@ -185,22 +189,31 @@ def _stop_descendants(operation: _Operation, keys: Collection[int], by: Actor | 
     A token that issues another locks itself first, so nothing is issued by tokens that are
     locked here. What they issued just before is found the next time round.
     """
-    count, seen = 0, set(keys)
-    while operation.inherited and (heirs := find_descendants(seen) - seen):
+    count, seen, is_newest = 0, set(keys), False
+    while operation.inherited:
+        heirs = find_descendants(seen, newest=is_newest) - seen
+        if is_newest and not heirs:
+            break
         for part in _parts(heirs):
             count += _change(operation, lock(part), operation.inherited, by)
         seen |= heirs
+        is_newest = True
     return count
 
 
-def find_descendants(keys: Collection[int]) -> set[int]:
-    """Return the keys of the tokens that these tokens issued, directly or through others."""
+def find_descendants(keys: Collection[int], *, newest: bool = False) -> set[int]:
+    """Return the keys of the tokens that these tokens issued, directly or through others.
+
+    ``newest`` locks them, in no order that could be relied on, and so reads what was committed
+    last: a snapshot (REPEATABLE READ on MariaDB) may be older than a child.
+    """
     found: set[int] = set()
     layer = set(keys)
     while layer:
         issued: set[int] = set()
         for part in _parts(layer):
             children = Token.objects.primary().issued_by(part).order_by()
+            children = children.select_for_update() if newest else children
             issued.update(children.values_list("pk", flat=True))
         layer = issued - found
         found |= issued
