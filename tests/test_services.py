@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -193,6 +194,11 @@ INVALID: list[tuple[str, dict[str, Any]]] = [
     ("expires_at", {"not_before": NOW + 366 * DAY}),
     ("expires_at", {"expires_at": NAIVE}),
     ("not_before", {"not_before": NAIVE}),
+    ("expires_at", {"expires_at": NOW.date()}),
+    ("expires_at", {"expires_at": "2100-01-01"}),
+    *((name, {name: 5}) for name in ("client_id", *services.Changes.__annotations__)),
+    *((name, {name: None}) for name in ("name", "scopes", "allowed_networks", "rate")),
+    *((name, {name: b"a"}) for name in ("client_id", "name", "scopes", "rate")),
 ]
 
 
@@ -235,6 +241,25 @@ def test_whoever_is_no_stored_user_owns_no_token(user: Any, db: None) -> None:
 def test_a_public_id_that_nobody_could_use_is_refused(public_id: str, issue: Issue) -> None:
     with pytest.raises(ValidationError):
         issue(public_id=public_id)
+
+
+@pytest.mark.parametrize(
+    ("field", "operation"),
+    [
+        ("public_id", lambda token: services.issue(client_id="c", public_id=5)),  # type: ignore[arg-type]
+        ("user", lambda token: services.issue(client_id="c", user=5)),  # type: ignore[arg-type]
+        ("grace", lambda token: services.rotate(token, grace="1d")),  # type: ignore[arg-type]
+        *(
+            ("reason", partial(operation, reason=None))  # type: ignore[arg-type]
+            for operation in (services.rotate, services.disable, services.enable, services.revoke)
+        ),
+        ("reason", lambda token: services.revoke_many(Token.objects.all(), reason=5)),  # type: ignore[arg-type]
+    ],
+)
+def test_arguments_of_a_wrong_type_are_named(field: str, operation: Any, issue: Issue) -> None:
+    with pytest.raises(ValidationError) as caught:
+        operation(issue().token)
+    assert list(caught.value.message_dict) == [field]
 
 
 def test_one_scope_given_as_text_is_not_read_letter_by_letter(

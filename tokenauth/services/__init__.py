@@ -128,6 +128,8 @@ def rotate(
     """
     reason = clean_reason(reason)
     longest = get_settings().rotation_grace
+    if not isinstance(grace, timedelta | None):
+        raise ValidationError({"grace": "Give a timedelta."})
     grace = longest if grace is None else max(timedelta(), min(grace, longest))
     with attempt("rotate", token, by) as (old, rights):
         rights.check_change(old)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import islice
+from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
@@ -40,7 +41,7 @@ _LONGEST_NETWORK = 60
 _MAPPED_BITS = 96
 
 
-def clean_reason(reason: str) -> str:
+def clean_reason(reason: object) -> str:
     """Return ``reason`` for the audit; raises ValidationError unless it is a text."""
     if not isinstance(reason, str):
         raise ValidationError({"reason": "Give a text."})
@@ -53,7 +54,7 @@ def storable(text: str) -> str:
     return text if unstorable is None else escape(text, unstorable)[: max(len(text), _SHORT)]
 
 
-def take(name: str, values: Iterable[str]) -> list[str]:
+def take(name: str, values: object) -> list[str]:
     """Return ``values`` without repetitions; raises ValidationError for the input ``name``.
 
     There may be ``MOST`` of them; of more, and of an endless iterator, the rest isn't read.
@@ -61,17 +62,17 @@ def take(name: str, values: Iterable[str]) -> list[str]:
     if isinstance(values, str):
         refuse_secret(name, values[:LONGEST])
         raise ValidationError({name: f"Give a list: [{values[:50]!r}]."})
-    taken = list(islice(values, MOST + 1))
-    if len(taken) > MOST:
-        raise ValidationError({name: f"Give at most {MOST}: a token can't have more."})
+    taken: list[Any] = list(islice(values, MOST + 1)) if isinstance(values, Iterable) else [values]
     if not all(isinstance(value, str) for value in taken):
         raise ValidationError({name: "Give a list of texts."})
+    if len(taken) > MOST:
+        raise ValidationError({name: f"Give at most {MOST}: a token can't have more."})
     for value in taken:
         refuse_secret(name, value[:LONGEST])
     return list(dict.fromkeys(taken))
 
 
-def clean_networks(texts: Iterable[str]) -> list[str]:
+def clean_networks(texts: object) -> list[str]:
     """Return CIDRs in their canonical form; raises ValidationError (``allowed_networks``)."""
     networks = []
     for text in take("allowed_networks", texts):
@@ -108,7 +109,7 @@ def check_scopes(scopes: Iterable[str], *, kept: ScopeSet) -> None:
         raise ValidationError({"scopes": f"No such scope: {', '.join(wrong)}.{known}"[:1_000]})
 
 
-def clean_client_id(client_id: str) -> str:
+def clean_client_id(client_id: object) -> str:
     """Return ``client_id``; raises ValidationError unless it can name a client."""
     if not client_id:
         raise ValidationError({"client_id": "Name the client, or the user it acts for."})
@@ -127,12 +128,13 @@ def check_no_double(client_id: str) -> None:
         raise ValidationError({"client_id": f"{problem}: {fix}."})
 
 
-def clean_text(field: str, limit: int, text: str) -> str:
+def clean_text(field: str, limit: int, text: object) -> str:
     """Return ``text``; raises ValidationError unless it is short, printable, and no token's."""
-    if len(text) > limit or not text.isprintable() or text != text.strip():
-        raise ValidationError(
-            {field: f"Use at most {limit} printable characters, no space around them."}
-        )
+    if not (
+        isinstance(text, str) and len(text) <= limit and text.isprintable() and text == text.strip()
+    ):
+        problem = f"Use at most {limit} printable characters, no space around them."
+        raise ValidationError({field: problem})
     refuse_secret(field, text)
     unstorable = find_unstorable(Token, router.db_for_write(Token))
     if unstorable is not None and (found := unstorable.search(text)):
@@ -177,21 +179,22 @@ def check_absent(text: Plaintext, token: Token) -> None:
             raise ValidationError({name: "This holds the token's text, which is stored nowhere."})
 
 
-def clean_rate(text: str) -> str:
+def clean_rate(text: object) -> str:
     """Return a rate in its shortest form; "" stays. Raises ValidationError (``rate``)."""
-    refuse_secret("rate", text[:LONGEST])
+    text = clean_text("rate", LONGEST, text)
     try:
         return str(parse_rate(text)) if text else ""
     except ValueError as error:
         raise ValidationError({"rate": str(error)}) from None
 
 
-def clean_moment(name: str, moment: datetime | None) -> datetime | None:
-    """Return a time in UTC; None stays. Raises ValidationError for a naive or absurd time."""
+def clean_moment(name: str, moment: object) -> datetime | None:
+    """Return a time in UTC; None stays. Raises ValidationError for a wrong or absurd time."""
     if moment is None:
         return None
-    if timezone.is_naive(moment) == settings.USE_TZ:
-        raise ValidationError({name: "Give a time with a time zone, as USE_TZ asks for."})
+    if not isinstance(moment, datetime) or timezone.is_naive(moment) == settings.USE_TZ:
+        zone = "with" if settings.USE_TZ else "without"
+        raise ValidationError({name: f"Give a datetime {zone} a time zone, as USE_TZ asks for."})
     if not FIRST_YEAR <= moment.year <= LAST_YEAR:
         # At the ends of the calendar other time zones, and rotating, would fall off it.
         raise ValidationError({name: f"Use a year from {FIRST_YEAR} to {LAST_YEAR}, or no time."})
@@ -199,8 +202,10 @@ def clean_moment(name: str, moment: datetime | None) -> datetime | None:
     return moment.astimezone(UTC) if settings.USE_TZ else moment
 
 
-def clean_public_id(public_id: str) -> str:
+def clean_public_id(public_id: object) -> str:
     """Return the public id, or a new one for "". Raises ValidationError for other texts."""
-    if public_id and not is_public_id(public_id):
-        raise ValidationError("A public id is 12 characters of 0-9 and a-z.")
-    return public_id or generate_public_id()
+    if public_id == "":
+        return generate_public_id()
+    if not (isinstance(public_id, str) and is_public_id(public_id)):
+        raise ValidationError({"public_id": "Use 12 characters of 0-9 and a-z."})
+    return public_id
