@@ -207,6 +207,26 @@ def test_a_connection_that_holds_less_counts(charset: str) -> None:
         charsets._find.cache_clear()
 
 
+@needs_charsets
+@pytest.mark.parametrize(
+    ("page", "field"),
+    [
+        ("token", "q"),
+        ("token", "client_id__exact"),
+        ("token", "scope"),
+        ("auditevent", "q"),
+        ("auditevent", "event__exact"),
+    ],
+)
+def test_the_admin_finds_nothing_that_no_row_can_hold(
+    page: str, field: str, expected: str, admin_client: Client
+) -> None:
+    services.issue(client_id="c")
+    for text in ("😀", "é\0"):
+        answer = admin_client.get(f"/admin/tokenauth/{page}/", {field: text})
+        assert answer.context["cl"].result_count == 0
+
+
 def test_the_database_is_asked_once_in_a_process(
     knock: Knock, django_assert_num_queries: Any
 ) -> None:

@@ -338,6 +338,27 @@ def test_a_selection_has_to_be_clear(line: list[str], message: str, run: Run, is
     assert not Token.objects.exclude(revoked_at=None).exists()
 
 
+@pytest.mark.parametrize("verb", ["revoke", "disable"])
+def test_a_dry_run_of_one_that_would_not_change(verb: str, run: Run, issue: Issue) -> None:
+    token = issue().token
+    for stop in (services.disable, services.revoke):
+        stop(token)
+        run(verb, token.public_id, "--dry-run")
+        changes = verb == "revoke" and stop is services.disable
+        assert run.err == f"{token}" + (
+            " would be revoked.\n" if changes else f": {Token.objects.get().status}.\n"
+        )
+
+
+def test_a_token_that_could_not_be_used_is_not_unused(run: Run, issue: Issue) -> None:
+    now = timezone.now()
+    for days in (-60, -10, 10):
+        issue(client_id=f"from {days}", not_before=now + timedelta(days=days))
+    Token.objects.update(created_at=now - timedelta(days=90))
+    listed = run("revoke", "--unused-since", "30d", "--dry-run")
+    assert [days for days in (-60, -10, 10) if f"from {days} " in listed] == [-60]
+
+
 def test_a_dry_run_of_one(run: Run, issue: Issue) -> None:
     token = issue().token
     run("revoke", token.public_id, "--dry-run")

@@ -9,12 +9,12 @@ from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from tokenauth.admin.lists import BoundedPaginator
+from tokenauth.admin.lists import BoundedPaginator, LongListAdmin
 from tokenauth.models import AuditEvent
 
 
 @admin.register(AuditEvent)
-class AuditEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class AuditEventAdmin(LongListAdmin):
     """The audit: to read, filter and search; never to edit."""
 
     list_display = [
@@ -28,9 +28,6 @@ class AuditEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     sortable_by: ClassVar = []
     actions = None
     list_per_page = 100
-    show_full_result_count = False
-    show_facets = admin.ShowFacets.NEVER
-    paginator = BoundedPaginator
     change_list_template = "admin/tokenauth/auditevent/change_list.html"
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
 from django.db.models import TextField, Value
 from django.db.models.functions import Concat
@@ -16,6 +17,7 @@ from django.utils.translation import gettext_lazy as _
 from tokenauth.admin.operations import STATUS_LABELS
 from tokenauth.conf import get_settings
 from tokenauth.models import TokenStatus
+from tokenauth.models.charsets import find_unstorable
 
 
 class BoundedPaginator(Paginator):  # type: ignore[type-arg]
@@ -27,6 +29,28 @@ class BoundedPaginator(Paginator):  # type: ignore[type-arg]
     def count(self) -> int:
         rows: Any = self.object_list
         return int(rows.values("pk")[: self.limit].count())
+
+
+class _ChangeList(ChangeList):
+    """Finds nothing for text that no row can hold, at which databases raise errors."""
+
+    def get_queryset(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        found = super().get_queryset(request, *args, **kwargs)
+        asked = "".join(text for _, texts in request.GET.lists() for text in texts)
+        unstorable = find_unstorable(self.model, found.db)
+        is_held = "\0" not in asked and not (unstorable and unstorable.search(asked))
+        return found if is_held else found.none()
+
+
+class LongListAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """An admin for tables that are too long to be counted."""
+
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    paginator = BoundedPaginator
+
+    def get_changelist(self, request: HttpRequest, **_kwargs: Any) -> type[ChangeList]:
+        return _ChangeList
 
 
 class StatusFilter(admin.SimpleListFilter):

@@ -23,7 +23,7 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from tokenauth import policy, services
-from tokenauth.admin.lists import BoundedPaginator, ScopeFilter, StatusFilter
+from tokenauth.admin.lists import LongListAdmin, ScopeFilter, StatusFilter
 from tokenauth.admin.operations import OFFERED, OPERATIONS, STATUS_LABELS, Operation
 from tokenauth.client_info import Actor
 from tokenauth.conf import get_settings
@@ -56,7 +56,7 @@ def _make_action(name: str) -> Callable[..., HttpResponse]:
 
 
 @admin.register(Token)
-class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class TokenAdmin(LongListAdmin):
     """Tokens. All writes go through ``services``; a token's text is shown once and kept nowhere."""
 
     class Media:
@@ -72,9 +72,6 @@ class TokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         ("expires_at", admin.DateFieldListFilter),
         ("last_used_at", admin.EmptyFieldListFilter),
     ]
-    show_full_result_count = False
-    show_facets = admin.ShowFacets.NEVER
-    paginator = BoundedPaginator
     raw_id_fields = ["user"]
     actions = [_make_action(name) for name in OPERATIONS]
     change_form_template = "admin/tokenauth/token/change_form.html"

@@ -176,7 +176,9 @@ class Command(BaseCommand):
         run = {"revoke": services.revoke, "enable": services.enable, "disable": services.disable}
         token = _find(id)
         if options.get("dry_run"):
-            self.stderr.write(f"{token} would be {_DONE[verb]}.")
+            is_due = token.revoked_at is None and (verb == "revoke" or token.enabled)
+            outcome = f" would be {_DONE[verb]}" if is_due else f": {token.status}"
+            self.stderr.write(f"{token}{outcome}.")
             return
         token = run[verb](token, reason=reason, by=Actor.from_command())
         if options["json"]:
@@ -336,6 +338,8 @@ def _select(
             raise CommandError("--unused-since is in the future.", returncode=2)
         never = Q(last_used_at=None, created_at__lt=unused_since)
         tokens = tokens.filter(never | Q(last_used_at__lt=unused_since))
+        # Until its time has come, a token could not be used.
+        tokens = tokens.exclude(not_before__gt=unused_since)
     return tokens
 
 
