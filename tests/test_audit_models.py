@@ -15,7 +15,7 @@ from django.db.models import Model
 
 from tests.conftest import Issue
 from tokenauth.exceptions import AppendOnly
-from tokenauth.models import AuditEvent, AuditSeal, Event, Outcome, Severity, Token
+from tokenauth.models import AuditDrained, AuditEvent, AuditSeal, Event, Outcome, Severity, Token
 
 EVENTS = AuditEvent._meta.db_table
 
@@ -145,7 +145,7 @@ def test_audit_rows_can_be_added() -> None:
 
 def test_bulk_create_may_skip_what_is_there(event: AuditEvent) -> None:
     before = _stored()
-    objects.bulk_create([_event(event_id=event.event_id, reason="other")], ignore_conflicts=True)
+    objects.bulk_create([_event(pk=event.pk, reason="other")], ignore_conflicts=True)
     assert _stored() == before
 
 
@@ -298,12 +298,14 @@ def _ours() -> list[str]:
 def test_the_migration_can_be_taken_back(migrated_back: None) -> None:
     assert _ours() == []
     call_command("migrate", "tokenauth", verbosity=0)
-    assert set(_ours()) == {model._meta.db_table for model in (AuditEvent, AuditSeal, Token)}
+    assert set(_ours()) == {
+        model._meta.db_table for model in (AuditDrained, AuditEvent, AuditSeal, Token)
+    }
     _event().save()
     _seal().save()
     with connection.cursor() as cursor:
         constraints = connection.introspection.get_constraints(cursor, EVENTS)
-    expected = {"tokenauth_audit_event", "tokenauth_audit_token", "tokenauth_audit_client"}
+    expected = {"tokenauth_audit_token", "tokenauth_audit_client"}
     if connection.vendor == "postgresql":
         expected.add("tokenauth_audit_brin")
         assert constraints["tokenauth_audit_brin"]["columns"] == ["at", "xid"]
@@ -311,3 +313,64 @@ def test_the_migration_can_be_taken_back(migrated_back: None) -> None:
     assert expected <= set(constraints)
     call_command("migrate", "tokenauth", "zero", verbosity=0)
     assert _ours() == []
+
+
+# Indexes.
+
+
+def _indexes() -> dict[str, Any]:
+    with connection.cursor() as cursor:
+        found = connection.introspection.get_constraints(cursor, EVENTS)
+    return {name: one for name, one in found.items() if one["index"] or one["unique"]}
+
+
+@pytest.mark.django_db
+def test_nothing_but_the_key_is_unique() -> None:
+    constraints = _indexes().values()
+    unique = [one["columns"] for one in constraints if one["unique"] or one["primary_key"]]
+    assert unique in ([["id"]], [])  # SQLite's key is the table itself.
+
+
+@pytest.mark.django_db
+def test_an_accepted_row_maintains_at_most_four_b_trees() -> None:
+    assert {name for name in _indexes() if name.startswith("tokenauth_audit_")} == {
+        *("tokenauth_audit_token", "tokenauth_audit_client"),
+        *(["tokenauth_audit_brin"] if connection.vendor == "postgresql" else []),
+        *(
+            ["tokenauth_audit_request", "tokenauth_audit_event", "tokenauth_audit_failed_ip"]
+            if connection.features.supports_partial_indexes
+            else []
+        ),
+    }
+
+
+@pytest.mark.django_db
+def test_the_check_is_silent_about_indexes_that_a_database_does_not_have() -> None:
+    assert AuditEvent.check(databases=["default"]) == []
+
+
+FILTERS: dict[str, Any] = {
+    "tokenauth_audit_token": objects.filter(token_id="abcdefabcdef"),
+    "tokenauth_audit_client": objects.filter(client_id="jo"),
+    "tokenauth_audit_request": objects.filter(request_id="r-1").exclude(request_id=""),
+    "tokenauth_audit_event": objects.filter(event=Event.TOKEN_REVOKED).exclude(
+        event=Event.AUTH_ACCEPTED
+    ),
+    "tokenauth_audit_failed_ip": objects.filter(ip="192.0.2.7", outcome=Outcome.FAILURE),
+}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("name", FILTERS)
+def test_an_index_finds_rows_and_orders_them(name: str) -> None:
+    if name not in _indexes():
+        pytest.skip("this database has no partial indexes")
+    objects.bulk_create([_event(client_id=f"client-{number}") for number in range(50)])
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            # It reads a table of a few rows from end to end; not if an index can be used.
+            cursor.execute("SET LOCAL enable_seqscan = off")
+            cursor.execute("SET LOCAL enable_bitmapscan = off")
+    plan = FILTERS[name].order_by("-id")[:10].explain()
+    assert name in plan, plan
+    assert not {"sort", "temp"} & set(plan.lower().split()), plan

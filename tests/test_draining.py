@@ -10,16 +10,17 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import Error as DatabaseFailure
 from django.db import IntegrityError, connection
+from django.db.models import QuerySet
+from django.utils import timezone
 from pytest_django import Settings
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
@@ -40,9 +41,10 @@ from tokenauth.audit import draining
 from tokenauth.audit.database import DatabaseSink
 from tokenauth.audit.draining import Drain
 from tokenauth.audit.rows import Row, make_row
+from tokenauth.audit.sealing.retention import prune
 from tokenauth.audit.sinks import get_sink
-from tokenauth.client_info import ClientInfo
-from tokenauth.models import AppendOnlyQuerySet, AuditEvent, Event
+from tokenauth.client_info import Actor, ClientInfo
+from tokenauth.models import AppendOnlyQuerySet, AuditDrained, AuditEvent, Event
 
 ROOT = Path(__file__).resolve().parent.parent
 STREAM, REJECTED = "tokenauth:audit", "tokenauth:audit:rejected"
@@ -181,15 +183,16 @@ def test_what_was_committed_and_not_acknowledged_is_not_stored_again(
 def test_another_worker_was_faster(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the look and the INSERT: one by one then, and none twice."""
     written = [a_row() for _ in range(20)]
+    add(redis, written[7])
+    drain()
     add(redis, *written)
-    DatabaseSink().write(written[7])
-    look, looks = draining._find_stored, [0]
+    look, looks = draining._find_digests, [0]
 
     def see_nothing_once(*args: Any) -> dict[Any, Any]:
         looks[0] += 1
         return {} if looks[0] == 1 else look(*args)
 
-    monkeypatch.setattr(draining, "_find_stored", see_nothing_once)
+    monkeypatch.setattr(draining, "_find_digests", see_nothing_once)
     assert drain().counts.stored == 19
     assert sorted(ids()) == sorted(row.event_id for row in written)
     assert is_clean(redis)
@@ -201,6 +204,13 @@ def test_another_worker_was_faster(redis: Redis, monkeypatch: pytest.MonkeyPatch
 
 def forged(row: Row) -> Row:
     return row._replace(client_id="somebody-else")
+
+
+def create_singly(rows: AppendOnlyQuerySet[Any], found: list[Any], **options: Any) -> Any:
+    """Insert one row; refuse several, as if another worker had just stored one of them."""
+    if len(found) > 1:
+        raise IntegrityError("another worker was faster")
+    return QuerySet.bulk_create(rows, found, **options)
 
 
 @needs_redis
@@ -218,13 +228,13 @@ def test_a_later_entry_does_not_replace_the_first(
     if where == "in another read":
         monkeypatch.setattr(draining, "ENTRIES_PER_READ", 1)
     if where == "in the database":
-        DatabaseSink().write(row)
+        add(redis, row)
+        drain()
         add(redis, other, row, forged(row), row)
     else:
         add(redis, row, forged(row), other, row)
     if singly:
-        bulk_create = mock.Mock(side_effect=IntegrityError("another worker was faster"))
-        monkeypatch.setattr(AppendOnlyQuerySet, "bulk_create", bulk_create)
+        monkeypatch.setattr(AppendOnlyQuerySet, "bulk_create", create_singly)
     counts = drain().counts
     assert (counts.stored, counts.rejected) == (1 if where == "in the database" else 2, 1)
     assert set(ids()) == {row.event_id, other.event_id}
@@ -253,6 +263,18 @@ def test_any_column_makes_a_copy_a_different_one(change: dict[str, Any], redis: 
     assert drain().counts.rejected == 1
     assert peer(redis).xlen(REJECTED) == 2
     assert ids() == [row.event_id]
+
+
+@needs_redis
+@pytest.mark.django_db
+def test_pruning_forgets_old_events(redis: Redis) -> None:
+    add(redis, a_row(), a_row())
+    drain()
+    [old, new] = AuditDrained.objects.order_by("event_id")
+    before = timezone.now() - timedelta(days=1)
+    QuerySet(AuditDrained).filter(pk=old.pk).update(drained_at=before - timedelta(seconds=1))
+    prune(before=before, using="default", by=Actor.from_command())
+    assert list(AuditDrained.objects.all()) == [new]
 
 
 @needs_redis

@@ -12,7 +12,7 @@ from django.db import DatabaseError, connection
 from tests.postgresql import EVENTS, Roles, acting_as, quoted, sql
 from tokenauth.audit.sealing.roles import apply, harden
 from tokenauth.exceptions import SealError
-from tokenauth.models import AuditSeal
+from tokenauth.models import AuditDrained, AuditSeal
 
 pytestmark = pytest.mark.django_db(transaction=True)
 on_postgresql = pytest.mark.skipif(
@@ -20,6 +20,7 @@ on_postgresql = pytest.mark.skipif(
 )
 
 SEALS = AuditSeal._meta.db_table
+DRAINED = AuditDrained._meta.db_table
 
 Power = Callable[[Roles, str, str], object]
 
@@ -63,6 +64,7 @@ POWERS: dict[str, tuple[Power, str]] = {
     "file writer": (lambda _, app, __: grant("pg_write_server_files", app), "superuser"),
     "owner of the events": (_owns(f"TABLE {EVENTS}"), "owns"),
     "owner of the seals": (_owns(f"TABLE {SEALS}"), "owns"),
+    "owner of the marks": (_owns(f"TABLE {DRAINED}"), "owns"),
     "owner of the schema": (_owns("SCHEMA public"), "owns"),
     "owner of the database": (
         lambda roles, app, _: _owns(f"DATABASE {connection.settings_dict['NAME']}")(roles, app, ""),
@@ -83,6 +85,7 @@ GRANTS = {
     "a column": f"GRANT UPDATE (reason) ON {EVENTS} TO %s",
     "a column to everybody": f"GRANT UPDATE (reason) ON {EVENTS} TO PUBLIC",
     "seals": f"GRANT UPDATE ON {SEALS} TO %s",
+    "marks": f"GRANT INSERT ON {DRAINED} TO %s",
     "the sequence": f"GRANT UPDATE ON SEQUENCE {EVENTS}_id_seq TO %s",
 }
 
@@ -91,12 +94,12 @@ GRANTS = {
 def boss(roles: Roles) -> Iterator[str]:
     """Return a role that may pass on all rights to the audit."""
     name = roles("boss")
-    for what in (f"{EVENTS}, {SEALS}", f"SEQUENCE {EVENTS}_id_seq"):
+    for what in (f"{EVENTS}, {SEALS}, {DRAINED}", f"SEQUENCE {EVENTS}_id_seq"):
         sql(f"GRANT ALL ON {what} TO {quoted(name)} WITH GRANT OPTION")
     yield name
     with acting_as(name):
         everybody = ", ".join(["PUBLIC", *map(quoted, roles.made)])
-        sql(f"REVOKE ALL ON {EVENTS}, {SEALS} FROM {everybody}")
+        sql(f"REVOKE ALL ON {EVENTS}, {SEALS}, {DRAINED} FROM {everybody}")
 
 
 @on_postgresql

@@ -22,7 +22,7 @@ from tokenauth.audit.sealing.roles import apply, harden
 from tokenauth.audit.sealing.sealer import seal
 from tokenauth.audit.sealing.verification import Verification
 from tokenauth.client_info import Actor, ClientInfo
-from tokenauth.models import AuditEvent, AuditSeal, Event
+from tokenauth.models import AuditDrained, AuditEvent, AuditSeal, Event
 
 pytestmark = [pytest.mark.urls("tests.urls"), pytest.mark.django_db(transaction=True)]
 on_postgresql = pytest.mark.skipif(
@@ -30,6 +30,7 @@ on_postgresql = pytest.mark.skipif(
 )
 
 SEALS = AuditSeal._meta.db_table
+DRAINED = AuditDrained._meta.db_table
 LONG_AGO = datetime(2001, 2, 3, tzinfo=UTC)
 
 
@@ -107,11 +108,11 @@ def may_insert(role: str, column: str) -> bool:
 def test_what_everybody_may_is_taken_back(roles: Roles) -> None:
     app, upkeep = roles("app"), roles("upkeep")
     try:
-        sql(f"GRANT ALL ON {EVENTS}, {SEALS} TO PUBLIC")
+        sql(f"GRANT ALL ON {EVENTS}, {SEALS}, {DRAINED} TO PUBLIC")
         apply(harden(role=app, maintenance_role=upkeep, using="default"), "default")
         assert privileges(app) == {"SELECT", "INSERT"}
     finally:
-        sql(f"REVOKE ALL ON {EVENTS}, {SEALS} FROM PUBLIC")
+        sql(f"REVOKE ALL ON {EVENTS}, {SEALS}, {DRAINED} FROM PUBLIC")
 
 
 @on_postgresql
@@ -173,6 +174,10 @@ FORBIDDEN = [
     f"TRUNCATE {SEALS}",
     f"INSERT INTO {SEALS} SELECT * FROM {SEALS}",
     f"DROP TABLE {SEALS}",
+    f"SELECT * FROM {DRAINED}",
+    f"DELETE FROM {DRAINED}",
+    # A mark would let the drain take the genuine row for a forged copy.
+    f"INSERT INTO {DRAINED} VALUES (gen_random_uuid(), 'x', now())",
 ]
 
 
@@ -189,7 +194,8 @@ def refuses(statement: str) -> bool:
 
 
 def rights() -> list[Any]:
-    return sql("SELECT relacl::text FROM pg_class WHERE relname IN (%s, %s)", EVENTS, SEALS)
+    query = "SELECT relacl::text FROM pg_class WHERE relname IN (%s, %s, %s)"
+    return sql(query, EVENTS, SEALS, DRAINED)
 
 
 @on_postgresql
@@ -268,6 +274,7 @@ def test_upkeep_keeps_the_times_but_not_the_transactions(hardened: Hardened) -> 
         assert refuses(f"TRUNCATE {EVENTS}")
         assert refuses(f"DELETE FROM {SEALS}")
         assert refuses(f"UPDATE {SEALS} SET mac = ''")
+        assert refuses(f"UPDATE {DRAINED} SET digest = ''")
     found = list(AuditEvent.objects.values_list("at", "xid"))
     assert found == [(LONG_AGO, int(xid)) for (xid,) in sql(f"SELECT xmin::text FROM {EVENTS}")]
 
@@ -388,7 +395,7 @@ def test_an_owner_of_the_tables_only_is_told_who_must_do_it(roles: Roles) -> Non
     """Where the database is another role's, REVOKE only warns."""
     app, upkeep, owner = roles("app"), roles("upkeep"), roles("owner")
     usual = connection.settings_dict["USER"]
-    for table in (EVENTS, SEALS):
+    for table in (EVENTS, SEALS, DRAINED):
         sql(f"ALTER TABLE {table} OWNER TO {owner}")
     sql(f"GRANT CREATE ON SCHEMA public TO {owner}")
     try:
@@ -397,7 +404,7 @@ def test_an_owner_of_the_tables_only_is_told_who_must_do_it(roles: Roles) -> Non
             with pytest.raises(DatabaseError, match="Revoke that as the owner of the database"):
                 apply(statements, "default")
     finally:
-        for table in (EVENTS, SEALS):
+        for table in (EVENTS, SEALS, DRAINED):
             sql(f"ALTER TABLE {table} OWNER TO {quoted(usual)}")
 
 

@@ -225,7 +225,9 @@ def count_waiting(using: str) -> int:
     rows = AuditEvent.objects.using(using).exclude(event=Event.AUDIT_SEALED.value)
     if _vendor(using) == "postgresql":
         return rows.filter(xid__gte=_oldest_running(using)[0]).count()
-    return rows.filter(at__gt=timezone.now() - LAG).count() if may_be_late(using) else 0
+    if not may_be_late(using):
+        return 0
+    return rows.filter(id__gt=_last_id(using, timezone.now() - LAG)).count()
 
 
 def _oldest_running(using: str) -> tuple[int, int]:
@@ -251,4 +253,5 @@ def _last_id(using: str, before: datetime | None) -> int:
     found = AuditEvent.objects.using(using)
     if before is not None:
         found = found.filter(at__lte=before)
-    return found.aggregate(last=Max("id"))["last"] or 0
+    # Times have no index. The newest rows come first, so few of them are read.
+    return found.order_by("-id").values_list("id", flat=True).first() or 0

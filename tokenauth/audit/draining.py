@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from threading import Event as Flag
 from threading import Thread
 from typing import Any, NamedTuple
@@ -26,8 +27,7 @@ from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from tokenauth.audit.redis_stream import FIELD, try_place
 from tokenauth.audit.rows import Row, storable
-from tokenauth.audit.stored import UNREADABLE
-from tokenauth.models import AuditEvent
+from tokenauth.models import AuditDrained, AuditEvent
 
 logger = logging.getLogger("tokenauth")
 
@@ -256,55 +256,58 @@ def store(rows: list[Row]) -> tuple[int, set[int]]:
     if not connections[using].in_atomic_block:
         # As Django does between requests. Inside a test case's transaction it is not possible.
         connections[using].close_if_unusable_or_obsolete()
-    rows = [storable(row, using) for row in rows]
+    drained = [_Drained(row.event_id, digest_of(row), storable(row, using)) for row in rows]
     try:
-        with transaction.atomic(using=using):
-            first = _find_stored(rows, using)
-            fresh: dict[UUID, Row] = {}
-            for row in rows:
-                if row.event_id not in first:
-                    fresh.setdefault(row.event_id, row)
-            events = [row.as_event() for row in fresh.values()]
-            # Not ignore_conflicts: on MariaDB it ignores every fault of a row.
-            AuditEvent.objects.using(using).bulk_create(events, batch_size=STATEMENT_ROWS)
+        first, stored = _insert(drained, using)
     except REFUSALS:
         # Another worker stored the same rows, or the database refuses one of them.
-        return _store_singly(rows, using)
-    first.update(fresh)
-    differing = {place for place, row in enumerate(rows) if first[row.event_id] != row}
-    return len(fresh), differing
+        return _store_singly(drained, using)
+    return stored, {place for place, one in enumerate(drained) if first[one.event_id] != one.digest}
 
 
-def _store_singly(rows: list[Row], using: str) -> tuple[int, set[int]]:
+def digest_of(row: Row) -> str:
+    """Return the SHA-256 of ``row`` as JSON, in hex."""
+    return sha256(row.to_json().encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class _Drained(NamedTuple):
+    event_id: UUID
+    digest: str
+    row: Row
+
+
+def _insert(drained: list[_Drained], using: str) -> tuple[dict[UUID, str], int]:
+    """Insert what is new; return the digest of each event's first row, and how many were new."""
+    with transaction.atomic(using=using):
+        first = _find_digests(drained, using)
+        fresh: dict[UUID, _Drained] = {}
+        for one in drained:
+            if one.event_id not in first:
+                fresh.setdefault(one.event_id, one)
+        # Not ignore_conflicts: on MariaDB it ignores every fault of a row.
+        marks = [AuditDrained(event_id=one.event_id, digest=one.digest) for one in fresh.values()]
+        AuditDrained.objects.using(using).bulk_create(marks, batch_size=STATEMENT_ROWS)
+        events = [one.row.as_event() for one in fresh.values()]
+        AuditEvent.objects.using(using).bulk_create(events, batch_size=STATEMENT_ROWS)
+    return first | {event_id: one.digest for event_id, one in fresh.items()}, len(fresh)
+
+
+def _store_singly(drained: list[_Drained], using: str) -> tuple[int, set[int]]:
     stored, refused = 0, set()
-    for place, row in enumerate(rows):
+    for place, one in enumerate(drained):
         try:
-            with transaction.atomic(using=using):
-                first = _find_stored([row], using)
-                if not first:
-                    row.as_event().save(using=using)
-                    stored += 1
-                    continue
+            first, count = _insert([one], using)
         except REFUSALS:
-            first = _find_stored([row], using)
-        if first.get(row.event_id) != row:
+            first, count = _find_digests([one], using), 0
+        stored += count
+        if first.get(one.event_id) != one.digest:
             refused.add(place)
     return stored, refused
 
 
-def _find_stored(rows: list[Row], using: str) -> dict[UUID, Row | None]:
-    """Return the stored rows with the event ids of ``rows``; None for one that can't be read."""
-    stored = AuditEvent.objects.using(using).filter(event_id__in=[row.event_id for row in rows])
-    event_ids = list(stored.order_by().values_list("event_id", flat=True))
-    return {event_id: _read(event_id, using) for event_id in event_ids}
-
-
-def _read(event_id: UUID, using: str) -> Row | None:
-    try:
-        rows = AuditEvent.objects.using(using).values_list(*Row._fields)
-        return Row(*rows.get(event_id=event_id))
-    except UNREADABLE:
-        return None
+def _find_digests(drained: list[_Drained], using: str) -> dict[UUID, str]:
+    known = AuditDrained.objects.using(using).filter(event_id__in=[one.event_id for one in drained])
+    return dict(known.values_list("event_id", "digest"))
 
 
 def run(*, once: bool, say: Callable[[str], object]) -> None:

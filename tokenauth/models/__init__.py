@@ -3,6 +3,7 @@
 from tokenauth.models.audit import (
     USER_ID_LENGTH,
     AppendOnlyQuerySet,
+    AuditDrained,
     AuditEvent,
     AuditSeal,
     Event,
@@ -26,6 +27,7 @@ __all__ = [
     "LABEL_LENGTH",
     "USER_ID_LENGTH",
     "AppendOnlyQuerySet",
+    "AuditDrained",
     "AuditEvent",
     "AuditSeal",
     "Event",

@@ -228,16 +228,14 @@ class Token(models.Model):
     public_id = models.CharField(
         _("public id"),
         max_length=PUBLIC_ID_LENGTH,
-        unique=True,
         editable=False,
         help_text=_("The part of the token that may be shown and logged."),
     )
-    digest = models.CharField(max_length=64, unique=True, editable=False)
+    digest = models.CharField(max_length=64, editable=False)
     pepper_id = models.CharField(max_length=32, blank=True, editable=False)
     client_id = models.CharField(
         _("client"),
         max_length=NAME_LENGTH,
-        db_index=True,
         help_text=_("Who calls with it, for example claude-desktop."),
     )
     client_key = models.GeneratedField(
@@ -302,6 +300,11 @@ class Token(models.Model):
         permissions: ClassVar = [
             ("issue_token_for_others", _("Can issue tokens for others")),
             ("grant_any_scope", _("Can grant any scope")),
+        ]
+        # Not ``unique=True``, for which PostgreSQL gets a second index, for LIKE.
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["public_id"], name="tokenauth_token_public_id"),
+            models.UniqueConstraint(fields=["digest"], name="tokenauth_token_digest"),
         ]
         indexes: ClassVar = [models.Index(fields=["client_key"], name="tokenauth_token_client_key")]
 

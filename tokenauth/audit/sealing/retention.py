@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
+from typing import Any
 
 from django.db import connections, models, transaction
 from django.utils import timezone
@@ -16,7 +17,7 @@ from tokenauth.audit.sealing.seals import Progress, microseconds
 from tokenauth.client_info import Actor
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import SealError
-from tokenauth.models import AuditEvent, AuditSeal, Event, SealKind
+from tokenauth.models import AuditDrained, AuditEvent, AuditSeal, Event, SealKind
 
 ROWS_PER_DELETE = 500
 
@@ -31,8 +32,15 @@ def prune(
     next call continues. Raises SealError if a seal was changed, if another process is sealing, or
     if seals exist but ``AUDIT_SEAL_KEYS`` is empty.
     """
-    if get_settings().audit_seal_keys:
-        return _prune_sealed(before, using, by, progress)
+    prune_rows = _prune_sealed if get_settings().audit_seal_keys else _prune_unsealed
+    removed = prune_rows(before, using, by, progress)
+    marks = AuditDrained.objects.using(using).filter(drained_at__lt=before)
+    while ids := list(marks.values_list("pk", flat=True)[:ROWS_PER_DELETE]):
+        _delete(ids, using, AuditDrained)
+    return removed
+
+
+def _prune_unsealed(before: datetime, using: str, by: Actor, progress: Progress) -> int:
     if last_seal(using) is not None:
         raise SealError(
             "There are seals, but TOKENAUTH['AUDIT_SEAL_KEYS'] is empty. Without the key no seal "
@@ -115,7 +123,7 @@ def _prune_seal(seal: AuditSeal, limit: int, using: str, progress: Progress) -> 
     return removed
 
 
-def _delete(ids: list[int], using: str) -> int:
+def _delete(ids: list[Any], using: str, model: type[models.Model] = AuditEvent) -> int:
     # The model's own queryset refuses. Not with `delete()` either, which loads every row into
     # memory if the project has a receiver for deletions.
-    return models.QuerySet(AuditEvent, using=using).filter(id__in=ids)._raw_delete(using)
+    return models.QuerySet(model, using=using).filter(pk__in=ids)._raw_delete(using)

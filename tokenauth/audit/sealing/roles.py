@@ -7,10 +7,14 @@ from typing import Any
 from django.db import connections, transaction
 
 from tokenauth.exceptions import SealError
-from tokenauth.models import AuditEvent, AuditSeal
+from tokenauth.models import AuditDrained, AuditEvent, AuditSeal
 
 _NAMEDATALEN = 64
-_TABLES = {"events": AuditEvent._meta.db_table, "seals": AuditSeal._meta.db_table}
+_TABLES = {
+    "events": AuditEvent._meta.db_table,
+    "seals": AuditSeal._meta.db_table,
+    "drained": AuditDrained._meta.db_table,
+}
 
 _STAMP = """\
 CREATE OR REPLACE FUNCTION tokenauth_audit_stamp() RETURNS trigger
@@ -80,7 +84,9 @@ _POWERS = """
         count(*)
     FROM pg_roles self
     JOIN pg_roles other ON pg_has_role(self.oid, other.oid, 'MEMBER')
-    JOIN pg_class ON pg_class.oid IN (%(events)s::regclass, %(seals)s::regclass)
+    JOIN pg_class ON pg_class.oid IN (
+        %(events)s::regclass, %(seals)s::regclass, %(drained)s::regclass
+    )
     JOIN pg_namespace ON pg_namespace.oid = relnamespace
     JOIN pg_database ON datname = current_database()
     WHERE self.rolname::text = %(role)s
@@ -93,13 +99,15 @@ _FOREIGN = """
     FROM pg_roles JOIN (
         SELECT relowner, acl.* FROM pg_class, aclexplode(relacl) acl
         WHERE pg_class.oid IN (
-            %(events)s::regclass, %(seals)s::regclass,
+            %(events)s::regclass, %(seals)s::regclass, %(drained)s::regclass,
             pg_get_serial_sequence(%(events)s, 'id')::regclass
         )
         UNION ALL
         SELECT relowner, acl.* FROM pg_class
         JOIN pg_attribute ON attrelid = pg_class.oid, aclexplode(attacl) acl
-        WHERE pg_class.oid IN (%(events)s::regclass, %(seals)s::regclass)
+        WHERE pg_class.oid IN (
+            %(events)s::regclass, %(seals)s::regclass, %(drained)s::regclass
+        )
     ) AS granted ON grantor = oid AND grantor <> relowner
     WHERE privilege_type <> 'SELECT'
         AND grantee IN (0, (SELECT self.oid FROM pg_roles self WHERE self.rolname::text = %(role)s))
@@ -116,7 +124,7 @@ def harden(*, role: str, maintenance_role: str, using: str) -> list[str]:
     undo them or can't be created.
     """
     known = _refuse_unfit(role, maintenance_role, using)
-    events, seals = _TABLES["events"], _TABLES["seals"]
+    events, seals, drained = _TABLES.values()
     app, upkeep = _name(role), _name(maintenance_role)
     # No role may choose a row's id or the next one: after a very high id no more rows fit. An
     # INSERT needs no right to the sequence.
@@ -130,12 +138,13 @@ def harden(*, role: str, maintenance_role: str, using: str) -> list[str]:
         f"REVOKE CREATE, TEMPORARY ON DATABASE {database} FROM PUBLIC, {app}, {upkeep};",
         f"REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC, {app}, {upkeep};",
         f"GRANT USAGE ON SCHEMA {schema} TO {app}, {upkeep};",
-        f"REVOKE ALL ON {events}, {seals} FROM PUBLIC, {app}, {upkeep};",
+        f"REVOKE ALL ON {events}, {seals}, {drained} FROM PUBLIC, {app}, {upkeep};",
         f"REVOKE ALL ON SEQUENCE {sequence} FROM PUBLIC, {app}, {upkeep};",
         f"GRANT SELECT, INSERT ({columns}) ON {events} TO {app};",
         f"GRANT SELECT ON {seals} TO {app};",
         f"GRANT SELECT, INSERT ({columns}), DELETE ON {events} TO {upkeep};",
         f"GRANT SELECT, INSERT, UPDATE (entries) ON {seals} TO {upkeep};",
+        f"GRANT SELECT, INSERT, DELETE ON {drained} TO {upkeep};",
         _STAMP,
         # The owner of the function can drop it, and the trigger with it.
         f"ALTER FUNCTION tokenauth_audit_stamp() OWNER TO {owner};",
@@ -143,7 +152,7 @@ def harden(*, role: str, maintenance_role: str, using: str) -> list[str]:
 CREATE OR REPLACE TRIGGER tokenauth_audit_stamp BEFORE INSERT ON {events}
 FOR EACH ROW EXECUTE FUNCTION {trigger};""",
         _REFUSE_HIDING.replace(":roles", f"{_literal(role)}, {_literal(maintenance_role)}").replace(
-            ":tables", f"'{events}', '{seals}'"
+            ":tables", ", ".join(f"'{table}'" for table in _TABLES.values())
         ),
     ]
 

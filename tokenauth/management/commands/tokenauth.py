@@ -213,7 +213,7 @@ class Command(BaseCommand):
     def _list(self, *, client: str | None, status: str | None, **options: Any) -> None:
         tokens = _tokens()
         if client is not None:
-            tokens = tokens.filter(client_id=client)
+            tokens = tokens.of_client(client).filter(client_id=client)
         if status is not None:
             tokens = tokens.with_status(TokenStatus(status), timezone.now())
         if options["json"]:
