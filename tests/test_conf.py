@@ -75,6 +75,7 @@ def test_default(attribute: str, default: object) -> None:
         ),
         ("AUDIT_REQUIRED", False, False),
         ("AUDIT_SUCCESSES", False, False),
+        ("AUDIT_SYNCHRONOUS_COMMIT", False, False),
         ("AUDIT_SINK", "a.B", "a.B"),
         ("AUDIT_SEAL_KEYS", {}, {}),
         ("AUDIT_SEAL_KEYS", {"a.b_c-9" * 4: "k" * 32}, {"a.b_c-9" * 4: "k" * 32}),
@@ -149,6 +150,7 @@ WRONG: dict[str, list[object]] = {
     "TRUSTED_PROXIES": [-1, True, False, None, "10.0.0.0/8", 1.5, [1], ["10.0.0.1/8"], ["proxy"]],
     "AUDIT_REQUIRED": [None, 0, 1, "False"],
     "AUDIT_SUCCESSES": [None, 0, 1, "False"],
+    "AUDIT_SYNCHRONOUS_COMMIT": [None, 0, 1, "off"],
     "AUDIT_SINK": [None, 1, b"a.B", ["a.B"]],
     "AUDIT_SEAL_KEYS": [
         None,

@@ -99,17 +99,19 @@ def admit(credential: Credential, client_info: ClientInfo) -> Principal:
     ip = client_address(client_info.ip or "", "", 0)
     state = RequestState(client_info=replace(client_info, ip=ip))
     try:
-        return cast("Principal", _admit(credential, state, shared=False))
+        return cast("Principal", _admit(credential, state, shared=False, wait_for_disk=True))
     except Refused as refused:
         raise _account(refused, state) from None
 
 
-def authenticate_request(request: HttpRequest, *, shared: bool = False) -> Verdict:
+def authenticate_request(
+    request: HttpRequest, *, shared: bool = False, wait_for_disk: bool = False
+) -> Verdict:
     """Return the verdict on the credential of ``request``, its audit row durably written.
 
     The first call decides; later calls return the same verdict. ``shared`` says that the view has
-    other classes that read credentials: one that no verifier knows is left to them. Never raises
-    a refusal; raises OpenTransaction like :func:`admit`.
+    other classes that read credentials: one that no verifier knows is left to them.
+    ``wait_for_disk`` overrules ``AUDIT_SYNCHRONOUS_COMMIT=False``. Never raises a refusal; raises OpenTransaction like :func:`admit`.
     """
     state = state_of(request)
     # A cache around the guard would store one caller's answer and serve it to every other.
@@ -118,7 +120,7 @@ def authenticate_request(request: HttpRequest, *, shared: bool = False) -> Verdi
     if state.verdict is None:
         # Set only on success: after OpenTransaction, a retry must raise again instead of
         # reporting an anonymous request.
-        state.verdict = _decide(django_request, state, shared=shared)
+        state.verdict = _decide(django_request, state, shared=shared, wait_for_disk=wait_for_disk)
     return state.verdict
 
 
@@ -211,12 +213,14 @@ def throttle(
     )
 
 
-def _decide(request: HttpRequest, state: RequestState, *, shared: bool) -> Verdict:
+def _decide(
+    request: HttpRequest, state: RequestState, *, shared: bool, wait_for_disk: bool
+) -> Verdict:
     try:
         credential = read_credential(request)
         if credential is None:
             return Verdict()
-        principal = _admit(credential, state, shared=shared)
+        principal = _admit(credential, state, shared=shared, wait_for_disk=wait_for_disk)
     except Refused as refused:
         return Verdict(error=_account(refused, state))
     except Unavailable as outage:
@@ -255,7 +259,9 @@ def _count_failure(refused: Refused, state: RequestState) -> Refused:
     return throttle(reason, usage, refused.identity, refused_for=refused.reason.value)
 
 
-def _admit(credential: Credential, state: RequestState, *, shared: bool) -> Principal | None:
+def _admit(
+    credential: Credential, state: RequestState, *, shared: bool, wait_for_disk: bool
+) -> Principal | None:
     """Return the principal of ``credential``, counted and audited; None only if ``shared``.
 
     Refusals are not audited yet.
@@ -272,6 +278,7 @@ def _admit(credential: Credential, state: RequestState, *, shared: bool) -> Prin
             client_info=state.client_info,
             subject=principal.identity,
             details=_details(credential, principal),
+            wait_for_disk=wait_for_disk or get_settings().audit_synchronous_commit,
         )
     return principal
 

@@ -78,7 +78,7 @@ class DjangoTokenVerifier:
         else:
             request = HttpRequest()
             request.META["HTTP_AUTHORIZATION"] = f"Bearer {token}"
-            verdict = await _in_thread(lambda: authenticate_request(request))
+            verdict = await _in_thread(lambda: authenticate_request(request, wait_for_disk=True))
             if isinstance(verdict.error, Unavailable):
                 raise verdict.error
             principal = verdict.principal
@@ -116,7 +116,8 @@ class MCPAdmission:
             await self.app(scope, receive, send)
             return
         call = _Call(scope, send)
-        verdict = await _in_thread(lambda: authenticate_request(call.request))
+        # The application may act in other databases, where the row would not come first.
+        verdict = await _in_thread(lambda: authenticate_request(call.request, wait_for_disk=True))
         if isinstance(verdict.error, (Throttled, Unavailable)):
             await call.refuse(verdict.error)
             return

@@ -13,7 +13,7 @@ from typing import Any
 
 from django.db import router
 
-from tokenauth.audit.database import save_row, save_rows
+from tokenauth.audit.database import DatabaseSink, save_row, save_rows
 from tokenauth.audit.logs import log_row, log_unwritten
 from tokenauth.audit.rows import Row, make_row
 from tokenauth.audit.sinks import get_sink
@@ -73,10 +73,14 @@ def record_now(
     count: int = 1,
     details: dict[str, Any] | None = None,
     alarm: Event | None = None,
+    wait_for_disk: bool = True,
 ) -> None:
     """Write a decision about a request through the sink; durable when this returns.
 
     ``alarm`` is an event that comes in addition, in a row of its own with the same subject.
+    Without ``wait_for_disk``, PostgreSQL's own sink commits the row without waiting for the disk:
+    a crash of PostgreSQL can lose it, but nothing that is committed to that database later survives
+    such a crash without it.
     Raises OpenTransaction inside an open transaction (a test case's own excepted): a rollback
     would take the row along. Raises Unavailable when the row can't be written and
     ``AUDIT_REQUIRED`` says that then nobody gets in; without it, logs the row instead.
@@ -86,14 +90,19 @@ def record_now(
     ]
     if alarm is not None:
         rows.append(make_row(alarm, client_info, subject=subject))
-    if _write(rows) and _unwritten.count:
+    if _write(rows, wait_for_disk=wait_for_disk) and _unwritten.count:
         _report_unwritten(client_info)
 
 
-def _write(rows: list[Row]) -> bool:
+def _write(rows: list[Row], *, wait_for_disk: bool) -> bool:
     """Tell whether ``rows`` were written; raises Unavailable if they had to be."""
+    sink = get_sink()
     try:
-        get_sink().write(*rows)
+        # A sink of the project's own always waits, even if it is derived from ours.
+        if type(sink) is DatabaseSink and not wait_for_disk:
+            sink.write_unflushed(*rows)
+        else:
+            sink.write(*rows)
     except Unavailable:
         _unwritten.add(len(rows))
         for row in rows:

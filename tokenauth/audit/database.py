@@ -46,11 +46,18 @@ class DatabaseSink:
 
     def write(self, *rows: Row) -> None:
         """Insert ``rows``; raises Unavailable if that fails, OpenTransaction inside a transaction."""
+        self._insert(rows, wait_for_disk=True)
+
+    def write_unflushed(self, *rows: Row) -> None:
+        """Insert ``rows`` as ``write`` does; on PostgreSQL without waiting for the disk."""
+        self._insert(rows, wait_for_disk=False)
+
+    def _insert(self, rows: Sequence[Row], *, wait_for_disk: bool) -> None:
         connection = connections[router.db_for_write(AuditEvent)]
         try:
             _refuse_open_transaction(connection)
             fitted = [storable(row, connection.alias) for row in rows]
-            insert_events(connection, columns_of(fitted))
+            insert_events(connection, columns_of(fitted), wait_for_disk=wait_for_disk)
         except DatabaseFailure as error:
             raise Unavailable from error
 

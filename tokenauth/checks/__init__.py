@@ -3,6 +3,7 @@
 from tokenauth.checks import (  # noqa: F401
     caching,
     deployment,
+    durability,
     jwt,
     keyfiles,
     middleware,

@@ -102,6 +102,8 @@ class Settings:
     token_rate: str = ""
     audit_required: bool = True
     audit_successes: bool = True
+    audit_synchronous_commit: bool = True
+    """Whether the row of an accepted credential waits for the disk. Only PostgreSQL can do without."""
     audit_sink: str = "tokenauth.audit.database.DatabaseSink"
     audit_seal_keys: Mapping[str, str] = field(repr=False)
     """Key id → secret for seals. The first seals, all verify; empty: nothing is sealed."""
@@ -273,6 +275,7 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
     "TOKEN_RATE": _rate,
     "AUDIT_REQUIRED": _flag,
     "AUDIT_SUCCESSES": _flag,
+    "AUDIT_SYNCHRONOUS_COMMIT": _flag,
     "AUDIT_SINK": _text,
     "AUDIT_SEAL_KEYS": partial(read_keys, shortest=SHORTEST_SEAL_KEY),
     "JWT": parse_jwt,

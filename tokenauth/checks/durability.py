@@ -1,0 +1,66 @@
+"""Checks of whether audit rows are on disk when the audit promises it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from django.apps import apps
+from django.core.checks import CheckMessage
+from django.db import Error as DatabaseFailure
+from django.db import connections, router
+
+from tokenauth.checks.messages import check, error, warning
+from tokenauth.conf import get_settings
+from tokenauth.models import AuditEvent
+
+_ASK = {
+    "postgresql": (
+        "SELECT name, setting FROM pg_settings "
+        "WHERE name IN ('fsync', 'synchronous_commit') AND setting = 'off'"
+    ),
+    "mysql": (
+        "SELECT 'innodb_flush_log_at_trx_commit', @@innodb_flush_log_at_trx_commit "
+        "WHERE @@innodb_flush_log_at_trx_commit <> 1"
+    ),
+}
+"""Queries for the settings with which a commit doesn't wait for the disk, by vendor."""
+
+
+@check(deploy=True)
+def check_durability(**_kwargs: Any) -> Iterator[CheckMessage]:
+    """Ask the audit's database whether commits wait for the disk (E030)."""
+    using = router.db_for_write(AuditEvent)
+    if not (get_settings().audit_synchronous_commit and connections[using].vendor in _ASK):
+        return
+    try:
+        with connections[using].cursor() as cursor:
+            cursor.execute(_ASK[connections[using].vendor])
+            found = cursor.fetchall()
+    except DatabaseFailure:
+        return  # Every command reports a database that can't be asked.
+    for name, value in found:
+        text = f"The database {using!r} has {name}={value}. A crash can lose audit rows."
+        hint = (
+            f"Correct {name} for the server, the database and the role. On PostgreSQL you can set "
+            "TOKENAUTH['AUDIT_SYNCHRONOUS_COMMIT'] to False instead, if fsync is on."
+        )
+        yield error("E030", text, hint)
+
+
+@check()
+def check_order(**_kwargs: Any) -> Iterator[CheckMessage]:
+    """Check that rows that don't wait for the disk precede what views commit (W035)."""
+    using = router.db_for_write(AuditEvent)
+    if get_settings().audit_synchronous_commit or connections[using].vendor != "postgresql":
+        return
+    models = [model for model in apps.get_models() if model._meta.managed]
+    others = {router.db_for_write(model) for model in models} - {using}
+    if others:
+        names = ", ".join(map(repr, sorted(others)))
+        text = (
+            f"AUDIT_SYNCHRONOUS_COMMIT is False, and views can write to {names}. If the server of "
+            f"{using!r} crashes, what they committed there can survive without its audit row."
+        )
+        hint = "Set it to True, or keep the audit in the database that views write to."
+        yield warning("W035", text, hint)
