@@ -1,7 +1,7 @@
-"""The site that killed_workers.py serves and kills: one guarded view, with an effect.
+"""The site that killed_workers.py serves and kills: a guarded view with an effect, and one without.
 
 DATABASE_URL says where the database is; AUDIT_REDIS_URL, where it is given, that the audit's rows
-go to that Redis. Run as a program it is that site's manage.py.
+go to that Redis; AUDIT_SYNCHRONOUS_COMMIT=off, that they don't wait for the disk. Run as a program it is that site's manage.py.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ if redis_url := os.environ.get("AUDIT_REDIS_URL"):
     backend = "django.core.cache.backends.redis.RedisCache"
     values["CACHES"]["audit"] = {"BACKEND": backend, "LOCATION": redis_url}
     values["TOKENAUTH"]["AUDIT_SINK"] = "tokenauth.audit.redis_stream.RedisStreamSink"
+values["TOKENAUTH"]["AUDIT_SYNCHRONOUS_COMMIT"] = (
+    os.environ.get("AUDIT_SYNCHRONOUS_COMMIT") != "off"
+)
 # A line for each refused request would be all there is to see.
 values["LOGGING"] = {"version": 1, "disable_existing_loggers": True}
 settings.configure(**values)
@@ -44,7 +47,13 @@ def effect(request: HttpRequest) -> HttpResponse:
     return HttpResponse(status=204)
 
 
-urlpatterns = [path("effect/", effect)]
+@token_required
+def read(request: HttpRequest) -> HttpResponse:
+    """Commit nothing."""
+    return HttpResponse(status=204)
+
+
+urlpatterns = [path("effect/", effect), path("read/", read)]
 application = WSGIHandler()
 
 if __name__ == "__main__":
