@@ -7,8 +7,7 @@ from datetime import timedelta
 
 from django.core.management.base import CommandParser
 
-from tokenauth.conf import parse_duration
-from tokenauth.management.options import parse_moment
+from tokenauth.management.options import parse_moment, read_duration
 from tokenauth.rates import parse_rate
 from tokenauth.tokens import is_public_id
 
@@ -35,7 +34,7 @@ def make_grant_parser() -> CommandParser:
     parser.add_argument("--user", metavar="USERNAME", help="the user in whose name it acts")
     parser.add_argument("--scope", action="append", default=[], metavar="S", help="repeatable")
     parser.add_argument(
-        "--ttl", type=_duration, metavar="30d", help="its life: 90s, 15m, 12h, 30d, 2w"
+        "--ttl", type=_lifetime, metavar="30d", help="its life: 90s, 15m, 12h, 30d, 2w"
     )
     return parser
 
@@ -86,13 +85,8 @@ def read_rate(text: str) -> str:
         raise argparse.ArgumentTypeError("this is not a rate; write for example 600/m") from None
 
 
-def _duration(text: str) -> timedelta:
-    try:
-        duration = parse_duration(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            "this is not a duration of a hundred years at most; write for example 12h, 30d or 2w"
-        ) from None
-    if not duration:
+def _lifetime(text: str) -> timedelta:
+    lifetime = read_duration(text)
+    if not lifetime:
         raise argparse.ArgumentTypeError("a token has to live for a while")
-    return duration
+    return lifetime

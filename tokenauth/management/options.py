@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from copy import copy
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import django
 from django.core.management.base import CommandError, CommandParser
 from django.db import Error as DatabaseFailure
 from django.utils import timezone
@@ -32,26 +32,9 @@ def explaining_database_errors(using: str) -> Iterator[None]:
         yield
     except DatabaseFailure as error:
         raise CommandError(
-            f"The database says: {str(error).strip()}\nIs it there, is it migrated (manage.py "
-            f"migrate --database {using}), and may this role do that?"
+            f"The database says: {str(error).strip()}\nCheck that it exists, that it is migrated "
+            f"(manage.py migrate --database {using}), and that this role may do that."
         ) from None
-
-
-def add_base_options(verbs: Iterable[argparse.ArgumentParser]) -> None:
-    """Let Django's own options stand behind a verb as well as before it.
-
-    They have no defaults here, so those before the verb hold, and no help, which ``--help`` before
-    the verb shows.
-    """
-    for verb in verbs:
-        group = verb.add_argument_group(argument_default=argparse.SUPPRESS)
-        for name in ("--settings", "--pythonpath"):
-            group.add_argument(name, help=argparse.SUPPRESS)
-        for name in ("--traceback", "--no-color", "--force-color", "--skip-checks"):
-            group.add_argument(name, action="store_true", help=argparse.SUPPRESS)
-        version = django.get_version()
-        group.add_argument("--version", action="version", version=version, help=argparse.SUPPRESS)
-        group.add_argument("-v", "--verbosity", type=int, choices=range(4), help=argparse.SUPPRESS)
 
 
 class QuietParser(CommandParser):
@@ -66,6 +49,37 @@ class QuietParser(CommandParser):
             super().error(_REPEATED.sub(r"\g<problem>\g<choices>", message, count=1))
         except CommandError as error:
             raise error from None  # What argparse raised has the arguments.
+
+
+def add_verbs(parser: CommandParser) -> Any:
+    """Return the object that adds verbs to ``parser``. None of their errors repeat an argument."""
+    parser.__class__ = QuietParser  # Django has made it; the verbs' are of the same class.
+    return parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+
+def add_base_options(parser: CommandParser, verbs: Any) -> None:
+    """Let Django's own options, which ``parser`` has, stand behind a verb as well.
+
+    They have no defaults there, so those before the verb hold, and no help, which ``--help`` before
+    the verb shows.
+    """
+    for option in parser._actions:
+        if option.option_strings and option.dest != "help":
+            hidden = copy(option)
+            hidden.default = hidden.help = argparse.SUPPRESS
+            for verb in verbs.choices.values():
+                verb._add_action(hidden)
+
+
+def read_duration(text: str) -> timedelta:
+    """Read a duration; raises ArgumentTypeError."""
+    try:
+        return parse_duration(text)
+    except ValueError:
+        # What was typed isn't repeated: it may be a token.
+        raise argparse.ArgumentTypeError(
+            "this is not a duration of a hundred years at most; write for example 12h, 30d or 2w"
+        ) from None
 
 
 def parse_moment(text: str) -> datetime:
@@ -83,7 +97,6 @@ def parse_moment(text: str) -> datetime:
             return aware
         return timezone.make_naive(aware, timezone.get_default_timezone())
     except (ValueError, OverflowError):
-        # What was typed isn't repeated: it may be a token.
         raise argparse.ArgumentTypeError(
             "this is not a time; write 2026-01-31, 2026-01-31T12:00:00+01:00, or 30d for 30 "
             "days ago"

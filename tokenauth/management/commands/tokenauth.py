@@ -28,7 +28,7 @@ from tokenauth.management.arguments import (
     read_rate,
 )
 from tokenauth.management.keyfiles import Grant, prepare_key_file
-from tokenauth.management.options import QuietParser, add_base_options, explaining_database_errors
+from tokenauth.management.options import add_base_options, add_verbs, explaining_database_errors
 from tokenauth.management.sources import (
     Found,
     find_in_file,
@@ -66,8 +66,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the verbs and their options."""
-        parser.__class__ = QuietParser  # Django has made it; the verbs' are of the same class.
-        verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+        verbs = add_verbs(parser)
         add = verbs.add_parser
         common = CommandParser(add_help=False)
         common.add_argument("--json", action="store_true", help="print JSON")
@@ -98,7 +97,7 @@ class Command(BaseCommand):
         add("revoke", parents=[common, many, why], help="stop tokens for good")
         add("enable", parents=[common, one, why], help="accept a token again")
         add("disable", parents=[common, many, why], help="stop tokens for now")
-        add_base_options(verbs.choices.values())
+        add_base_options(parser, verbs)
 
     def handle(self, *_args: Any, verb: str, **options: Any) -> None:
         """Do what the verb says; raises CommandError with a message for people."""

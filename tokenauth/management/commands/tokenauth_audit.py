@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from importlib import import_module
 from itertools import chain
 from types import ModuleType
@@ -16,7 +17,6 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, connections, router
-from django.db import Error as DatabaseFailure
 from django.db.models import Sum
 from django.utils import timezone
 
@@ -30,9 +30,14 @@ from tokenauth.audit.sealing.verification import MAX_UNSEALED, Verification
 from tokenauth.audit.sinks import is_redis_configured
 from tokenauth.audit.stored import UNREADABLE
 from tokenauth.client_info import Actor
-from tokenauth.conf import parse_duration
 from tokenauth.exceptions import SealError
-from tokenauth.management.options import add_base_options, parse_moment
+from tokenauth.management.options import (
+    add_base_options,
+    add_verbs,
+    explaining_database_errors,
+    parse_moment,
+    read_duration,
+)
 from tokenauth.management.progress import printing, show_progress
 from tokenauth.management.wording import count_of
 from tokenauth.models import AuditEvent, AuditSeal, SealKind, Token
@@ -53,71 +58,54 @@ class Command(BaseCommand):
     help = "Seal, verify, prune, export, protect and drain the audit."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-        sealing = _add_verb(verbs, "seal", "seal committed rows")
+        verbs = add_verbs(parser)
+        where = CommandParser(add_help=False)
+        where.add_argument(
+            "--database",
+            metavar="ALIAS",
+            help="the audit's database; by default the router's choice",
+        )
+        add = partial(verbs.add_parser, parents=[where])
+        sealing = add("seal", help="seal committed rows")
         sealing.add_argument(
             "--print-head", action="store_true", help="print the last seal, to be kept elsewhere"
         )
-        verifying = _add_verb(verbs, "verify", "compare the audit with its seals")
+        verifying = add("verify", help="compare the audit with its seals")
+        heads = "a head that was kept elsewhere; - reads one a line from standard input; repeatable"
+        verifying.add_argument("--head", action="append", default=[], type=_head, help=heads)
+        age = "how old a row may become before it is sealed; by default 24h"
         verifying.add_argument(
-            "--head",
-            action="append",
-            default=[],
-            type=_head,
-            metavar="HEAD",
-            help="a head that was kept elsewhere; - reads one a line from standard input; repeatable",
+            "--max-unsealed", type=read_duration, default=MAX_UNSEALED, metavar="AGE", help=age
         )
-        verifying.add_argument(
-            "--max-unsealed",
-            type=_duration,
-            default=MAX_UNSEALED,
-            metavar="AGE",
-            help="how old a row may become before it is sealed; by default 24h",
-        )
-        pruning = _add_verb(verbs, "prune", "delete old rows for good")
+        pruning = add("prune", help="delete old rows for good")
+        when = "2026-01-31, or 365d ago"
         pruning.add_argument(
-            "--before",
-            type=parse_moment,
-            required=True,
-            metavar="WHEN",
-            help="2026-01-31, or 365d ago",
+            "--before", type=parse_moment, required=True, metavar="WHEN", help=when
         )
-        exporting = _add_verb(verbs, "export", "print rows")
+        exporting = add("export", help="print rows")
         exporting.add_argument("--format", choices=["jsonl", "csv"], default="jsonl")
-        exporting.add_argument(
-            "--since", type=parse_moment, metavar="WHEN", help="2026-01-31, or 24h ago"
-        )
+        exporting.add_argument("--since", type=parse_moment, metavar="WHEN", help=when)
         draining = verbs.add_parser("drain", help="move rows from the Redis stream to the database")
         draining.add_argument("--once", action="store_true", help="stop when the stream is empty")
-        _add_harden(_add_verb(verbs, "harden", "protect the audit on PostgreSQL"))
-        add_base_options(verbs.choices.values())
+        _add_harden_options(add("harden", help="protect the audit on PostgreSQL"))
+        add_base_options(parser, verbs)
 
     def handle(self, *_args: Any, verb: str, database: str | None = None, **options: Any) -> None:
-        handlers: dict[str, Callable[..., None]] = {
-            "seal": self._seal,
-            "verify": self._verify,
-            "prune": self._prune,
-            "export": self._export,
-            "harden": self._harden,
-            "drain": self._drain,
-        }
+        handle: Callable[..., None] = getattr(self, f"_{verb}")
         using = self._choose_database(verb, database)
         if sys.stdout is None and (verb in PRINTING or options.get("print_head")):
             raise CommandError("Standard output is closed.")
         try:
-            handlers[verb](using=using, **options)
+            with explaining_database_errors(using):
+                handle(using=using, **options)
         except (SealError, ImproperlyConfigured) as error:
             raise CommandError(str(error)) from None
-        except (KeyboardInterrupt, DatabaseFailure) as error:
-            if _is_interrupted(error):
-                # Ctrl-C in the middle of a statement can leave the driver confused.
-                raise CommandError(
-                    "Interrupted. What is done stays. Run it again.", returncode=INTERRUPTED
-                ) from None
+        except (KeyboardInterrupt, CommandError) as error:
+            # Ctrl-C in the middle of a statement can leave the driver confused.
+            if not _is_interrupted(error):
+                raise
             raise CommandError(
-                f"The database says: {str(error).strip()}\nCheck that it exists, that it is migrated "
-                f"(manage.py migrate --database {using}), and that this role may do that. "
-                f"({verb} on {using!r})"
+                "Interrupted. What is done stays. Run it again.", returncode=INTERRUPTED
             ) from None
         except BrokenPipeError:
             # The reader stopped early, as `head` does. Without this Python fails again at exit.
@@ -220,15 +208,7 @@ class Command(BaseCommand):
             self.stdout.write("\n".join(["BEGIN;", *statements, "COMMIT;"]))
 
 
-def _add_verb(verbs: Any, name: str, text: str) -> CommandParser:
-    parser: CommandParser = verbs.add_parser(name, help=text)
-    parser.add_argument(
-        "--database", metavar="ALIAS", help="the audit's database; by default the router's choice"
-    )
-    return parser
-
-
-def _add_harden(parser: CommandParser) -> None:
+def _add_harden_options(parser: CommandParser) -> None:
     parser.add_argument(
         "--role", required=True, metavar="NAME", help="the role that the web workers connect as"
     )
@@ -301,10 +281,3 @@ def _summarise(verification: Verification) -> str:
         "Not sealed yet": verification.pending,
     }
     return " ".join([text, *(f"{name}: {count_of(n, 'row')}." for name, n in numbers.items() if n)])
-
-
-def _duration(text: str) -> timedelta:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
