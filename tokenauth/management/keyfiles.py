@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import stat
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -67,12 +68,10 @@ def prepare_key_file(path: str, grant: Grant) -> KeyFile:
     if not str(place).isprintable():
         raise CommandError("--path: Use printable characters.")
     try:
-        plaintext = _read(place)
-        if plaintext is None:
-            try:
+        if not os.path.lexists(place):
+            with suppress(FileExistsError):  # Another run was faster.
                 return _make(place, grant)
-            except FileExistsError:  # Another run was faster.
-                plaintext = _read(place)
+        plaintext = _read(place)
         if plaintext is None:
             raise CommandError(f"{place} comes and goes; run again when it stays.")
         _remove_draft(place)
@@ -115,20 +114,16 @@ def _find_problem(status: os.stat_result) -> str:
 def _make(path: Path, grant: Grant) -> KeyFile:
     """Make the file and its row, both or neither; raises FileExistsError where there is a file."""
     label = _label(path)
-    is_there = False
-    try:
+    with ExitStack() as on_failure:
         with atomic():
             issued = services.issue(name=label, **grant)
             revoked = _revoke_others(label, issued.token, grant["by"])
             _make_folders(path.parent)
             _write(path, issued.plaintext)
-            is_there = True
+            # If we are killed before that, the next run finds the file and imports its key.
+            on_failure.callback(path.unlink, missing_ok=True)
             _sync(path.parent)
-    except BaseException:
-        # Should we be killed before we get here, the next run finds the file and imports its key.
-        if is_there:
-            path.unlink(missing_ok=True)
-        raise
+        on_failure.pop_all()
     return KeyFile(path=path, token=issued.token, news="a new key was made", revoked=revoked)
 
 

@@ -46,7 +46,6 @@ from tokenauth.tokens import redact
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
 
-_DONE = {"revoke": "revoked", "disable": "disabled"}
 _OPTIONS = {
     "client_id": "--client",
     "scopes": "--scope",
@@ -172,20 +171,19 @@ class Command(BaseCommand):
             return
         if any(options.get(name) is not None for name in ("client", "user", "unused_since")):
             raise CommandError("Give an id or a selection, not both.", returncode=2)
-        run = {"revoke": services.revoke, "enable": services.enable, "disable": services.disable}
         token = _find(id)
         if options.get("dry_run"):
             is_due = token.revoked_at is None and (verb == "revoke" or token.enabled)
-            outcome = f" would be {_DONE[verb]}" if is_due else f": {token.status}"
+            outcome = f" would be {verb}d" if is_due else f": {token.status}"
             self.stderr.write(f"{token}{outcome}.")
             return
-        token = run[verb](token, reason=reason, by=Actor.from_command())
+        token = getattr(services, verb)(token, reason=reason, by=Actor.from_command())
         if options["json"]:
             self._print_json(_describe(token))
         self.stderr.write(f"{token}: {token.status}.")
 
     def _operate_on_many(self, *, verb: str, reason: str, dry_run: bool, **options: Any) -> None:
-        tokens, done = _select(**options), _DONE[verb]
+        tokens = _select(**options)
         if dry_run:
             tokens = tokens.filter(revoked_at=None)
             tokens = tokens if verb == "revoke" else tokens.filter(enabled=True)
@@ -193,12 +191,12 @@ class Command(BaseCommand):
             if not options["json"]:
                 self._print_table(tokens.iterator(chunk_size=1_000))
         else:
-            run = {"revoke": services.revoke_many, "disable": services.disable_many}[verb]
-            count = run(tokens, reason=reason, by=Actor.from_command())
+            operate = getattr(services, f"{verb}_many")
+            count = operate(tokens, reason=reason, by=Actor.from_command())
         if options["json"]:
             self._print_json({"count": count})
         would = "would be " if dry_run else ""
-        self.stderr.write(f"{count_of(count, 'token')} {would}{done}.")
+        self.stderr.write(f"{count_of(count, 'token')} {would}{verb}d.")
 
     def _show(self, *, id: str, **options: Any) -> None:  # noqa: A002
         description = _describe(_find(id))
