@@ -1,15 +1,14 @@
 """Check of ``cache_page`` nearer to a view than its guard.
 
-Such a cache stores an answer before any code of ours sees it, under a key of the address and of
-the request's headers that the answer's ``Vary`` names. Without ``Vary`` on the headers that carry
-tokens, the next caller gets the answer that was made for the one before.
+Such a cache stores an answer before any code of ours sees it. Without ``Vary`` on the headers that
+carry tokens, the next caller gets the answer that was made for the one before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
+from inspect import getclosurevars
 from types import FunctionType
 from typing import Any
 
@@ -115,13 +114,11 @@ def _inner(function: Any) -> Any:
 
 
 def _cells(function: Any) -> dict[str, Any]:
-    """Return the variables of outer functions that a function uses."""
-    contents: dict[str, Any] = {}
-    names = function.__code__.co_freevars if isinstance(function, FunctionType) else ()
-    for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=False):
-        with suppress(ValueError):  # The variable has no value yet.
-            contents[name] = cell.cell_contents
-    return contents
+    """Return the variables of outer functions that a function uses; {} for other objects."""
+    try:
+        return dict(getclosurevars(function).nonlocals)
+    except (TypeError, ValueError):  # It is not written in Python, or a variable has no value yet.
+        return {}
 
 
 def _read(function: Any) -> Layer:
@@ -142,14 +139,9 @@ def _read(function: Any) -> Layer:
 
 def _holds_cache(function: FunctionType, cells: dict[str, Any]) -> bool:
     """Tell whether a wrapper calls a cache middleware, itself or in the functions beside it."""
-    helpers = [
-        item
-        for item in cells.values()
-        if isinstance(item, FunctionType)
-        and item.__globals__ is function.__globals__
-        and item is not getattr(function, "__wrapped__", None)
-    ]
-    held = [*cells.values(), *(item for helper in helpers for item in _cells(helper).values())]
+    wrapped = getattr(function, "__wrapped__", None)
+    beside = [item for item in cells.values() if item is not wrapped]
+    held = [*beside, *(value for item in beside for value in _cells(item).values())]
     return any(isinstance(item, UpdateCacheMiddleware) for item in held)
 
 

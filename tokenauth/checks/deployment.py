@@ -79,10 +79,7 @@ def check_shared_cache(**_kwargs: Any) -> Iterator[CheckMessage]:
     alias, cache = _counters_cache()
     backend = str(cache.get("BACKEND", ""))
     if backend.startswith(APART):
-        text = (
-            f"The cache {alias!r} that counts requests is {backend}. Each process counts by itself "
-            "or overwrites the counts of others, so clients get more than the limit."
-        )
+        text = f"Processes share no counts in the cache {alias!r} ({backend}). Limits don't hold."
         hint = f'Set "BACKEND": "{FALLBACK}" and "LOCATION": "redis://…" in CACHES[{alias!r}].'
         yield error("E007", text, hint)
     elif backend not in {"", DUMMY, FALLBACK}:

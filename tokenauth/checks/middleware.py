@@ -33,10 +33,7 @@ def check_databases(**_kwargs: Any) -> Iterator[CheckMessage]:
     allowed = [router.allow_migrate_model(alias, model) for model in (Token, AuditEvent)]
     # Checks run in the public schema, where the router of django-tenants may allow neither.
     if allowed == [True, False]:
-        text = (
-            f"Tokens are in the database {alias!r}, and the router keeps the audit out of it. The "
-            "audit rows of changes to tokens must commit together with the changes."
-        )
+        text = f"The router keeps the audit out of {alias!r}, where changes to tokens are audited."
         yield error("E011", text, "Let the router allow AuditEvent in that database too.")
 
 
@@ -54,19 +51,13 @@ def check_middleware(**_kwargs: Any) -> Iterator[CheckMessage]:
     yield from _check_before([path for path in before if path not in selecting], ours)
     for path in selecting:
         if path not in before:
-            text = (
-                f"{ours} comes before {path}, which selects the database schema. It would look up "
-                "tokens, and write audit rows, in the schema of an earlier request."
-            )
+            text = f"{ours} comes before {path}, and uses the schema of an earlier request."
             yield error("E025", text, f'List "{path}" before "{ours}" in MIDDLEWARE.')
     for path in paths:
         if is_derived(loaded[path], TokenRequiredMiddleware):
             break  # It authenticates before the middleware after it begins.
         if REVISIONS in base_names(loaded[path]) and loaded[path].atomic:
-            text = (
-                f"{path} opens a transaction around the view. Requests with a token fail in it, "
-                "because it could roll back their audit rows."
-            )
+            text = f"{path} opens a transaction around the view. Requests with a token fail in it."
             hint = "List a class derived from it with atomic = False, or use create_revision()."
             yield error("E026", text, hint)
 
@@ -76,22 +67,15 @@ def _check_missing() -> Iterator[CheckMessage]:
     is_guarded = next(guarded_views(), None) is not None
     databases = django_settings.DATABASES.values()
     if is_guarded and any(database.get("ATOMIC_REQUESTS") for database in databases):
-        text = (
-            "ATOMIC_REQUESTS is on and the middleware is missing. Every request with a token "
-            "fails, because its audit row would be rolled back together with the view."
-        )
+        text = "ATOMIC_REQUESTS is on and the middleware is missing. Requests with a token fail."
         yield error("E004", text, PLACE)
     elif get_settings().query_params:
         text = (
-            "QUERY_PARAMS is set and the middleware is missing. Tokens are neither read from "
-            "addresses nor removed from them before addresses are logged."
+            "QUERY_PARAMS needs the middleware. Tokens in addresses are neither read nor removed."
         )
         yield error("E024", text, PLACE)
     elif is_guarded:
-        text = (
-            "The middleware is missing. Missing credentials and missing scopes leave no audit "
-            "row, 403 answers have no challenge, and plain views ask for a CSRF cookie."
-        )
+        text = "The middleware is missing. Requests without a token or scope leave no audit row."
         yield warning("W001", text, PLACE)
 
 
@@ -100,30 +84,19 @@ def _check_before(before: list[str], ours: str) -> Iterator[CheckMessage]:
         text = f"{ours} comes after CsrfViewMiddleware, which refuses POST requests with a token."
         yield error("E005", text, f'List "{ours}" before "{CSRF}" in MIDDLEWARE.')
     elif before and get_settings().query_params:
-        text = (
-            f"QUERY_PARAMS is set and {before[0]} comes before {ours}. What it answers, redirects "
-            "or logs contains the token in the address."
-        )
+        text = f"{before[0]} comes before {ours}, and sees the tokens of QUERY_PARAMS in addresses."
         yield warning("W032", text, PLACE)
 
 
 def _selects_schema(middleware: Any) -> bool:
-    """Tell whether a middleware selects the schema.
-
-    It does if it comes from a package for tenants, or if its code calls ``set_tenant()`` or
-    ``set_schema()`` of a database connection.
-    """
+    """Tell whether a middleware is of a package for tenants, or selects the schema in its code."""
     sources = getattr(middleware, "__mro__", (middleware,))
-    functions = [
-        item
-        for source in sources
-        for item in (vars(source).values() if isinstance(source, type) else [source])
-        if isinstance(item, FunctionType)
-    ]
     packages = {str(getattr(item, "__module__", "")).partition(".")[0] for item in sources}
+    methods = (item for cls in sources for item in getattr(cls, "__dict__", {}).values())
     return bool(packages & TENANT_PACKAGES) or any(
         names & {"set_tenant", "set_schema"} and names & {"connection", "connections"}
-        for function in functions
+        for function in (*sources, *methods)
+        if isinstance(function, FunctionType)
         for names in _names(function.__code__)
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage
 
+from tokenauth.checks.installed import try_load
 from tokenauth.checks.messages import check, warning
 from tokenauth.conf import get_settings
 
@@ -92,18 +93,14 @@ def _has_directives(setting: str) -> bool:
 
 def _is_open_to_all_origins() -> bool:
     """Tell whether django-cors-headers is installed and accepts any origin."""
-    if not any(name.startswith("corsheaders.") for name in django_settings.MIDDLEWARE):
+    is_used = any(name.startswith("corsheaders.") for name in django_settings.MIDDLEWARE)
+    cors = try_load("corsheaders.conf.conf")
+    if not is_used or cors is None:
         return False
-    # The old name of a setting counts if the new one isn't set.
-    if _cors("CORS_ALLOW_ALL_ORIGINS", "CORS_ORIGIN_ALLOW_ALL"):
-        return True
-    patterns = _cors("CORS_ALLOWED_ORIGIN_REGEXES", "CORS_ORIGIN_REGEX_WHITELIST")
+    patterns = cors.CORS_ALLOWED_ORIGIN_REGEXES
     # A check of django-cors-headers reports a value of another type.
-    return isinstance(patterns, (list, tuple)) and any(map(_matches_any_origin, patterns))
-
-
-def _cors(name: str, old_name: str) -> Any:
-    return getattr(django_settings, name, getattr(django_settings, old_name, None))
+    known = patterns if isinstance(patterns, (list, tuple)) else ()
+    return bool(cors.CORS_ALLOW_ALL_ORIGINS) or any(map(_matches_any_origin, known))
 
 
 def _matches_any_origin(pattern: Any) -> bool:

@@ -34,10 +34,8 @@ def check_query_params(**_kwargs: Any) -> Iterator[CheckMessage]:
 def check_query_logs(**_kwargs: Any) -> Iterator[CheckMessage]:
     """Remind of logs that record addresses with tokens (W030)."""
     if paths := get_settings().query_params:
-        text = (
-            f"Clients may send tokens in the address at {', '.join(map(repr, paths))}. Browsers "
-            "store addresses, and proxies and servers log them before tokenauth removes the token."
-        )
+        listed = ", ".join(map(repr, paths))
+        text = f"Browsers store and servers log the tokens in addresses at {listed}."
         hint = "Exclude queries from access logs and silence this, or empty QUERY_PARAMS."
         yield warning("W030", text, hint)
 

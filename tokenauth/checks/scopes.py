@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from django.core.checks import CheckMessage
-from rest_framework.permissions import AND, SAFE_METHODS
+from rest_framework.permissions import AND, NOT, OR, SAFE_METHODS
 from rest_framework.views import APIView
 
 from tokenauth.checks.installed import is_derived
@@ -43,7 +43,7 @@ def _check_declared(view: Any) -> Iterator[CheckMessage]:
     by_handler = option_of(view, "action_scopes", {})
     declared += by_handler.values() if isinstance(by_handler, Mapping) else [by_handler]
     # A property object counts as a declaration, because its value depends on the request.
-    if not any(declared) and any(map(_mentions_scopes, permission_classes_of(view) or ())):
+    if not any(declared) and _uses_scopes(view, AND, OR, NOT):
         text = f"{name_of(view)} uses HasScopes and declares no scopes. It refuses every token."
         hint = "Declare scopes, or use IsAuthenticated to accept any valid token."
         yield warning("W003", text, hint)
@@ -62,21 +62,17 @@ def _check_keys(view: Any) -> Iterator[CheckMessage]:
     if isinstance(by_handler, Mapping):
         for key in stray_keys(view.cls, by_handler, getattr(view, "actions", None)):
             text = f"{name_of(view)} has the key {key!r} in action_scopes, and no such handler."
-            hint = (
-                "It refuses every request. Keys are names of actions on viewsets, and methods in "
-                "lower case on other views."
-            )
+            hint = "It refuses every request. Use names of actions, or methods in lower case."
             yield error("E028", text, hint)
 
 
 def _check_authentication(view: Any) -> Iterator[CheckMessage]:
-    cls = getattr(view, "cls", None)
-    if cls is None:
-        return
+    cls = getattr(view, "cls", APIView)
     is_computed = cls.get_authenticators is not APIView.get_authenticators or not isinstance(
         option_of(view, "authentication_classes", ()), (list, tuple)
     )
-    if not is_computed and any(map(_demands_scopes, permission_classes_of(view) or ())):
+    # Under | and ~ the result may be True although HasScopes is False.
+    if not is_computed and _uses_scopes(view, AND):
         text = f"{name_of(view)} uses HasScopes without TokenAuthentication. It refuses everybody."
         yield error("E029", text, "Add TokenAuthentication to its authentication_classes.")
 
@@ -101,11 +97,9 @@ def _find_gaps(cls: type, has_own: Mapping[str, bool]) -> Iterator[CheckMessage]
     twins = [_TWINS[key] for key in stronger if _TWINS.get(key) in has_own]
     for name in (has_own if by_method is None else twins) if fallback and stronger else ():
         if name not in by_handler and not has_own[name]:
-            text = (
-                f"{cls.__module__}.{cls.__qualname__} has {stronger[0]!r} in action_scopes, and not "
-                f"{name!r}, which asks for {', '.join(map(repr, fallback))} only."
-            )
-            hint = f"Add {name!r} to action_scopes, or declare write_scopes."
+            text = f"{name_of(cls)} has {stronger[0]!r} in action_scopes, and not {name!r}."
+            asked = ", ".join(map(repr, fallback))
+            hint = f"It asks for {asked} only: add it to action_scopes, or declare write_scopes."
             yield warning("W034", text, hint)
 
 
@@ -116,19 +110,12 @@ def _unsafe_handlers(view: Any) -> list[str]:
     return [name for method, name in actions.items() if method.upper() not in SAFE_METHODS]
 
 
-def _mentions_scopes(permission: Any) -> bool:
-    """Tell whether HasScopes is anywhere in ``A | (B & ~C)``."""
-    return is_derived(permission, HasScopes) or any(map(_mentions_scopes, _operands(permission)))
+def _uses_scopes(view: Any, *operators: type) -> bool:
+    """Tell whether HasScopes is among a view's permissions, alone or under these operators."""
 
+    def is_in(permission: Any) -> bool:
+        operands = (getattr(permission, name, None) for name in ("op1_class", "op2_class"))
+        is_under = getattr(permission, "operator_class", None) in operators
+        return is_derived(permission, HasScopes) or (is_under and any(map(is_in, operands)))
 
-def _demands_scopes(permission: Any) -> bool:
-    """Tell whether a permission is False if HasScopes is: HasScopes alone, or under ``&``."""
-    is_and = getattr(permission, "operator_class", None) is AND
-    return is_derived(permission, HasScopes) or (
-        is_and and any(map(_demands_scopes, _operands(permission)))
-    )
-
-
-def _operands(permission: Any) -> list[Any]:
-    names = ("op1_class", "op2_class")
-    return [getattr(permission, name) for name in names if hasattr(permission, name)]
+    return any(map(is_in, permission_classes_of(view) or ()))

@@ -60,13 +60,9 @@ def _check_server(
         text = f"{redis} evicts keys ({server.eviction}). {refused}"
         yield error("E015", text, redis_stream.EVICTION_HINT)
     if appendfsync not in {"", "always"}:
-        text = (
-            f"{redis} answers before they are on disk (appendfsync {appendfsync}). If Redis or its "
-            f"machine crashes, {_AT_RISK.get(appendfsync, 'some rows')} may be lost."
-        )
-        hint = (
-            "Run CONFIG SET appendfsync always and CONFIG REWRITE, or accept it and silence this."
-        )
+        lost = _AT_RISK.get(appendfsync, "some rows")
+        text = f"{redis} has appendfsync {appendfsync}. If Redis crashes, {lost} may be lost."
+        hint = "Run CONFIG SET appendfsync always and CONFIG REWRITE, or silence this."
         yield warning("W017", text, hint)
 
 

@@ -39,10 +39,7 @@ def check_open_views(**_kwargs: Any) -> Iterator[CheckMessage]:
             # Only its first route: others may be the same with a suffix for the format.
             reported.append(view)
             text = f"The view at {route!r} takes tokens, and also answers callers without one."
-            hint = (
-                "Give it permission_classes, for example [HasScopes]. If it is meant to be open, "
-                "list its path in PUBLIC_PATHS, or silence this check if the path has parameters."
-            )
+            hint = "Set permission_classes. If it is meant to be open, list it in PUBLIC_PATHS."
             yield warning("W019", text, hint)
 
 
@@ -53,7 +50,7 @@ def public_views() -> list[Any]:
 
 
 def name_of(view: Any) -> str:
-    """Return the dotted name of a view's class, or of the view itself if it is a function."""
+    """Return the dotted name of a class, of a view's class, or of a view that is a function."""
     item = getattr(view, "cls", None) or getattr(view, "view_class", view)
     return f"{item.__module__}.{getattr(item, '__qualname__', type(item).__qualname__)}"
 
@@ -68,10 +65,8 @@ def _is_open(view: Any) -> bool:
 def _check_challenge(view: Any) -> Iterator[CheckMessage]:
     classes: list[Any] = authentication_classes_of(view)
     if classes and classes[0].authenticate_header is BaseAuthentication.authenticate_header:
-        text = (
-            f"{name_of(view)} lists {classes[0].__name__} first, which has no challenge. DRF then "
-            "answers 403 instead of 401, and only our middleware changes it back."
-        )
+        first = classes[0].__name__
+        text = f"{name_of(view)} lists {first} first, so that DRF answers 403 instead of 401."
         yield warning("W002", text, "List TokenAuthentication first in authentication_classes.")
 
 
@@ -80,10 +75,7 @@ def _check_keyword(view: Any) -> Iterator[CheckMessage]:
     for cls in authentication_classes_of(view):
         keyword = getattr(cls, "keyword", "") if issubclass(cls, TokenAuthentication) else ""
         if keyword and str(keyword).lower() not in schemes:
-            text = (
-                f"{cls.__module__}.{cls.__qualname__} sets keyword = {keyword!r}, which has no "
-                "effect: the scheme of the Authorization header comes from TRANSPORTS."
-            )
+            text = f"{name_of(cls)} sets keyword, which has no effect. TRANSPORTS sets the scheme."
             hint = f'Remove keyword, and add "Authorization: {keyword}" to TRANSPORTS.'
             yield error("E027", text, hint)
 
