@@ -97,9 +97,8 @@ def _find_gaps(cls: type, has_own: Mapping[str, bool]) -> Iterator[CheckMessage]
     twins = [_TWINS[key] for key in stronger if _TWINS.get(key) in has_own]
     for name in (has_own if by_method is None else twins) if fallback and stronger else ():
         if name not in by_handler and not has_own[name]:
-            text = f"{name_of(cls)} has {stronger[0]!r} in action_scopes, and not {name!r}."
-            asked = ", ".join(map(repr, fallback))
-            hint = f"It asks for {asked} only: add it to action_scopes, or declare write_scopes."
+            text = f"{name_of(cls)} has {stronger[0]!r} in action_scopes. {name!r} asks for less."
+            hint = f"Add {name!r} to action_scopes, or declare write_scopes."
             yield warning("W034", text, hint)
 
 
