@@ -12,7 +12,7 @@ import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
@@ -34,17 +34,6 @@ ASK_AGAIN_SECONDS = 10.0
 STREAM_NAME = "tokenauth:audit"
 FIELD = "row"
 """The one field of an entry: ``Row.to_json()``."""
-
-APPEND_HINT = (
-    "Give Redis an append-only file: CONFIG SET appendonly yes, CONFIG REWRITE. It counts when "
-    "the first rewrite has ended."
-)
-EVICTION_HINT = (
-    "Redis must not evict rows when memory is short: CONFIG SET maxmemory-policy noeviction, "
-    "CONFIG REWRITE."
-)
-REPLICA_HINT = "Let LOCATION in CACHES['audit'] name the primary."
-INFO_HINT = "Let its user read how Redis keeps rows: ACL SETUSER <name> +info."
 
 _HERE = {"127.0.0.1", "::1"}
 _NOT_FOR_CONNECTIONS = {"parser_class", "pool_class", "serializer"}
@@ -142,56 +131,59 @@ def _databases(entry: dict[str, Any]) -> set[tuple[Any, ...]]:
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Server:
-    """The persistence of a Redis, as its INFO tells it."""
+class Problem(NamedTuple):
+    """A reason why Redis might lose rows."""
 
-    appends: bool
-    """Whether it has an append-only file that is complete."""
-    is_replica: bool
-    """Whether it is a replica, which drops everything that its primary doesn't have."""
-    eviction: str
-    """The policy by which it may evict the stream, "allkeys-lru", or "" if it may not."""
+    check_id: str
+    """The system check that reports it, "E014"."""
+    fact: str
+    """A verb phrase, whose subject is Redis."""
+    hint: str
 
-    @property
-    def problem(self) -> str:
-        """Why rows might get lost and what to do, or "" if they are safe."""
-        if not self.appends:
-            return f"a restart would lose them. {APPEND_HINT}"
-        if self.is_replica:
-            return f"it is a replica, and drops what its primary doesn't have. {REPLICA_HINT}"
-        if self.eviction:
-            return f"maxmemory-policy is {self.eviction}. {EVICTION_HINT}"
-        return ""
+    def __str__(self) -> str:
+        return f"it {self.fact}. {self.hint}"
 
 
-def ask(connection: Any) -> Server:
-    """Ask the connected Redis; raises Unsafe if its user may not run INFO."""
-    for section in ("persistence", "memory", "replication"):
-        connection.send_command("INFO", section)
+_NO_INFO = Problem("W016", "doesn't permit INFO", "Run ACL SETUSER <name> +info.")
+_NO_FILE = Problem(
+    "E014",
+    "loses them at a restart",
+    "Run CONFIG SET appendonly yes and CONFIG REWRITE, and wait until the first rewrite has ended.",
+)
+_REPLICA = Problem(
+    "E016",
+    "is a replica, and drops what its primary doesn't have",
+    "Let LOCATION in CACHES['audit'] name the primary.",
+)
+
+
+def ask(connection: Any) -> list[Problem]:
+    """Return every reason why the connected Redis might lose rows."""
+    connection.send_command("INFO")
     try:
-        text = b"".join(connection.read_response() for _ in range(3))
+        text = connection.read_response().decode()
     except NoPermissionError:
-        # Fail closed if INFO is not permitted.
-        raise Unsafe(f"INFO is not permitted, so it may lose them. {INFO_HINT}") from None
-    said = dict(re.findall(r"^(\w+):(.*?)\r?$", text.decode(), re.MULTILINE))
+        return [_NO_INFO]  # Fail closed.
+    said = dict(re.findall(r"^(\w+):(.*?)\r?$", text, re.MULTILINE))
     # If it is switched on at run time, it keeps nothing until the first rewrite has ended.
     first_rewrite = said.get("aof_base_size") == "0" and (
         said.get("aof_rewrite_in_progress") != "0"
         or said.get("aof_rewrite_scheduled") != "0"
         or said.get("aof_last_bgrewrite_status") != "ok"
     )
+    problems = [_NO_FILE] if said.get("aof_enabled") != "1" or first_rewrite else []
+    if said.get("role") != "master":
+        problems.append(_REPLICA)
     policy = said.get("maxmemory_policy", "")
-    return Server(
-        appends=said.get("aof_enabled") == "1" and not first_rewrite,
-        is_replica=said.get("role") != "master",
-        # The other policies evict only keys that expire, which our stream doesn't.
-        eviction=policy if policy.startswith("allkeys-") and said.get("maxmemory") != "0" else "",
-    )
+    # The other policies evict only keys that expire, which our stream doesn't.
+    if policy.startswith("allkeys-") and said.get("maxmemory") != "0":
+        hint = "Run CONFIG SET maxmemory-policy noeviction and CONFIG REWRITE."
+        problems.append(Problem("E015", f"evicts keys ({policy})", hint))
+    return problems
 
 
-def survey() -> tuple[Server, str]:
-    """Return the configured Redis and its ``appendfsync``, "" if it may not be read.
+def survey() -> tuple[list[Problem], str]:
+    """Return the problems of the configured Redis and its ``appendfsync``, "" if unknown.
 
     Raises ImproperlyConfigured if none is configured, and one of FAILURES if it doesn't answer.
     """
@@ -199,13 +191,13 @@ def survey() -> tuple[Server, str]:
     pool: Any = client.connection_pool
     connection = pool.get_connection()
     try:
-        server = ask(connection)
+        problems = ask(connection)
         connection.send_command("CONFIG", "GET", "appendfsync")
         try:
             answer = connection.read_response()
         except ResponseError:
             answer = []
-        return server, b"".join(answer[1:]).decode()
+        return problems, b"".join(answer[1:]).decode()
     finally:
         connection.disconnect()
 
@@ -274,10 +266,7 @@ class RedisStreamSink:
     def _make_sure(self, connection: Any) -> None:
         """Raise Unsafe, now and on later calls, until Redis would keep rows."""
         self._ask_at = 0.0
-        try:
-            problem = ask(connection).problem
-        except Unsafe as error:
-            problem = str(error)
+        problem = next((str(problem) for problem in ask(connection)), "")
         before, self._problem = self._problem, problem
         if problem:
             if problem != before:

@@ -33,32 +33,19 @@ def check_redis(**_kwargs: Any) -> Iterator[CheckMessage]:
     """Ask the sink's Redis, with a timeout, whether it keeps rows (E014 to E016, W016, W017)."""
     if not (redis_stream := _load_redis_stream()):
         return
-    unknown = "The Redis that audit rows go to can't be asked whether it keeps them: "
-    try:
-        server, appendfsync = redis_stream.survey()
-    except ImproperlyConfigured:
-        pass  # E013 reports it.
-    except redis_stream.Unsafe as problem:
-        yield warning("W016", f"{unknown}{problem}", redis_stream.INFO_HINT)
-    except redis_stream.FAILURES as problem:
-        hint = 'Start it, or correct LOCATION in CACHES["audit"].'
-        yield warning("W016", f"{unknown}{problem}", hint)
-    else:
-        yield from _check_server(redis_stream, server, appendfsync)
-
-
-def _check_server(
-    redis_stream: ModuleType, server: Any, appendfsync: str
-) -> Iterator[CheckMessage]:
     redis = "The Redis that audit rows go to"
-    refused = "Every request with a token is answered with 503."
-    if not server.appends:
-        yield error("E014", f"{redis} loses them at a restart. {refused}", redis_stream.APPEND_HINT)
-    if server.is_replica:
-        yield error("E016", f"{redis} is a replica. {refused}", redis_stream.REPLICA_HINT)
-    if server.eviction:
-        text = f"{redis} evicts keys ({server.eviction}). {refused}"
-        yield error("E015", text, redis_stream.EVICTION_HINT)
+    try:
+        problems, appendfsync = redis_stream.survey()
+    except ImproperlyConfigured:
+        return  # E013 reports it.
+    except redis_stream.FAILURES as failure:
+        hint = 'Start it, or correct LOCATION in CACHES["audit"].'
+        yield warning("W016", f"{redis} doesn't answer: {failure}", hint)
+        return
+    for check_id, fact, hint in problems:
+        report = error if check_id.startswith("E") else warning
+        text = f"{redis} {fact}. Every request with a token is answered with 503."
+        yield report(check_id, text, hint)
     if appendfsync not in {"", "always"}:
         lost = _AT_RISK.get(appendfsync, "some rows")
         text = f"{redis} has appendfsync {appendfsync}. If Redis crashes, {lost} may be lost."
