@@ -36,14 +36,7 @@ def record(
     ``by`` is who did it; None stands for the project's own code. Raises what the database
     raises, so that the change is rolled back with its row.
     """
-    row = make_row(
-        event,
-        by.client_info if by else ClientInfo(),
-        subject=token.identity,
-        reason=reason,
-        actor=str(by) if by else "code",
-        details=details,
-    )
+    row = _make_change(event, token, by, reason=reason, details=details)
     save_row(row, router.db_for_write(Token, instance=token))
 
 
@@ -51,12 +44,13 @@ def record_many(
     event: Event, *, tokens: Sequence[Token], by: Actor | None, reason: str = ""
 ) -> None:
     """Write what happened to each of ``tokens`` alike, as ``record`` does it for one."""
-    info, actor = by.client_info if by else ClientInfo(), str(by) if by else "code"
-    rows = [
-        make_row(event, info, subject=token.identity, reason=reason, actor=actor)
-        for token in tokens
-    ]
+    rows = [_make_change(event, token, by, reason=reason) for token in tokens]
     save_rows(rows, router.db_for_write(Token))
+
+
+def _make_change(event: Event, token: Token, by: Actor | None, **values: Any) -> Row:
+    info, actor = (by.client_info, str(by)) if by else (ClientInfo(), "code")
+    return make_row(event, info, subject=token.identity, actor=actor, **values)
 
 
 def record_operation(event: Event, *, by: Actor, using: str, details: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from django.db.models import F, Max, Min, QuerySet
 
-from tokenauth.audit.rows import Row, time_text
+from tokenauth.audit.rows import Row, with_offset
 from tokenauth.audit.stored import UNREADABLE, read_stored, split
 from tokenauth.models import AuditEvent
 
@@ -84,7 +84,7 @@ def _json_lines(found: list[dict[str, Any]]) -> str:
 
 
 def _time(value: Any) -> str:
-    return time_text(value) if isinstance(value, datetime) else str(value)
+    return with_offset(value).isoformat() if isinstance(value, datetime) else str(value)
 
 
 def _csv(found: list[dict[str, Any]]) -> str:

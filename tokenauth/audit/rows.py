@@ -80,8 +80,8 @@ class Row(NamedTuple):
         return AuditEvent(**self._asdict())
 
     def time_text(self) -> str:
-        """Return the row's time in ISO 8601, with its offset."""
-        return time_text(self.at)
+        """Return the row's time in ISO 8601, with its offset whatever ``USE_TZ`` says."""
+        return with_offset(self.at).isoformat()
 
     def to_json(self) -> str:
         """Return the row as one line of JSON."""
@@ -157,11 +157,6 @@ def _read_time(text: str) -> datetime:
 def with_offset(at: datetime) -> datetime:
     """Return ``at``; a naive time is one in the site's time zone, in which the clock was read."""
     return timezone.make_aware(at, timezone.get_default_timezone()) if timezone.is_naive(at) else at
-
-
-def time_text(at: datetime) -> str:
-    """Return a row's time in ISO 8601, with its offset whatever ``USE_TZ`` says."""
-    return with_offset(at).isoformat()
 
 
 def columns_of(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -14,7 +14,6 @@ import json
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -60,8 +59,7 @@ class Entry(NamedTuple):
     mac: bytes
 
 
-@dataclass(frozen=True, kw_only=True)
-class Head:
+class Head(NamedTuple):
     """The last seal in the form that is kept elsewhere, to notice if the end is cut off."""
 
     number: int

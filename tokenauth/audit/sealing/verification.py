@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db.models import BooleanField, ExpressionWrapper, Q
 from django.utils import timezone
@@ -37,15 +36,14 @@ _EVENT = STORED_COLUMNS.index("event")
 _EVENT_LENGTH = 40
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
+class Finding(NamedTuple):
     """A difference between the audit and its seals, or something that was never sealed."""
 
-    seal: int | None
-    """The number of the seal, or None if the row is in no seal."""
-    row: int | None
-    """The id of the row, or None if the finding is about a whole seal or the whole audit."""
     problem: str
+    seal: int | None = None
+    """The number of the seal, or None if the row is in no seal."""
+    row: int | None = None
+    """The id of the row, or None if the finding is about a whole seal or the whole audit."""
 
     def __str__(self) -> str:
         return self.problem
@@ -86,16 +84,16 @@ class Verification:
         missing = set(self.heads)
         for number, seal in self._all_seals():
             if seal is None:
-                yield Finding(seal=number, row=None, problem=f"seal {number} can't be read")
+                yield Finding(f"seal {number} can't be read", number)
                 continue
             missing.discard(Head(number=seal.number, mac=seal.mac))
             if number < 1:
-                yield _about(seal, f"seal {number} was put there: seals are counted from 1")
+                yield Finding(f"seal {number} was put there: seals are counted from 1", number)
                 continue
             yield from self._check_chain(seal)
             yield from self._check_rows(seal)
             self._last = seal
-        for head in sorted(missing, key=lambda head: head.number):
+        for head in sorted(missing):
             yield self._cut_off(head)
         yield from self._check_unsealed()
 
@@ -121,30 +119,30 @@ class Verification:
         last, number = self._last, seal.number
         expected = last.number + 1 if last else 1
         if number == expected + 1:
-            yield _about(seal, f"seal {expected} is gone")
+            yield Finding(f"seal {expected} is gone", number)
         elif number != expected:
-            yield _about(seal, f"seals {expected} to {number - 1} are gone")
+            yield Finding(f"seals {expected} to {number - 1} are gone", number)
         elif seal.previous != (last.mac if last else ""):
-            yield _about(seal, f"seal {number} doesn't continue seal {number - 1}")
+            yield Finding(f"seal {number} doesn't continue seal {number - 1}", number)
         if seal.key_id not in self._keys:
             key = f"the key {seal.key_id!r}, which AUDIT_SEAL_KEYS doesn't have"
-            yield _about(seal, f"seal {number} was made under {key}")
+            yield Finding(f"seal {number} was made under {key}", number)
         elif not is_genuine(seal, self._keys):
-            yield _about(seal, f"seal {number} was changed: its MAC is wrong")
+            yield Finding(f"seal {number} was changed: its MAC is wrong", number)
         else:
             self.seals += 1
             self._genuine = seal
 
     def _check_rows(self, seal: AuditSeal) -> Iterator[Finding]:
-        data = bytes(seal.entries)
+        data, number = bytes(seal.entries), seal.number
         if not data and seal.kind != SealKind.PRUNED.value:
             # Another process may have pruned these rows just now.
             self._read_pruned()
-            if self._is_pruned(seal.number, seal.newest_at):
+            if self._is_pruned(number, seal.newest_at):
                 self.progress(seal.count)
                 return
         if digest_of(data) != seal.digest:
-            yield _about(seal, f"seal {seal.number} was changed: its list of rows is wrong")
+            yield Finding(f"seal {number} was changed: its list of rows is wrong", number)
         secret = self._keys.get(seal.key_id)
         entries = list(unpack(data))
         for start in range(0, len(entries), ROWS_PER_CHECK):
@@ -155,23 +153,23 @@ class Verification:
     def _check_batch(
         self, seal: AuditSeal, batch: Sequence[Entry], secret: str | None
     ) -> Iterator[Finding]:
+        number = seal.number
         found = self._read_rows([entry.id for entry in batch], (secret or "").encode())
         if any(entry.id not in found for entry in batch):
             # Another process may have pruned these rows just now.
             self._read_pruned()
         for entry in batch:
             if entry.id not in found:
-                if not self._is_pruned(seal.number, entry.at):
-                    yield _about(seal, f"row {entry.id} of seal {seal.number} is gone", entry.id)
+                if not self._is_pruned(number, entry.at):
+                    yield Finding(f"row {entry.id} of seal {number} is gone", number, entry.id)
                 continue
             # Only rows that exist: a forged list of other ids could fill the memory.
             if self._sealed.add(entry.id):
-                yield _about(seal, f"row {entry.id} is in more than one seal", entry.id)
+                yield Finding(f"row {entry.id} is in more than one seal", number, entry.id)
             if secret is None:
                 self.unchecked += 1
             elif found[entry.id] != entry:
-                problem = f"row {entry.id} was changed after seal {seal.number}"
-                yield _about(seal, problem, entry.id)
+                yield Finding(f"row {entry.id} was changed after seal {number}", number, entry.id)
             else:
                 self.rows += 1
                 self.late += seal.kind == SealKind.BACKFILL.value
@@ -193,12 +191,12 @@ class Verification:
         for row_id, is_covered, is_overdue in self._all_rows(cursor.covered()):
             if row_id == last:
                 # Possible without a primary key, and with a table that inherits from this one.
-                yield Finding(seal=None, row=row_id, problem=f"row {row_id} is there twice")
+                yield Finding(f"row {row_id} is there twice", row=row_id)
             elif row_id in self._sealed:
                 pass
             elif is_covered:
                 text = f"row {row_id} ({self._event_of(row_id)}) was inserted among sealed rows"
-                yield Finding(seal=None, row=row_id, problem=text)
+                yield Finding(text, row=row_id)
             else:
                 self.pending += 1
                 if is_overdue and not problem:
@@ -211,7 +209,7 @@ class Verification:
         if not AuditSeal.objects.using(self.using).exists():
             problem = "nothing was ever sealed: run seal"
         if problem:
-            yield Finding(seal=None, row=None, problem=problem)
+            yield Finding(problem)
 
     def _event_of(self, row_id: int) -> str:
         """Return the row's event in a printable form, whatever an intruder stored there."""
@@ -242,7 +240,7 @@ class Verification:
         else:
             ends = f"ends with seal {last.number}" if last else "has no seals"
             problem = f"the audit {ends}, the head names {head.number}: its tail was cut off"
-        return Finding(seal=head.number, row=None, problem=problem)
+        return Finding(problem, head.number)
 
     def _read_pruned(self) -> None:
         """Read which seals permit the absence of rows, and up to which time."""
@@ -256,7 +254,3 @@ class Verification:
         """Tell whether a row of seal ``number`` with this time may be missing."""
         later = [before for pruned, before in self._pruned.items() if pruned > number]
         return bool(later) and at < max(later)
-
-
-def _about(seal: AuditSeal, problem: str, row: int | None = None) -> Finding:
-    return Finding(seal=seal.number, row=row, problem=problem)
