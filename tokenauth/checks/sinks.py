@@ -30,7 +30,7 @@ def check_sink(**_kwargs: Any) -> Iterator[CheckMessage]:
 
 @check(deploy=True)
 def check_redis(**_kwargs: Any) -> Iterator[CheckMessage]:
-    """Ask the sink's Redis, with a timeout, whether it keeps rows (E014 to E016, W016, W017)."""
+    """Ask the sink's Redis, with a timeout, whether it keeps rows (E014, E015, E016, W016, W017)."""
     if not (redis_stream := _load_redis_stream()):
         return
     redis = "The Redis that audit rows go to"
