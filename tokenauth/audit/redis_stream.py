@@ -73,8 +73,7 @@ def read_place() -> Place:
         if _databases(entry) & _databases(caches[alias]):
             raise ImproperlyConfigured(
                 f"CACHES[{alias!r}] and CACHES['audit'] have the same Redis database, so clearing "
-                f"{alias!r} deletes the audit rows that wait there. Give 'audit' another "
-                "database number, or better a Redis of its own."
+                f"{alias!r} deletes audit rows. Give 'audit' a database of its own."
             )
     try:
         # Several URLs are a primary and its replicas; only the first takes writes.

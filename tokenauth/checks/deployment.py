@@ -54,7 +54,7 @@ def _count(number: int) -> str:
 
 @check()
 def check_cache(**_kwargs: Any) -> Iterator[CheckMessage]:
-    """Check that the cache that counts requests is configured and keeps entries (E010, E012)."""
+    """Check the cache that counts requests, and what checks it (E010, E012, W011)."""
     alias, cache = _counters_cache()
     if not cache:
         text = f"RATELIMIT_USE_CACHE names {alias!r}, which CACHES doesn't have."
@@ -62,11 +62,6 @@ def check_cache(**_kwargs: Any) -> Iterator[CheckMessage]:
     elif cache.get("BACKEND") == DUMMY:
         text = f"The cache {alias!r} that counts requests is a DummyCache. No limit applies."
         yield error("E012", text, "Set RATELIMIT_USE_CACHE to a cache that stores its entries.")
-
-
-@check()
-def check_library(**_kwargs: Any) -> Iterator[CheckMessage]:
-    """Check that django-ratelimit's own checks don't reject our caches (W011)."""
     if "django_ratelimit" in django_settings.INSTALLED_APPS:
         text = "django_ratelimit is in INSTALLED_APPS. Its checks reject caches that we accept."
         hint = "Remove it, or add django_ratelimit.E003 and W001 to SILENCED_SYSTEM_CHECKS."

@@ -70,9 +70,7 @@ def _check_missing() -> Iterator[CheckMessage]:
         text = "ATOMIC_REQUESTS is on and the middleware is missing. Requests with a token fail."
         yield error("E004", text, PLACE)
     elif get_settings().query_params:
-        text = (
-            "QUERY_PARAMS needs the middleware. Tokens in addresses are neither read nor removed."
-        )
+        text = "QUERY_PARAMS needs the middleware, which reads and removes tokens in addresses."
         yield error("E024", text, PLACE)
     elif is_guarded:
         text = "The middleware is missing. Requests without a token or scope leave no audit row."

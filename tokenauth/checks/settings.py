@@ -61,12 +61,9 @@ def _check_paths(settings: Settings) -> Iterator[CheckMessage]:
             load_named(path)
         except ImportError as problem:
             extra = _EXTRAS.get((problem.name or "").partition(".")[0])
-            hint = (
-                f'Run pip install ".[{extra}]" in the checkout of drf-tokenauth.'
-                if extra
-                else "Correct the dotted path in VERIFIERS, AUDIT_SINK or ERROR_FORMAT, or the "
-                "module that it names. Import that module in manage.py shell to see the error."
-            )
+            hint = "Correct the path. Import that module in manage.py shell to see the error."
+            if extra:
+                hint = f'Run pip install ".[{extra}]" in the checkout of drf-tokenauth.'
             yield error("E002", f"TOKENAUTH: {problem}", hint)
 
 

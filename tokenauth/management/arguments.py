@@ -70,7 +70,6 @@ def _no_token(text: str) -> str:
 def read_public_id(text: str) -> str:
     """Return the public id; raises ArgumentTypeError, which never repeats ``text``."""
     if not is_public_id(text):
-        # What was typed isn't repeated: it may be a token.
         raise argparse.ArgumentTypeError(
             "give the public id, 12 characters of 0-9 and a-z, not the token"
         )

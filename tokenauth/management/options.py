@@ -51,6 +51,11 @@ class QuietParser(CommandParser):
             raise error from None  # What argparse raised has the arguments.
 
 
+def count_of(number: int, noun: str) -> str:
+    """Return ``number`` and ``noun`` with the right plural: ``1 row``, ``2 rows``."""
+    return f"{number} {noun if number == 1 else noun + 's'}"
+
+
 def add_verbs(parser: CommandParser) -> Any:
     """Return the object that adds verbs to ``parser``. None of their errors repeat an argument."""
     parser.__class__ = QuietParser  # Django has made it; the verbs' are of the same class.

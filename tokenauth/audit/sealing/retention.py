@@ -42,10 +42,7 @@ def prune(
 
 def _prune_unsealed(before: datetime, using: str, by: Actor, progress: Progress) -> int:
     if last_seal(using) is not None:
-        raise SealError(
-            "There are seals, but TOKENAUTH['AUDIT_SEAL_KEYS'] is empty. Without the key no seal "
-            "can permit that rows are missing. Put the keys back."
-        )
+        raise SealError("There are seals, but AUDIT_SEAL_KEYS is empty. Put the keys back.")
     rows = AuditEvent.objects.using(using).filter(at__lt=before)
     last = rows.aggregate(last=models.Max("id"), count=models.Count("id"))
     if not last["count"]:

@@ -165,9 +165,7 @@ def _refuse_unfit(role: str, maintenance_role: str, using: str) -> dict[str, boo
         raise SealError(f"One role for both, {role!r}, could undo all this. Give two roles.")
     for name in (role, maintenance_role):
         if not name.isprintable():
-            raise SealError(
-                f"The role {name!r} has a name that can't be printed, so SQL can't show it."
-            )
+            raise SealError(f"The role {name!r} has a name that can't be printed.")
     known = {
         role: _refuse_powerful(role, maintenance_role, "--role", using),
         maintenance_role: _refuse_powerful(maintenance_role, "", "--maintenance-role", using),
@@ -214,10 +212,7 @@ def _refuse_powerful(role: str, other: str, option: str, using: str) -> bool:
     # The server cuts names at 63 bytes, but the trigger compares the whole name.
     fits = 0 < len(role.encode()) < _NAMEDATALEN
     if not known and (not fits or role in {"public", "none"} or role.startswith("pg_")):
-        raise SealError(
-            f"There is no role {role!r}, and PostgreSQL wouldn't create one with that name. Give "
-            f"another {option}."
-        )
+        raise SealError(f"PostgreSQL can't create a role {role!r}. Give another {option}.")
     problems = {
         "is or can become a superuser or a role that is near to one": mighty,
         "owns the audit's tables, their schema or the database (itself or as a member)": owner,

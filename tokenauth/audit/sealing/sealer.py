@@ -60,8 +60,7 @@ def refuse_changed(seal: AuditSeal | None) -> None:
     if seal is not None and not is_genuine(seal, get_keys()):
         raise SealError(
             f"Seal {seal.number} was changed, or AUDIT_SEAL_KEYS lacks its key {seal.key_id!r}. "
-            "Put the key back. If it isn't missing, run `tokenauth_audit verify` to see what was "
-            "changed, and restore that from a backup."
+            "Put the key back. If it isn't missing, run `tokenauth_audit verify`."
         )
 
 
@@ -73,9 +72,7 @@ def read_entries(seal: AuditSeal) -> Iterator[Entry]:
     refuse_changed(seal)
     data = bytes(seal.entries)
     if data and digest_of(data) != seal.digest:
-        raise SealError(
-            f"Seal {seal.number} was changed. Run `tokenauth_audit verify` to see what is wrong."
-        )
+        raise SealError(f"Seal {seal.number} was changed. Run `tokenauth_audit verify`.")
     return unpack(data)
 
 
@@ -191,9 +188,7 @@ def _recently_sealed(seals: QuerySet[AuditSeal], since: int) -> tuple[int, IdSet
     known = IdSet()
     while (made := seals.filter(number__gt=number).first()) is not None:
         if made.number != number + 1:
-            raise SealError(
-                f"Seal {number + 1} is gone. Run `tokenauth_audit verify` to see what is missing."
-            )
+            raise SealError(f"Seal {number + 1} is gone. Run `tokenauth_audit verify`.")
         for entry in read_entries(made):
             known.add(entry.id)
         number = made.number

@@ -28,7 +28,12 @@ from tokenauth.management.arguments import (
     read_rate,
 )
 from tokenauth.management.keyfiles import Grant, prepare_key_file
-from tokenauth.management.options import add_base_options, add_verbs, explaining_database_errors
+from tokenauth.management.options import (
+    add_base_options,
+    add_verbs,
+    count_of,
+    explaining_database_errors,
+)
 from tokenauth.management.sources import (
     Found,
     find_in_file,
@@ -36,7 +41,6 @@ from tokenauth.management.sources import (
     find_in_object,
     find_in_variable,
 )
-from tokenauth.management.wording import count_of
 from tokenauth.models import Token, TokenQuerySet, TokenStatus
 from tokenauth.services import Issued
 from tokenauth.services.attempts import atomic

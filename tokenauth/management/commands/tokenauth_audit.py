@@ -34,12 +34,12 @@ from tokenauth.exceptions import SealError
 from tokenauth.management.options import (
     add_base_options,
     add_verbs,
+    count_of,
     explaining_database_errors,
     parse_moment,
     read_duration,
 )
 from tokenauth.management.progress import printing, show_progress
-from tokenauth.management.wording import count_of
 from tokenauth.models import AuditEvent, AuditSeal, SealKind, Token
 
 PRINTING = {"verify", "export", "harden"}
@@ -227,10 +227,7 @@ def _load_draining() -> ModuleType:
     except ImportError as error:
         fix = '; run pip install ".[redis]" in the checkout of drf-tokenauth'
         raise CommandError(f"{error}{fix if error.name == 'redis' else ''}.") from None
-    raise CommandError(
-        "There is nothing to drain: TOKENAUTH['AUDIT_SINK'] is not "
-        '"tokenauth.audit.redis_stream.RedisStreamSink".'
-    )
+    raise CommandError("There is nothing to drain: AUDIT_SINK is not RedisStreamSink.")
 
 
 def _is_interrupted(error: BaseException | None) -> bool:
