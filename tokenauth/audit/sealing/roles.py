@@ -212,7 +212,7 @@ def _refuse_powerful(role: str, other: str, option: str, using: str) -> bool:
     # The server cuts names at 63 bytes, but the trigger compares the whole name.
     fits = 0 < len(role.encode()) < _NAMEDATALEN
     if not known and (not fits or role in {"public", "none"} or role.startswith("pg_")):
-        raise SealError(f"PostgreSQL can't create a role {role!r}. Give another {option}.")
+        raise SealError(f"There is no role {role!r}, and can't be one. Give another {option}.")
     problems = {
         "is or can become a superuser or a role that is near to one": mighty,
         "owns the audit's tables, their schema or the database (itself or as a member)": owner,
