@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from types import MappingProxyType
 from urllib.parse import urlsplit
 
 LONGEST = 4_096
@@ -141,10 +140,10 @@ def _split_header(text: str) -> tuple[str, str]:
     return match["name"], ""
 
 
-def _claim(header: str, actor: str) -> Mapping[str, str]:
+def _claim(header: str, actor: str) -> dict[str, str]:
     """Return the header in which the caller claims for whom it acts, if it does."""
     if not header and not actor:
-        return MappingProxyType({})
+        return {}
     if not _NAME.fullmatch(header) or header.lower() in {*_TAKEN, "authorization"}:
         raise TokenError(
             f"actor_header={header!r}: must be the name of a header of its own if there is an actor."
@@ -154,7 +153,7 @@ def _claim(header: str, actor: str) -> Mapping[str, str]:
             f"actor={actor!r}: must be printable ASCII, with no space at its ends, if there is an "
             "actor_header."
         )
-    return MappingProxyType({header: actor})
+    return {header: actor}
 
 
 class TokenSender:
