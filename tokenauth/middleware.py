@@ -199,7 +199,7 @@ def _settle_refusal(request: HttpRequest, response: Any) -> Any:
     state = state_of(request)
     is_guarded_answer = state.refusal is not None
     told = settle(state, error)
-    if response is None or responses.is_answer_to(told, response):
+    if response is None or getattr(response, "tokenauth_error", None) is told:
         return response
     if _is_success(response) and not is_guarded_answer:
         logger.error("%s answered a bad credential; no guard was asked", request.resolver_match)
@@ -226,7 +226,8 @@ def _find_error(request: HttpRequest, response: Any) -> Refused | Unavailable | 
         is_view_rate = isinstance(refusal, Throttled) and refusal.reason is Reason.VIEW_RATE
         overruled = response is not None and response.status_code < HTTPStatus.BAD_REQUEST
         return None if is_view_rate and overruled else refusal
-    if verdict is None or response is None or not _is_guarded(request):
+    match = request.resolver_match
+    if verdict is None or response is None or match is None or not is_guarded(match.func):
         return None
     if verdict.error is not None:
         is_unasked = _is_success(response) and request.method != "OPTIONS"
@@ -264,11 +265,6 @@ def _failed_csrf(request: HttpRequest) -> bool:
 
 def _is_success(response: Any) -> bool:
     return response.status_code in {*range(200, 300), HTTPStatus.NOT_MODIFIED}
-
-
-def _is_guarded(request: HttpRequest) -> bool:
-    match = request.resolver_match
-    return match is not None and is_guarded(match.func)
 
 
 def _finish(request: HttpRequest, response: Any) -> Any:

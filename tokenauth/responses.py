@@ -30,9 +30,7 @@ class Refusal:
     """What the client is told. It never carries the reason: that is the audit's."""
 
     status: int
-    """The HTTP status."""
     code: Code
-    """The public error code."""
     detail: str
     """One sentence for people, the same for every bad credential."""
     scopes: tuple[str, ...] = ()
@@ -116,11 +114,6 @@ def render(error: Refused | Unavailable, request: HttpRequest) -> HttpResponse:
     """Return the whole answer to a refused request; its ``data`` is the body before encoding."""
     response: HttpResponse = rewrite(HttpResponse(), error, request)
     return response
-
-
-def is_answer_to(error: Refused | Unavailable, response: Any) -> bool:
-    """Return whether ``response`` is our answer to ``error`` already."""
-    return getattr(response, "tokenauth_error", None) is error
 
 
 def rewrite(response: Any, error: Refused | Unavailable, request: HttpRequest) -> Any:
