@@ -52,7 +52,7 @@ class Verdict:
     principal: Principal | None = None
     """The verified caller; None if there is no accepted credential."""
     error: Refused | Unavailable | None = None
-    """Why the credential was refused, or could not be checked."""
+    """Why the credential is refused, or can't be verified."""
     unclaimed: bool = False
     """The request has a credential that no verifier knows; another class of the view might."""
     in_query: bool = False
@@ -61,7 +61,7 @@ class Verdict:
 
 @dataclass(kw_only=True)
 class RequestState:
-    """What is known of one request on its way; lives on the request."""
+    """What is known of one request on its way; an attribute of the request."""
 
     client_info: ClientInfo
     """Who calls, for the audit."""
@@ -125,10 +125,7 @@ def authenticate_request(
 
 
 def admit_request(request: HttpRequest, *, shared: bool = False) -> Principal | None:
-    """Return the principal of ``request``; None when it carries no credential of ours.
-
-    The raising form of :func:`authenticate_request`: raises like :func:`admit`.
-    """
+    """Return the principal of ``request``, None without a credential; raises like :func:`admit`."""
     verdict = authenticate_request(request, shared=shared)
     if verdict.error is not None:
         raise verdict.error
@@ -138,10 +135,7 @@ def admit_request(request: HttpRequest, *, shared: bool = False) -> Principal | 
 def find_refusal(
     request: HttpRequest, scopes: tuple[str, ...] = ()
 ) -> Refused | Unavailable | None:
-    """Return why a guard that requires ``scopes`` refuses ``request``; None if it doesn't.
-
-    The refusal is noted for the way out, where the middleware audits it.
-    """
+    """Return why a guard for ``scopes`` refuses ``request``, and note it; None if it doesn't."""
     verdict, state = authenticate_request(request), state_of(request)
     principal = verdict.principal
     if principal is None:
@@ -155,11 +149,9 @@ def find_refusal(
 
 
 def settle(state: RequestState, error: Refused | Unavailable) -> Refused | Unavailable:
-    """Audit the refusal that a request ends with; return what the client is told.
-
-    The verdict's own error is audited already.
-    """
+    """Audit the refusal that a request ends with; return what the client is told."""
     state.settled = True
+    # The verdict's own error is audited already.
     if isinstance(error, Unavailable) or (state.verdict and error is state.verdict.error):
         return error
     return _account(error, state)
@@ -262,10 +254,7 @@ def _count_failure(refused: Refused, state: RequestState) -> Refused:
 def _admit(
     credential: Credential, state: RequestState, *, shared: bool, wait_for_disk: bool
 ) -> Principal | None:
-    """Return the principal of ``credential``, counted and audited; None only if ``shared``.
-
-    Refusals are not audited yet.
-    """
+    """Return the audited principal; None only if ``shared``. Raises refusals before their audit."""
     principal = _verify(credential, state.client_info)
     if principal is None:
         if shared:

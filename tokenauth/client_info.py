@@ -203,9 +203,8 @@ def parse_address(text: str) -> IPAddress | None:
 def client_address(remote_addr: str, forwarded_for: str, trusted: TrustedProxies) -> str | None:
     """Return the right-most address that is not a trusted proxy's; None if there is none.
 
-    ``forwarded_for`` is X-Forwarded-For, to which each proxy appends the address it was called
-    from. Only entries by trusted proxies count; one that is no address is ignored, with all
-    before it.
+    Each proxy appends the address it was called from to X-Forwarded-For. Only entries by trusted
+    proxies count; one that can't be parsed is ignored, with all before it.
     """
     client = parse_address(remote_addr)
     # Bounded, because a client can send 100 kB. No chain of real proxies is longer.

@@ -62,11 +62,9 @@ def read_credential(request: HttpRequest) -> Credential | None:
 def take_from_query(request: Any) -> None:
     """Remove the parameter of ``QUERY_PARAMS`` from the request's addresses, and keep it aside.
 
-    To be called before anything logs or shows the request: besides ``META``, addresses are in
-    ASGI's scope, from which servers write their access log. Without this call
-    :func:`read_credential` sees no parameter. The Referer is scrubbed by the path in it. If the
-    final slash is missing, or a host precedes the path, the parameter is removed and not kept:
-    Django would redirect to the address, and servers would log it.
+    Call it before anything logs the request: servers write their access log from ASGI's scope,
+    which holds addresses too. If the final slash is missing, or a host precedes the path, the
+    parameter is removed and not kept: Django would redirect to the address.
     """
     name = parameter_at(_HOST.sub("", request.path_info, count=1))
     if name is not None:

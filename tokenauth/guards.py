@@ -35,10 +35,7 @@ def is_shared(classes: Iterable[type]) -> bool:
 
 
 def authentication_classes_of(view: Any) -> list[type]:
-    """Return the authentication classes of a DRF view function.
-
-    Empty for other views, and for a view that computes its classes for each request.
-    """
+    """Return a DRF view's authentication classes; empty for other views and computed classes."""
     classes = option_of(view, "authentication_classes", ())
     return list(classes) if isinstance(classes, (list, tuple)) else []
 
@@ -103,8 +100,8 @@ def required_scopes(view: Any, method: str) -> list[str]:
     The most specific declaration counts: ``action_scopes`` for the handler, ``required_scopes``
     of its ``@action`` (or of ``as_view``), ``read_scopes`` or ``write_scopes``, and
     ``required_scopes`` of the class. Empty if nothing is declared, or if a key of
-    ``action_scopes`` names no handler: such a view refuses every token.
-    Raises ImproperlyConfigured for a lone string: it would be read letter by letter.
+    ``action_scopes`` names no handler: such a view refuses every token. Raises
+    ImproperlyConfigured for a lone string: it would be read letter by letter.
     """
     by_handler = getattr(view, "action_scopes", None) or {}
     handler = _handler_of(view, method)
@@ -112,7 +109,7 @@ def required_scopes(view: Any, method: str) -> list[str]:
         return []
     by_method = "read_scopes" if method in {"GET", "HEAD"} else "write_scopes"
     declared = (
-        by_handler.get(handler, None) or (() if handler in by_handler else None),
+        (by_handler[handler] or ()) if handler in by_handler else None,
         _own_scopes(view),
         getattr(view, by_method, None),
         getattr(view, "required_scopes", None),

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 DATABASE = "database"
 JWT = "jwt"
-_OF_A_TOKEN = {DATABASE, JWT}
-"""Sources whose callers hold a token of the table, or a JWT made from one."""
 
 
 class ClientUser:
@@ -107,7 +105,7 @@ class Principal:
     @property
     def key(self) -> str:
         """Under which key the caller's requests are counted; a JWT's with its source token's."""
-        source = DATABASE if self.source in _OF_A_TOKEN else self.source
+        source = DATABASE if self.source == JWT else self.source
         return f"{source}:{self.token_id or self.client_id}"
 
     @property

@@ -1,8 +1,8 @@
 r"""Scopes: reading them, and telling what a set of them grants. Pure.
 
 A scope is a scope-token of RFC 6749 section 3.3: printable ASCII without space, ``"`` and
-``\``. ``*`` grants everything, ``ns:*`` every scope under ``ns:``; but scopes under ``tokenauth:`` are
-granted by their names only.
+``\``. ``*`` grants everything, ``ns:*`` every scope under ``ns:`` but not ``ns`` itself. Scopes
+under ``tokenauth:`` are granted by their names only.
 """
 
 from __future__ import annotations
@@ -63,10 +63,7 @@ class ScopeSet:
 
 
 def missing(required: Iterable[str], granted: ScopeSet) -> list[str]:
-    """Return the required scopes that are not granted, in their order.
-
-    ``ns:*`` grants every scope under ``ns:``, but not ``ns`` itself.
-    """
+    """Return the required scopes that are not granted, in their order."""
     return [scope for scope in required if scope not in granted]
 
 
@@ -77,10 +74,7 @@ def common(one: ScopeSet, other: ScopeSet) -> ScopeSet:
 
 
 def is_well_formed(scope: str) -> bool:
-    """Return whether ``scope`` is a scope-token of RFC 6749.
-
-    ``*`` stands alone or ends a wildcard, ``ns:*``.
-    """
+    """Return whether ``scope`` is a scope-token whose ``*`` stands alone or ends ``ns:*``."""
     if not _SCOPE.fullmatch(scope):
         return False
     return "*" not in scope or scope == "*" or (scope.endswith(":*") and scope.count("*") == 1)

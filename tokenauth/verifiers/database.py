@@ -24,8 +24,7 @@ class DatabaseVerifier:
     def __call__(self, text: str, *, client_info: ClientInfo, now: datetime) -> Principal | None:
         """Return the principal of ``text``; None when it has a foreign format and isn't stored.
 
-        Raises Refused for a token of ours that is unknown, and for a stored one that isn't
-        valid at ``now`` or from ``client_info.ip``.
+        Raises Refused for an unknown token of our format, and like :func:`assess`.
         """
         settings = get_settings()
         parsed = parse(text, settings.prefix)
@@ -54,10 +53,7 @@ def _find(ring: Mapping[str, str]) -> StoredToken | None:
 
 
 def assess(token: StoredToken | Token, *, client_info: ClientInfo, now: datetime) -> Principal:
-    """Return whom a stored token stands for.
-
-    Raises Refused where it isn't valid at ``now``, or not from ``client_info.ip``.
-    """
+    """Return the principal of a stored token; raises Refused if the token isn't valid."""
     principal = Principal(
         client_id=token.client_id,
         scopes=ScopeSet(token.scopes.split()),

@@ -65,7 +65,6 @@ class IssuedJWT:
     scopes: ScopeSet
     """What it grants at most."""
     jti: str
-    """Its id, the claim ``jti``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +80,8 @@ class JWTVerifier:
     def __call__(self, text: str, *, client_info: ClientInfo, now: datetime) -> Principal | None:
         """Return the principal of ``text``; None where it isn't a JWT that names our issuer.
 
-        Raises Refused for one that does and isn't proven, isn't meant for our audience, or has
-        expired, and where its source token isn't valid at ``now`` or from ``client_info.ip``.
-        One SELECT, and none before the signature is proven.
+        Raises Refused for one that isn't proven, isn't meant for our audience, or has expired, and
+        if its source token isn't valid. One SELECT, and none before the signature is proven.
         """
         settings = get_settings().jwt
         parts = None if settings is None else _read(text)
