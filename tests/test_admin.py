@@ -687,4 +687,5 @@ def test_lists_count_no_further_than_they_show(
     assert counts
     assert all("LIMIT 2" in sql for sql in counts)
     assert response.context["cl"].result_count == 2
+    assert ("after the latest 2 events" in response.content.decode()) == (url == AUDIT)
     assert response.context["cl"].date_hierarchy is None

@@ -157,33 +157,13 @@ class IssueForm(_TokenForm):
         if not policy.may_issue_for_others(self.actor):
             self.fields.pop("user", None)
 
-    def _clean_ticket(self) -> None:
-        # Not as the field's own error: that of a hidden field is easily overlooked.
-        ticket = self.cleaned_data.get("ticket") or ""
-        try:
-            public_id = _signer().unsign(ticket) if ticket else ""
-        except BadSignature:
-            self.add_error(None, _("This form is invalid. Reload the page and try again."))
-            return
-        if public_id and Token.objects.primary().filter(public_id=public_id).exists():
-            text = _("This form was sent already: token %(id)s was issued and its text shown then.")
-            self.add_error(None, ValidationError(text, params={"id": public_id}))
-        self.cleaned_data["ticket"] = public_id
-
-    def get_public_id(self) -> str:
-        """Return the public id that the form came with; "" where it came without."""
-        return str(self.cleaned_data.get("ticket") or "")
-
     def get_user(self) -> Any:
         """Return the owner: the chosen user, or oneself where there is no choice."""
         return self.cleaned_data.get("user") if "user" in self.fields else self.actor.user
 
-    def clean(self) -> None:
-        """Refuse a form that was sent before, too."""
-        self._clean_ticket()
-        super().clean()
-
     def _ask_services(self) -> None:
+        # Not in the field's own method: an error beside a hidden field is easily overlooked.
+        self.cleaned_data["ticket"] = _read_ticket(self.cleaned_data["ticket"])
         services.check_issue(
             client_id=self.cleaned_data["client_id"],
             user=self.get_user(),
@@ -223,3 +203,16 @@ class ConfirmForm(forms.Form):
 
 def _signer() -> Signer:
     return Signer(salt="tokenauth.issue")
+
+
+def _read_ticket(ticket: str) -> str:
+    """Return the public id that a form came with, "" if it came without one."""
+    try:
+        public_id = _signer().unsign(ticket) if ticket else ""
+    except BadSignature:
+        problem = _("This form is invalid. Reload the page and try again.")
+        raise ValidationError(problem) from None
+    if public_id and Token.objects.primary().filter(public_id=public_id).exists():
+        text = _("This form was sent already: token %(id)s was issued and its text shown then.")
+        raise ValidationError(text, params={"id": public_id})
+    return public_id

@@ -158,17 +158,12 @@ def check_grant(
     if is_unrestricted(actor):
         return
     _check_owner(actor, client_id, user, free)
+    takes = "that takes the permission “Can grant any scope”."
     if refused := ungrantable(actor, scopes):
-        raise NotPermitted(
-            f"You may not grant {_list(refused)}: that takes the permission “Can grant any scope”.",
-            field="scopes",
-        )
+        raise NotPermitted(f"You may not grant {_list(refused)}: {takes}", field="scopes")
     if not may_grant_any_scope(actor) and _is_faster("", rate):
         default = get_settings().token_rate
-        raise NotPermitted(
-            f"You may not grant more than {default}: that takes the permission “Can grant any scope”.",
-            field="rate",
-        )
+        raise NotPermitted(f"You may not grant more than {default}: {takes}", field="rate")
     if actor is not None and actor.kind is ActorKind.TOKEN:
         raise NotPermitted("A token may hand out only tokens within its own rights.")
 

@@ -9,7 +9,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from tokenauth.admin.lists import BoundedPaginator, LongListAdmin
+from tokenauth.admin.lists import LongListAdmin
 from tokenauth.models import AuditEvent
 
 
@@ -46,7 +46,3 @@ class AuditEventAdmin(LongListAdmin):
         return super().get_search_results(
             request, queryset, f'"{search_term}"' if search_term else ""
         )
-
-    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
-        context = {"limit": BoundedPaginator.limit, **(extra_context or {})}
-        return super().changelist_view(request, context)

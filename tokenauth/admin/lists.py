@@ -14,7 +14,6 @@ from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from tokenauth.admin.operations import STATUS_LABELS
 from tokenauth.conf import get_settings
 from tokenauth.models import TokenStatus
 from tokenauth.models.charsets import find_unstorable
@@ -60,10 +59,10 @@ class StatusFilter(admin.SimpleListFilter):
     parameter_name = "status"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
-        return [(status.value, label) for status, label in STATUS_LABELS.items()]
+        return TokenStatus.choices
 
     def queryset(self, request: HttpRequest, queryset: Any) -> Any:
-        if (status := self.value()) not in set(TokenStatus):
+        if (status := self.value()) not in TokenStatus.values:
             return queryset
         return queryset.with_status(TokenStatus(status), timezone.now())
 

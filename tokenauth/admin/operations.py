@@ -99,13 +99,3 @@ OFFERED = {
     TokenStatus.DISABLED: ("enable", "revoke"),
     TokenStatus.REVOKED: (),
 }
-
-
-STATUS_LABELS = {
-    TokenStatus.ACTIVE: _("active"),
-    TokenStatus.NOT_YET_VALID: _("not yet valid"),
-    TokenStatus.EXPIRED: _("expired"),
-    TokenStatus.OWNER_INACTIVE: _("owner inactive"),
-    TokenStatus.DISABLED: _("disabled"),
-    TokenStatus.REVOKED: _("revoked"),
-}

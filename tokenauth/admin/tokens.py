@@ -24,7 +24,7 @@ from django.utils.translation import ngettext
 
 from tokenauth import policy, services
 from tokenauth.admin.lists import LongListAdmin, ScopeFilter, StatusFilter
-from tokenauth.admin.operations import OFFERED, OPERATIONS, STATUS_LABELS, Operation
+from tokenauth.admin.operations import OFFERED, OPERATIONS, Operation
 from tokenauth.client_info import Actor
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import NotPermitted
@@ -34,6 +34,7 @@ from tokenauth.models import AuditEvent, Token
 from tokenauth.services import Changes
 from tokenauth.services.attempts import atomic
 
+_users: Any = get_user_model()
 _LISTED = 100
 _OWNER = ["public_id", "state", "client_id", "user"]
 _CHANGEABLE = list(Changes.__annotations__)
@@ -73,6 +74,7 @@ class TokenAdmin(LongListAdmin):
         ("last_used_at", admin.EmptyFieldListFilter),
     ]
     raw_id_fields = ["user"]
+    search_fields = ["public_id__exact", "client_id", "name", f"user__{_users.USERNAME_FIELD}"]
     actions = [_make_action(name) for name in OPERATIONS]
     change_form_template = "admin/tokenauth/token/change_form.html"
     readonly_fields = [*_OWNER, *_HISTORY]
@@ -93,14 +95,9 @@ class TokenAdmin(LongListAdmin):
         using = router.db_for_write(Token)
         return super().formfield_for_foreignkey(db_field, request, **{**kwargs, "using": using})
 
-    def get_search_fields(self, request: HttpRequest) -> list[str]:
-        """Search by id, client, label and user; never by a token's text, which isn't stored."""
-        users: Any = get_user_model()
-        return ["public_id__exact", "client_id", "name", f"user__{users.USERNAME_FIELD}"]
-
     @admin.display(description=_("status"))
     def state(self, token: Token) -> Any:
-        return STATUS_LABELS[token.status]
+        return token.status.label
 
     @admin.display(description=_("expires"), ordering="expires_at")
     def ends(self, token: Token) -> Any:
@@ -175,7 +172,7 @@ class TokenAdmin(LongListAdmin):
         issued = services.issue(
             client_id=form.cleaned_data["client_id"],
             user=form.get_user(),
-            public_id=form.get_public_id(),
+            public_id=form.cleaned_data["ticket"],
             by=form.actor,
             **form.get_changes(),
         )
@@ -279,7 +276,7 @@ class TokenAdmin(LongListAdmin):
             for token in tokens.order_by("pk"):
                 if operation.name not in OFFERED[token.status]:
                     text = _("%(token)s: it is %(status)s.")
-                    names = {"token": token, "status": STATUS_LABELS[token.status]}
+                    names = {"token": token, "status": token.status.label}
                     self.message_user(request, text % names, messages.WARNING)
                     continue
                 try:

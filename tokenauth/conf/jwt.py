@@ -72,10 +72,6 @@ def _algorithm(value: object) -> Algorithm:
         raise WrongValue(f"must be one of {', '.join(Algorithm)}.") from None
 
 
-def _keys(value: object) -> Mapping[str, str]:
-    return read_keys(value or None)
-
-
 def _name(value: object) -> str:
     if (
         not isinstance(value, str)
@@ -91,7 +87,7 @@ def _name(value: object) -> str:
 
 _READERS: Mapping[str, Callable[[object], Any]] = {
     "algorithm": _algorithm,
-    "keys": _keys,
+    "keys": lambda value: read_keys(value or None),
     "issuer": _name,
     "audience": _name,
     "lifetime": partial(read_duration, shortest=timedelta(seconds=1), longest=LONGEST_LIFE),

@@ -9,7 +9,7 @@ from django.db import connections, models
 
 _UNICODE = {"UTF8", "utf8mb4", "utf16", "utf16le", "utf32"}
 _BASIC_PLANE = {"utf8", "utf8mb3", "ucs2"}
-_SINGLE_BYTE = re.compile("(LATIN|latin|WIN|cp|ISO_8859_)([0-9]+)")
+_SINGLE_BYTE = re.compile("(LATIN|latin|WIN|cp|ISO_8859_)[0-9]+")
 _QUESTIONS = {
     "postgresql": "SELECT current_setting('server_encoding')",
     # Columns may differ from their table, and the connection may hold less than they do.
@@ -41,14 +41,12 @@ def _held(charset: str) -> str:
     """Return the characters that ``charset`` holds, as the inside of a regular expression's []."""
     if charset in _BASIC_PLANE:
         return "\0-\uffff"
-    match = _SINGLE_BYTE.fullmatch(charset)
-    if match is None:
+    if not _SINGLE_BYTE.fullmatch(charset):
         # All of these databases' character sets contain ASCII. PostgreSQL's SQL_ASCII holds any
         # bytes, but counts each of them as a character of a column.
         return "\0-\x7f"
-    family = {"LATIN": "latin", "WIN": "cp", "ISO_8859_": "iso8859_"}.get(match[1], match[1])
     # MySQL's latin1 is Windows' and not ISO's.
-    codec = "cp1252" if charset == "latin1" else family + match[2]
+    codec = "cp1252" if charset == "latin1" else charset.replace("WIN", "cp")
     return re.escape("".join(bytes([byte]).decode(codec, "ignore") for byte in range(256)))
 
 

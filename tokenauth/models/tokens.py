@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, ClassVar, NamedTuple, TypeAlias
@@ -37,15 +36,15 @@ _LONGEST_WAIT = 50
 """How long the write of a last use waits for SQLite's lock, in milliseconds."""
 
 
-class TokenStatus(StrEnum):
+class TokenStatus(models.TextChoices):
     """The lifecycle status of a token. All but ``active`` have the value of the refusal's reason."""
 
-    ACTIVE = "active"
-    REVOKED = Reason.REVOKED.value
-    DISABLED = Reason.DISABLED.value
-    NOT_YET_VALID = Reason.NOT_YET_VALID.value
-    EXPIRED = Reason.EXPIRED.value
-    OWNER_INACTIVE = Reason.OWNER_INACTIVE.value
+    ACTIVE = "active", _("active")
+    NOT_YET_VALID = Reason.NOT_YET_VALID.value, _("not yet valid")
+    EXPIRED = Reason.EXPIRED.value, _("expired")
+    OWNER_INACTIVE = Reason.OWNER_INACTIVE.value, _("owner inactive")
+    DISABLED = Reason.DISABLED.value, _("disabled")
+    REVOKED = Reason.REVOKED.value, _("revoked")
 
 
 class StoredToken(NamedTuple):

@@ -8,6 +8,8 @@ may not do, which leaves a row of ``token.refused``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Unpack
@@ -20,14 +22,13 @@ from tokenauth.client_info import Actor
 from tokenauth.conf import get_settings
 from tokenauth.models import Event, Token, TokenStatus
 from tokenauth.policy import Rights, is_strengthened
-from tokenauth.services.attempts import admit, attempt
+from tokenauth.services.attempts import admission, attempt
 from tokenauth.services.cleaning import REASON_LENGTH, clean_public_id, clean_reason
 from tokenauth.services.drafts import (
     Changes,
     clean,
     describe,
     describe_change,
-    draft,
     earliest,
     name_of,
     revise,
@@ -94,10 +95,8 @@ def issue(
     ``expires_at`` the token lives for ``MAX_LIFETIME``. A form gives a ``public_id``, so that it
     can't issue twice if it is sent twice (the second raises IntegrityError).
     """
-    token = draft(client_id=client_id, user=user, by=by, changes=changes)
     public_id = clean_public_id(public_id)
-    with attempt("issue", token, by) as (token, rights):
-        admit(token, rights, changes)
+    with admission("issue", client_id=client_id, user=user, by=by, changes=changes) as token:
         token.public_id = public_id
         plaintext = _insert(token)
         audit.record(Event.TOKEN_ISSUED, token=token, by=by, details=_describe_new(token))
@@ -112,9 +111,8 @@ def check_issue(
     **changes: Unpack[Changes],
 ) -> None:
     """Raise what ``issue`` would raise for this input. A refusal by ``policy`` is recorded."""
-    token = draft(client_id=client_id, user=user, by=by, changes=changes)
-    with attempt("issue", token, by) as (token, rights):
-        admit(token, rights, changes)
+    with admission("issue", client_id=client_id, user=user, by=by, changes=changes):
+        pass
 
 
 def rotate(
@@ -161,10 +159,8 @@ def change(token: Token, *, by: Actor | None = None, **changes: Unpack[Changes])
 
     A token's owner never changes. Nothing is written if nothing differs.
     """
-    values = clean(changes)
-    with attempt("change", token, by) as (before, rights):
-        after = _revise(before, values, rights)
-        if details := describe_change(before, after):
+    with _revision(token, by, changes) as (after, details):
+        if details:
             after.save(update_fields=list(details))
             audit.record(Event.TOKEN_CHANGED, token=after, by=by, details=details)
     return after
@@ -172,20 +168,25 @@ def change(token: Token, *, by: Actor | None = None, **changes: Unpack[Changes])
 
 def check_change(token: Token, *, by: Actor | None = None, **changes: Unpack[Changes]) -> None:
     """Raise what ``change`` would raise for this input. A refusal by ``policy`` is recorded."""
+    with _revision(token, by, changes):
+        pass
+
+
+@contextmanager
+def _revision(
+    token: Token, by: Actor | None, changes: Changes
+) -> Iterator[tuple[Token, dict[str, Any]]]:
+    """Open a transaction; yield the token as ``changes`` make it, and what differs then."""
     values = clean(changes)
     with attempt("change", token, by) as (before, rights):
-        _revise(before, values, rights)
-
-
-def _revise(before: Token, values: dict[str, Any], rights: Rights) -> Token:
-    """Return ``before`` with cleaned ``values``; raises NotPermitted beyond ``rights``."""
-    rights.check_change(before)
-    after = revise(before, values)
-    if before.revoked_at is not None and describe_change(before, after):
-        raise ValidationError("A revoked token can't be changed.")
-    if is_strengthened(before, after):
-        rights.check_token(after)
-    return after
+        rights.check_change(before)
+        after = revise(before, values)
+        details = describe_change(before, after)
+        if before.revoked_at is not None and details:
+            raise ValidationError("A revoked token can't be changed.")
+        if is_strengthened(before, after):
+            rights.check_token(after)
+        yield after, details
 
 
 def _describe_new(token: Token) -> dict[str, Any]:

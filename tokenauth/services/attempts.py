@@ -15,7 +15,7 @@ from tokenauth.exceptions import NotPermitted
 from tokenauth.models import Token
 from tokenauth.policy import Rights
 from tokenauth.services.cleaning import check_no_double
-from tokenauth.services.drafts import Changes, earliest
+from tokenauth.services.drafts import Changes, draft, earliest
 from tokenauth.tokens import is_public_id
 
 
@@ -74,13 +74,19 @@ def lock(keys: Iterable[int]) -> list[Token]:
     return found
 
 
-def admit(token: Token, rights: Rights, changes: Changes) -> None:
-    """Check that ``token``, which isn't stored yet, may be issued with these ``changes``.
+@contextmanager
+def admission(
+    operation: str, *, client_id: str, user: Any, by: Actor | None, changes: Changes
+) -> Iterator[Token]:
+    """Open a transaction and yield a new token that ``by`` may issue; it isn't stored yet.
 
     Without an end of its own it ends with the token that issues it, which becomes its parent.
     """
-    token.parent = rights.own
-    if token.parent is not None and changes.get("expires_at") is None:
-        token.expires_at = earliest(token.expires_at, token.parent.ends_at)
-    rights.check_token(token)
-    check_no_double(token.client_id)
+    new = draft(client_id=client_id, user=user, by=by, changes=changes)
+    with attempt(operation, new, by) as (token, rights):
+        token.parent = rights.own
+        if token.parent is not None and changes.get("expires_at") is None:
+            token.expires_at = earliest(token.expires_at, token.parent.ends_at)
+        rights.check_token(token)
+        check_no_double(token.client_id)
+        yield token

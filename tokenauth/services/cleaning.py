@@ -13,7 +13,7 @@ from django.core.exceptions import ValidationError
 from django.db import router
 from django.utils import timezone
 
-from tokenauth.client_info import NAME_LENGTH, sanitise
+from tokenauth.client_info import sanitise
 from tokenauth.conf import get_settings
 from tokenauth.credentials import LONGEST
 from tokenauth.models import Token
@@ -107,13 +107,6 @@ def check_scopes(scopes: Iterable[str], *, kept: ScopeSet) -> None:
     if wrong:
         known = f" Known are: {', '.join(declared)}." if declared else ""
         raise ValidationError({"scopes": f"No such scope: {', '.join(wrong)}.{known}"[:1_000]})
-
-
-def clean_client_id(client_id: object) -> str:
-    """Return ``client_id``; raises ValidationError unless it can name a client."""
-    if not client_id:
-        raise ValidationError({"client_id": "Name the client, or the user it acts for."})
-    return clean_text("client_id", NAME_LENGTH, client_id)
 
 
 def check_no_double(client_id: str) -> None:

@@ -14,12 +14,11 @@ from django.core.exceptions import ValidationError
 from django.utils import timezone
 
 from tokenauth.audit.rows import LONGEST_DETAILS
-from tokenauth.client_info import Actor
+from tokenauth.client_info import NAME_LENGTH, Actor
 from tokenauth.conf import format_duration, get_settings
 from tokenauth.models import LABEL_LENGTH, Token
 from tokenauth.services.cleaning import (
     check_scopes,
-    clean_client_id,
     clean_moment,
     clean_networks,
     clean_rate,
@@ -71,9 +70,13 @@ def draft(
     """Return a new token that is neither stored nor judged by ``policy`` yet."""
     owner = None if user is None else _find_owner(user)
     client_id = client_id or ("" if owner is None else str(owner.get_username()))
-    client_id = clean_client_id(client_id)
+    if not client_id:
+        raise ValidationError({"client_id": "Name the client, or the user it acts for."})
     token = Token(
-        client_id=client_id, user=owner, created_by=name_of(by), created_at=timezone.now()
+        client_id=clean_text("client_id", NAME_LENGTH, client_id),
+        user=owner,
+        created_by=name_of(by),
+        created_at=timezone.now(),
     )
     return revise(token, clean({"expires_at": None, **changes}))
 

@@ -12,9 +12,9 @@ from tokenauth import audit
 from tokenauth.client_info import Actor
 from tokenauth.conf import get_settings
 from tokenauth.models import Event, Token
-from tokenauth.services.attempts import admit, atomic, attempt
+from tokenauth.services.attempts import admission, atomic, attempt
 from tokenauth.services.cleaning import check_absent, check_plaintext
-from tokenauth.services.drafts import Changes, describe, draft
+from tokenauth.services.drafts import Changes, describe
 from tokenauth.tokens import Plaintext, digest, digests, generate_public_id, parse
 
 if TYPE_CHECKING:
@@ -42,9 +42,7 @@ def import_plaintext(
     stored = _find_stored(plaintext)
     if stored is None:
         # Only now: the settings of today don't bind what was stored by those of yesterday.
-        token = draft(client_id=client_id, user=user, by=by, changes=changes)
-        with attempt("import", token, by) as (token, rights):
-            admit(token, rights, changes)
+        with admission("import", client_id=client_id, user=user, by=by, changes=changes) as token:
             check_absent(plaintext, token)
             stored = _insert_imported(token, plaintext)
             if stored is token:
