@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
 
 CHANGE_TOKEN = "tokenauth.change_token"  # noqa: S105 - a permission, no secret
-ISSUE_FOR_OTHERS = "tokenauth.issue_token_for_others"
-GRANT_ANY_SCOPE = "tokenauth.grant_any_scope"
-
 _LONGEST_MESSAGE = 500
 """How much of a list a message shows, in characters."""
 
@@ -47,12 +44,12 @@ def is_unrestricted(actor: Actor | None) -> bool:
 
 def may_issue_for_others(actor: Actor | None) -> bool:
     """Return whether ``actor`` may issue tokens in another's name."""
-    return _holds(actor, ISSUE_FOR_OTHERS)
+    return _holds(actor, "tokenauth.issue_token_for_others")
 
 
 def may_grant_any_scope(actor: Actor | None) -> bool:
     """Return whether ``actor`` may grant more than ``SELF_SERVICE_SCOPES``."""
-    return _holds(actor, GRANT_ANY_SCOPE)
+    return _holds(actor, "tokenauth.grant_any_scope")
 
 
 def ungrantable(actor: Actor | None, scopes: Iterable[str]) -> list[str]:

@@ -59,11 +59,8 @@ def take(name: str, values: object) -> list[str]:
 
     There may be ``MOST`` of them; of more, and of an endless iterator, the rest isn't read.
     """
-    if isinstance(values, str):
-        refuse_secret(name, values[:LONGEST])
-        raise ValidationError({name: f"Give a list: [{values[:50]!r}]."})
     taken: list[Any] = list(islice(values, MOST + 1)) if isinstance(values, Iterable) else [values]
-    if not all(isinstance(value, str) for value in taken):
+    if isinstance(values, str) or not all(isinstance(value, str) for value in taken):
         raise ValidationError({name: "Give a list of texts."})
     if len(taken) > MOST:
         raise ValidationError({name: f"Give at most {MOST}: a token can't have more."})

@@ -212,7 +212,7 @@ def find_descendants(keys: Collection[int], *, newest: bool = False) -> set[int]
     while layer:
         issued: set[int] = set()
         for part in _parts(layer):
-            children = Token.objects.primary().issued_by(part).order_by()
+            children = Token.objects.primary().with_keys(part, "parent_id").order_by()
             children = children.select_for_update() if newest else children
             issued.update(children.values_list("pk", flat=True))
         layer = issued - found
