@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.models import CHANGE, LogEntry
-from django.contrib.admin.options import csrf_protect_m
 from django.contrib.auth import get_user_model
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied, ValidationError
@@ -110,12 +109,10 @@ class TokenAdmin(LongListAdmin):
             return False
         return super().has_delete_permission(request, obj)
 
-    def get_form(
-        self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
-    ) -> Any:
+    def get_form(self, request: HttpRequest, obj: Any = None, *args: Any, **kwargs: Any) -> Any:
         if obj is None:
             kwargs["form"] = IssueForm
-        form = super().get_form(request, obj, change=change, **kwargs)
+        form = super().get_form(request, obj, *args, **kwargs)
         return type(form.__name__, (form,), {"actor": Actor.from_request(request)})
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
@@ -127,17 +124,12 @@ class TokenAdmin(LongListAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return [] if obj is None else super().get_readonly_fields(request, obj)
 
-    @csrf_protect_m  # type: ignore[untyped-decorator]
     def changeform_view(
-        self,
-        request: HttpRequest,
-        object_id: Any = None,
-        form_url: str = "",
-        extra_context: Any = None,
+        self, request: HttpRequest, object_id: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         """Show or take a form. One sent twice at the same moment issues once."""
         try:
-            return super().changeform_view(request, object_id, form_url, extra_context)
+            return super().changeform_view(request, object_id, *args, **kwargs)
         except IntegrityError:
             if object_id is not None:
                 raise
