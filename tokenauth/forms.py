@@ -38,13 +38,6 @@ class ListField(forms.CharField):
     def prepare_value(self, value: Any) -> Any:
         return "\n".join(value) if isinstance(value, list) else value
 
-    def has_changed(self, initial: Any, data: Any) -> bool:
-        """Compare the lists, not their layout."""
-        try:
-            return bool(self.to_python(initial) != self.to_python(data))
-        except ValidationError:
-            return True
-
 
 class _TokenForm(forms.ModelForm):  # type: ignore[type-arg]
     """What issuing and changing share. ``actor`` is set by the admin on a subclass."""

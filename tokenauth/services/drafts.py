@@ -136,8 +136,7 @@ def describe(token: Token) -> dict[str, Any]:
 def describe_change(before: Token, after: Token) -> dict[str, Any]:
     """Return what differs, as the audit's details show it; {} if nothing does.
 
-    A value has ``from`` and ``to``. Lists that are too long for that have ``added`` and
-    ``removed``, which also tell the state of the token if one knows the state before.
+    A value has ``from`` and ``to``; lists that are too long for that have ``added`` and ``removed``.
     """
     now = describe(after)
     details: dict[str, Any] = {
