@@ -113,12 +113,8 @@ def _report_unwritten(client_info: ClientInfo) -> None:
     """Leave a row that says how many could not be written before this one could."""
     if not (count := _unwritten.take()):
         return
-    row = make_row(
-        Event.SECURITY_AUDIT_DEGRADED,
-        client_info,
-        count=count,
-        details={"let_in": not get_settings().audit_required},
-    )
+    details = {"let_in": not get_settings().audit_required}
+    row = make_row(Event.SECURITY_AUDIT_DEGRADED, client_info, count=count, details=details)
     try:
         get_sink().write(row)
     except BaseException as error:

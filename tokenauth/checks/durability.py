@@ -41,10 +41,7 @@ def check_durability(**_kwargs: Any) -> Iterator[CheckMessage]:
         return  # Every command reports a database that can't be asked.
     for name, value in found:
         text = f"The database {using!r} has {name}={value}. A crash can lose audit rows."
-        hint = (
-            f"Correct {name} for the server, the database and the role. On PostgreSQL you can set "
-            "TOKENAUTH['AUDIT_SYNCHRONOUS_COMMIT'] to False instead, if fsync is on."
-        )
+        hint = f"Correct {name}. If fsync is on, you can set AUDIT_SYNCHRONOUS_COMMIT to False."
         yield error("E030", text, hint)
 
 
@@ -58,9 +55,6 @@ def check_order(**_kwargs: Any) -> Iterator[CheckMessage]:
     others = {router.db_for_write(model) for model in models} - {using}
     if others:
         names = ", ".join(map(repr, sorted(others)))
-        text = (
-            f"AUDIT_SYNCHRONOUS_COMMIT is False, and views can write to {names}. If the server of "
-            f"{using!r} crashes, what they committed there can survive without its audit row."
-        )
-        hint = "Set it to True, or keep the audit in the database that views write to."
+        text = f"Views can write to {names}. A crash of {using!r} can lose the audit rows of that."
+        hint = "Set AUDIT_SYNCHRONOUS_COMMIT to True, or keep the audit where views write."
         yield warning("W035", text, hint)

@@ -217,6 +217,5 @@ def _sync(folder: Path) -> None:
 
 
 def _unusable(path: Path, problem: str) -> CommandError:
-    return CommandError(
-        f"The key file {path} can't be used: {problem} Delete it and run again: a new key is made."
-    )
+    advice = "Delete it and run again: a new key is made."
+    return CommandError(f"The key file {path} can't be used: {problem} {advice}")

@@ -252,5 +252,4 @@ class Verification:
 
     def _is_pruned(self, number: int, at: int) -> bool:
         """Tell whether a row of seal ``number`` with this time may be missing."""
-        later = [before for pruned, before in self._pruned.items() if pruned > number]
-        return bool(later) and at < max(later)
+        return any(number < pruned and at < before for pruned, before in self._pruned.items())

@@ -44,8 +44,6 @@ from tokenauth.models import AuditEvent, AuditSeal, SealKind, Token
 
 PRINTING = {"verify", "export", "harden"}
 """Verbs whose result is printed to standard output."""
-INTERRUPTED = 130
-"""The exit status of a program that Ctrl-C ended, as in shells."""
 
 
 class Command(BaseCommand):
@@ -104,9 +102,8 @@ class Command(BaseCommand):
             # Ctrl-C in the middle of a statement can leave the driver confused.
             if not _is_interrupted(error):
                 raise
-            raise CommandError(
-                "Interrupted. What is done stays. Run it again.", returncode=INTERRUPTED
-            ) from None
+            text = "Interrupted. What is done stays. Run it again."
+            raise CommandError(text, returncode=130) from None  # As in shells.
         except BrokenPipeError:
             # The reader stopped early, as `head` does. Without this Python fails again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
