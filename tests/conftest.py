@@ -6,7 +6,7 @@ import gc
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -54,6 +54,7 @@ Issue = Callable[..., services.Issued]
 Knock = Callable[..., Any]
 Write = Callable[..., None]
 
+PLUGINS = "pytest_django.plugin,xdist.plugin,_hypothesis_pytestplugin"
 OURS = "tokenauth.middleware.TokenAuthMiddleware"
 DOORS = [
     (path, server, middleware)
@@ -80,6 +81,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     ):
         options.numprocesses = min(os.cpu_count() or 1, 4)
         options.dist = "loadfile"
+        # Each process loads these plugins only: pytest rewrites all modules of what it finds itself.
+        os.environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": PLUGINS}
 
 
 def pytest_configure() -> None:
@@ -94,10 +97,18 @@ def pytest_configure() -> None:
     DEBUG_ENGINE.from_string = cache(DEBUG_ENGINE.from_string)  # type: ignore[method-assign]
 
 
-def pytest_collection_finish() -> None:
-    """Keep the garbage collector from looking at all tests, again and again."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the garbage collector from looking at all tests, again and again.
+
+    Hundreds of thousands of objects are made for them, and stay until the end.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -77,7 +77,7 @@ HISTORIES = st.lists(st.integers(0, 7), max_size=4)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(data=st.data(), steps=HISTORIES, pruned=st.booleans())
 def test_every_change_is_found(
     attack: Callable[[Draw], Touched], data: Any, steps: list[int], pruned: bool
@@ -114,7 +114,7 @@ def test_a_row_that_is_there_twice_is_named(
     assert f"row {ids[place]} is there twice" in [str(f) for f in found]
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(steps=HISTORIES, cut=st.integers(1, 3), with_rows=st.booleans())
 def test_a_tail_that_was_cut_off_is_found_by_the_head(
     steps: list[int], cut: int, with_rows: bool
@@ -136,7 +136,7 @@ def test_a_tail_that_was_cut_off_is_found_by_the_head(
     assert last.number in named_seals(verify(last))
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(steps=HISTORIES, days=st.lists(st.integers(0, 12), max_size=2))
 def test_an_untouched_log_is_clean(steps: list[int], days: list[int]) -> None:
     make_history(steps)
