@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.checks import run_checks
 from django.core.management import ManagementUtility
 from django.db import connection
 
@@ -42,6 +43,7 @@ def split(number: int, folder: str) -> None:
 
     The first waits for the others; its exit code is how many failed.
     """
+    run_checks()  # What every command begins with: most of it is done once for all of them.
     started = []
     for place in range(number):
         if pid := os.fork():

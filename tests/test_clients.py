@@ -594,9 +594,10 @@ def names(headers: dict[str, str]) -> set[str]:
     return headers.keys() & {"authorization", "x-api-key", "apitoken", "username"}
 
 
-@pytest.mark.parametrize("header", HEADERS)
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    ("header", "method"), [(HEADERS[0], "POST"), (HEADERS[1], "GET"), (HEADERS[2], "POST")]
+)
 def test_no_other_origin_gets_the_token(
     caller: tuple[Any, Send],
     server: Server,

@@ -605,7 +605,7 @@ def test_any_sequence_of_changes_keeps_the_rules(configure: Callable[..., None])
         Lifecycle,
         settings=settings(
             phases=[Phase.generate],  # Shrinking takes minutes; the steps are printed.
-            max_examples=14,
+            max_examples=10,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,
