@@ -21,8 +21,8 @@ from typing import Any
 from harness import databases, environment, load, redis_server
 from harness.report import ratio, table
 
-CHOSEN = ("authtoken", "ours", "ours-off", "ours-redis")
-AUDITED = ("ours", "ours-redis")
+CHOSEN = ("authtoken", "ours", "ours-unflushed", "ours-off", "ours-redis")
+AUDITED = ("ours", "ours-unflushed", "ours-redis")
 
 
 @dataclass(kw_only=True)

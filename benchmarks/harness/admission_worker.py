@@ -10,12 +10,14 @@ import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from harness import databases, redis_server, site, timing
 from harness.contenders import Contender, contenders
 
+PEERS = ("api-key", "authtoken")
+"""The contenders that others are compared with."""
 REFUSALS = "refusals"
 LIMITS_OFF = "refusals, FAILURE_RATE off"
 
@@ -56,6 +58,11 @@ def measure(chosen: list[Contender], rounds: int) -> dict[str, Any]:
                 "key": one.key,
                 "title": one.title,
                 **_times(accepted[one.key], base),
+                "ratios": {
+                    key: _ratios(accepted[one.key], accepted[key], base)
+                    for key in PEERS
+                    if key in accepted
+                },
                 "queries": _queries(one, headers),
             }
             for one in chosen
@@ -101,6 +108,23 @@ def _times(case: timing.Case, base: timing.Case) -> dict[str, float]:
         "cpu": timing.added(case.cpu, base.cpu) * 1e6,
         "quartile_1": beyond[len(beyond) // 4] * 1e6,
         "quartile_3": beyond[len(beyond) * 3 // 4] * 1e6,
+    }
+
+
+def _ratios(case: timing.Case, peer: timing.Case, base: timing.Case) -> dict[str, list[float]]:
+    """Return the quartiles of the rounds' ratios to ``peer``, for wall and for CPU."""
+    return {
+        measure: quantiles(
+            (
+                (mine - start) / (theirs - start)
+                for mine, theirs, start in zip(
+                    *(getattr(one, measure) for one in (case, peer, base)), strict=True
+                )
+                if theirs > start
+            ),
+            n=4,
+        )
+        for measure in ("wall", "cpu")
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from harness.site import MIDDLEWARE, TOKENAUTH
 
 AUDIT_OFF: Mapping[str, Any] = {"AUDIT_SUCCESSES": False}
+UNFLUSHED: Mapping[str, Any] = {"AUDIT_SYNCHRONOUS_COMMIT": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +26,12 @@ class Contender:
     """Settings on top of the site's."""
 
 
-def ours(key: str, title: str, changes: Mapping[str, Any] | None = None) -> Contender:
+def ours(
+    key: str, title: str, changes: Mapping[str, Any] | None = None, *, with_middleware: bool = True
+) -> Contender:
     """Return this package as its README installs it, with ``changes`` to TOKENAUTH."""
-    middleware = ["tokenauth.middleware.TokenAuthMiddleware", *MIDDLEWARE]
+    first = ["tokenauth.middleware.TokenAuthMiddleware"] if with_middleware else []
+    middleware = [*first, *MIDDLEWARE]
     settings = {"MIDDLEWARE": middleware, "TOKENAUTH": {**TOKENAUTH, **(changes or {})}}
     return Contender(key=key, title=title, view="ours", settings=settings)
 
@@ -49,6 +53,9 @@ def contenders(redis_sink: str = "") -> list[Contender]:
     }
     made = [Contender(key=key, title=title, view=key) for key, title in peers.items()]
     made.append(ours("ours", "**ours, audit on**"))
+    made.append(ours("ours-class", "**ours, audit on, class alone**", with_middleware=False))
+    title = "**ours, AUDIT_SYNCHRONOUS_COMMIT=False**"
+    made.append(ours("ours-unflushed", title, UNFLUSHED))
     made.append(ours("ours-off", "**ours, AUDIT_SUCCESSES=False**", AUDIT_OFF))
     if redis_sink:
         made.append(ours("ours-redis", "**ours, Redis sink**", {"AUDIT_SINK": redis_sink}))
