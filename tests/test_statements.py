@@ -167,7 +167,7 @@ def test_a_row_comes_out_as_the_orm_writes_it(
         by_orm = AuditEvent.objects.values_list(*Row._fields).get()
         transaction.set_rollback(True)
     with transaction.atomic():
-        insert_events(connection, columns_of([row]))
+        insert_events(connection, *columns_of([row]))
         assert AuditEvent.objects.values_list(*Row._fields).get() == by_orm == tuple(row)
         transaction.set_rollback(True)
 
@@ -179,7 +179,7 @@ def test_two_rows_in_one_insert() -> None:
         make_row(Event.SECURITY_REVOKED_TOKEN_USED, ClientInfo(path="/"), details={"a": [1]}),
     ]
     with CaptureQueriesContext(connection) as queries:
-        insert_events(connection, columns_of(rows))
+        insert_events(connection, *columns_of(rows))
     assert len(queries) == 1
     assert list(AuditEvent.objects.order_by("id").values_list(*Row._fields)) == [*map(tuple, rows)]
 
@@ -199,7 +199,7 @@ def test_times_follow_the_settings(zone: str, aware: bool, issue: Issue) -> None
         assert found is not None
         assert found.expires_at == token.expires_at
         row = make_row(Event.AUTH_ACCEPTED, ClientInfo())
-        insert_events(connection, columns_of([row]))
+        insert_events(connection, *columns_of([row]))
         assert AuditEvent.objects.filter(at=row.at).exists()
 
 
@@ -217,7 +217,7 @@ def test_instrumentation_sees_the_statements(issue: Issue) -> None:
     row = make_row(Event.AUTH_ACCEPTED, ClientInfo(path="/100%/"))
     with CaptureQueriesContext(connection) as queries:
         assert find_token("default", [token.digest]) is not None
-        insert_events(connection, columns_of([row]))
+        insert_events(connection, *columns_of([row]))
     assert [query["sql"].split()[0] for query in queries] == ["SELECT", "INSERT"]
     assert AuditEvent.objects.latest("id").path == "/100%/"
 

@@ -8,7 +8,7 @@ through Django's connection: instrumentation, routers and query counts see it as
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -62,8 +62,8 @@ class _Insert:
     sql: str
     marks: list[list[str]]
     """What each row's parameters are called."""
-    dependent: list[tuple[str, _Convert]]
-    """Columns that need preparation, and the functions for it."""
+    dependent: list[tuple[int, _Convert]]
+    """The places of columns that need preparation, and the functions for it."""
 
 
 def find_token(using: str, digests: Sequence[str]) -> StoredToken | None:
@@ -90,20 +90,24 @@ def find_token(using: str, digests: Sequence[str]) -> StoredToken | None:
 
 
 def insert_events(
-    connection: Any, rows: Sequence[Mapping[str, Any]], *, wait_for_disk: bool = True
+    connection: Any,
+    names: tuple[str, ...],
+    rows: Sequence[Sequence[Any]],
+    *,
+    wait_for_disk: bool = True,
 ) -> None:
-    """Insert audit rows, all with the same columns, in one INSERT: all of them or none.
+    """Insert audit rows, given as their values of the columns ``names``: all of them or none.
 
-    The database knows the defaults of the other columns. ``wait_for_disk`` False matters only on
-    PostgreSQL and in autocommit mode. Raises what the database raises.
+    One INSERT; the database knows the defaults of the other columns. ``wait_for_disk`` False
+    matters only on PostgreSQL and in autocommit mode. Raises what the database raises.
     """
-    insert = _compile_insert(connection.alias, tuple(rows[0]), len(rows))
+    insert = _compile_insert(connection.alias, names, len(rows))
     params: dict[str, Any] = {}
-    for place, values in enumerate(rows):
-        row = dict(values)
-        for name, prepare in insert.dependent:
-            row[name] = prepare(row[name], connection)
-        params.update(zip(insert.marks[place], row.values(), strict=True))
+    for marks, row in zip(insert.marks, rows, strict=True):
+        values = list(row)
+        for place, prepare in insert.dependent:
+            values[place] = prepare(values[place], connection)
+        params.update(zip(marks, values, strict=True))
     sql = insert.sql
     if not (wait_for_disk or connection.in_atomic_block) and connection.vendor == "postgresql":
         sql += _COMMIT_UNFLUSHED
@@ -111,20 +115,20 @@ def insert_events(
         cursor.execute(sql, params)
 
 
-def insert_many(connection: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+def insert_many(connection: Any, names: tuple[str, ...], rows: Sequence[Sequence[Any]]) -> None:
     """Insert as ``insert_events`` does, with one parameter for a column on PostgreSQL.
 
     Its driver takes longer over ten thousand parameters than the database over a thousand rows.
     """
     if connection.vendor != "postgresql":
-        insert_events(connection, rows)
+        insert_events(connection, names, rows)
         return
-    names, values, params = [], [], []
-    for name in rows[0]:
+    columns, values, params = [], [], []
+    for name, column in zip(names, zip(*rows, strict=True), strict=True):
         field: Any = AuditEvent._meta.get_field(name)
-        column, kind = [row[name] for row in rows], field.db_type(connection)
+        kind = field.db_type(connection)
         is_constant = column.count(column[0]) == len(column)
-        names.append(connection.ops.quote_name(field.column))
+        columns.append(connection.ops.quote_name(field.column))
         values.append(f"%s::{kind}" if is_constant else f"unnest(%s::{kind}[])")
         different = column[:1] if is_constant else column
         ready = [field.get_db_prep_save(value, connection) for value in different]
@@ -132,7 +136,7 @@ def insert_many(connection: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     table = connection.ops.quote_name(AuditEvent._meta.db_table)
     with connection.cursor() as cursor:
         cursor.execute(
-            f"INSERT INTO {table} ({', '.join(names)}) SELECT {', '.join(values)}", params
+            f"INSERT INTO {table} ({', '.join(columns)}) SELECT {', '.join(values)}", params
         )
 
 
@@ -203,8 +207,8 @@ def _compile_insert(using: str, names: tuple[str, ...], count: int) -> _Insert:
         sql=_name_params(f"{statement} VALUES {rows}", list(chain.from_iterable(marks))),
         marks=marks,
         dependent=[
-            (field.name, _adapt_time if field.name == "at" else field.get_db_prep_save)
-            for field in fields
+            (place, _adapt_time if field.name == "at" else field.get_db_prep_save)
+            for place, field in enumerate(fields)
             if isinstance(field, _DEPENDENT)
         ],
     )

@@ -27,7 +27,7 @@ def save_rows(rows: Sequence[Row], using: str) -> None:
     """Insert many ``rows`` as ``save_row`` inserts one, without keeping them until the commit."""
     stored = AuditEvent.objects.using(using)
     before = stored.aggregate(last=Max("id"))["last"] or 0
-    insert_many(connections[using], columns_of([storable(row, using) for row in rows]))
+    insert_many(connections[using], *columns_of([storable(row, using) for row in rows]))
     after = stored.aggregate(last=Max("id"))["last"]
     event, tokens = rows[0].event, {row.token_id for row in rows}
 
@@ -57,7 +57,7 @@ class DatabaseSink:
         try:
             _refuse_open_transaction(connection)
             fitted = [storable(row, connection.alias) for row in rows]
-            insert_events(connection, columns_of(fitted), wait_for_disk=wait_for_disk)
+            insert_events(connection, *columns_of(fitted), wait_for_disk=wait_for_disk)
         except DatabaseFailure as error:
             raise Unavailable from error
 

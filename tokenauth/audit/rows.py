@@ -10,7 +10,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from datetime import MAXYEAR, MINYEAR, datetime
 from hashlib import sha256
-from itertools import chain
+from itertools import compress
+from operator import ne
 from typing import Any, NamedTuple
 from unicodedata import category
 
@@ -159,20 +160,10 @@ def with_offset(at: datetime) -> datetime:
     return timezone.make_aware(at, timezone.get_default_timezone()) if timezone.is_naive(at) else at
 
 
-def columns_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return each row's values by column, without columns in which all rows have the default."""
-    used = [
-        {
-            name: value
-            for name, value, default in zip(Row._fields, row, _DEFAULTS, strict=True)
-            if value != default
-        }
-        for row in rows
-    ]
-    if len(used) == 1:
-        return used
-    names = list(dict.fromkeys(chain.from_iterable(used)))
-    return [{name: getattr(row, name) for name in names} for row in rows]
+def columns_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[list[Any]]]:
+    """Return the columns that not all rows have the default in, and each row's values of these."""
+    differ = [any(row) for row in zip(*(map(ne, row, _DEFAULTS) for row in rows), strict=True)]
+    return tuple(compress(Row._fields, differ)), [list(compress(row, differ)) for row in rows]
 
 
 def _make_event_id() -> uuid.UUID:
