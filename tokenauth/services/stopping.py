@@ -211,7 +211,8 @@ def find_descendants(keys: Collection[int], *, newest: bool = False) -> set[int]
     layer = set(keys)
     while layer:
         issued: set[int] = set()
-        for part in _parts(layer):
+        # In larger parts: before PostgreSQL has statistics, each part scans the whole table.
+        for part in _parts(layer, 10 * BATCH):
             children = Token.objects.primary().with_keys(part, "parent_id").order_by()
             children = children.select_for_update() if newest else children
             issued.update(children.values_list("pk", flat=True))
@@ -220,8 +221,8 @@ def find_descendants(keys: Collection[int], *, newest: bool = False) -> set[int]
     return found
 
 
-def _parts(keys: Collection[int]) -> Iterator[list[int]]:
-    """Return ``keys`` in their order, in parts."""
-    ordered = sorted(keys)
-    for start in range(0, len(ordered), BATCH):
-        yield ordered[start : start + BATCH]
+def _parts(keys: Collection[int], size: int = 0) -> Iterator[list[int]]:
+    """Return ``keys`` in their order, in parts of ``size``; of BATCH for 0."""
+    ordered, size = sorted(keys), size or BATCH
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
