@@ -58,7 +58,7 @@ def test_issue_as_json(run: Run, make_user: Callable[..., Any]) -> None:
     ("args", "message"),
     [
         (["--ttl", "30"], "not a duration"),
-        (["--ttl", "0d"], "live for a while"),
+        (["--ttl", "0d"], "longer than zero"),
         (["--ttl", "99999999d"], "hundred years"),
         (["--ttl", "400d"], "--ttl: Tokens live for 365 days at most"),
         (["--scope", "nope"], "--scope: No such scope: nope"),

@@ -446,8 +446,8 @@ def test_what_was_there_and_does_not_work_is_named(run: Run, env: Env, db: None)
     env(",".join(LONG[name] for name in "abc"))
     assert run("import", "--csv-env", "TOKENS", *CLIENT) == "0 imported, 3 there already.\n"
     assert run.err.splitlines() == [
-        f"TOKENS, entry 1 was there already, and stays {stopped}, revoked.",
-        f"TOKENS, entry 2 was there already, and stays {others}, active.",
+        f"TOKENS, entry 1 is already stored as {stopped}, revoked; it was not changed.",
+        f"TOKENS, entry 2 is already stored as {others}, active; it was not changed.",
     ]
     assert everything() == before
 
@@ -461,7 +461,7 @@ def test_a_user_is_compared_too(run: Run, env: Env, make_user: MakeUser) -> None
     nobodys, _ = services.import_plaintext(LONG["b"], client_id="jo")
     env(LONG["b"])
     run(*args)
-    assert run.err == f"TOKENS was there already, and stays {nobodys}, active.\n"
+    assert run.err == f"TOKENS is already stored as {nobodys}, active; it was not changed.\n"
 
 
 def test_what_is_there_is_not_measured_by_settings_of_today(
@@ -482,10 +482,10 @@ URLSAFE = "yD-3kQ9vXr2LmZ7TnB4cYd8_fG5hJs3PaE6uW0i1oMx"
 LATE = {LONG["a"]: "one", LONG["b"]: "two"}
 
 REFUSED: list[tuple[str, str, str]] = [
-    ("--env", "", "TOKENS is empty; set it to what it is to hold."),
+    ("--env", "", "TOKENS is empty; set its value."),
     ("--env", " \n", "TOKENS is empty; "),
-    ("--env", "${MCP_TOKEN}", "TOKENS holds a variable, ${…}, that nobody has filled in; "),
-    ("--env", FOREIGN + "${X}", "TOKENS holds a variable, ${…}, "),
+    ("--env", "${MCP_TOKEN}", "TOKENS holds ${…}, a variable that was not filled in; "),
+    ("--env", FOREIGN + "${X}", "TOKENS holds ${…}, a variable that was not filled in"),
     ("--env", SHORT, "TOKENS: This is too short: a token has at least 32 characters."),
     ("--env", "x" * 4_097, "TOKENS: This is too long: a token has at most 4096 characters."),
     ("--env", f"{FOREIGN} ", "TOKENS: This holds a space, a line end or something else"),
@@ -494,17 +494,17 @@ REFUSED: list[tuple[str, str, str]] = [
     ("--env", f"{FOREIGN}\udcff", "TOKENS: This holds a space, a line end or something else"),
     ("--env", FORGED, "TOKENS: This begins with tka_ as our own tokens do, but part of it is"),
     ("--env", f'"{FOREIGN}"', "TOKENS: This has quotes around it, "),
-    ("--env", f"{LONG['a']},{LONG['b']}", "TOKENS holds a comma; --csv-env takes"),
-    ("--env", f"{FOREIGN},", "TOKENS holds a comma; --csv-env takes"),
+    ("--env", f"{LONG['a']},{LONG['b']}", "TOKENS holds a comma; use --csv-env"),
+    ("--env", f"{FOREIGN},", "TOKENS holds a comma; use --csv-env"),
     ("--csv-env", f'"{LONG["a"]},{LONG["b"]}"', "TOKENS has quotes around it; "),
     ("--csv-env", f'{LONG["a"]},"{LONG["b"]}"', "TOKENS, entry 2: This has quotes around it, "),
     ("--csv-env", "", "TOKENS is empty; "),
-    ("--csv-env", ", ,,", "TOKENS holds no token; write them with commas between."),
+    ("--csv-env", ", ,,", "TOKENS holds no token; separate tokens with commas."),
     ("--csv-env", f"{LONG['a']},,{SHORT}", "TOKENS, entry 3: This is too short: "),
     ("--csv-env", f"{LONG['a']};{LONG['b']} c", "TOKENS, entry 1: This holds a space, "),
-    ("--csv-env", f"{LONG['a']},${{B}}", "TOKENS holds a variable, ${…}, "),
+    ("--csv-env", f"{LONG['a']},${{B}}", "TOKENS holds ${…}, a variable that was not filled in"),
     ("--json-env", "", "TOKENS is empty; "),
-    ("--json-env", "${JSON}", "TOKENS holds a variable, ${…}, "),
+    ("--json-env", "${JSON}", "TOKENS holds ${…}, a variable that was not filled in"),
     ("--json-env", FOREIGN, 'TOKENS must be a JSON object of tokens and their clients, {"token": '),
     ("--json-env", "{}", "TOKENS must be a JSON object"),
     ("--json-env", "[]", "TOKENS must be a JSON object"),
@@ -526,7 +526,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("--json-env", json.dumps({**LATE, NAME: URLSAFE}), "TOKENS, entry 3: the client looks like a"),
     ("--json-env", json.dumps({**LATE, FOREIGN: "a\n"}), "TOKENS, entry 3, client: Use at most 150"),
     ("--json-env", f'{{"{FOREIGN}": "a", "{FOREIGN}": "b"}}', "TOKENS, entry 2: this token is there"),
-    ("--json-env", json.dumps({FOREIGN: "${CLIENT}"}), "TOKENS holds a variable, ${…}, "),
+    ("--json-env", json.dumps({FOREIGN: "${CLIENT}"}), "TOKENS holds ${…}, a variable that was not filled in"),
 ]  # fmt: skip
 
 

@@ -360,7 +360,7 @@ def test_what_is_no_regular_file_is_refused(keyfile: Ask, file: Path) -> None:
     kinds: dict[str, Callable[[], object]] = {
         "is a symbolic link": lambda: file.symlink_to(real),
         "is a symbolic link.": lambda: file.symlink_to("nowhere"),
-        "is no regular file": lambda: os.mkfifo(file, 0o600),
+        "is not a regular file": lambda: os.mkfifo(file, 0o600),
         "Is a directory": file.mkdir,
     }
     for problem, make in kinds.items():
@@ -424,7 +424,7 @@ def test_deleting_the_file_and_running_again_rotates(keyfile: Ask, run: Run, fil
     file.unlink()
     keyfile()
     new = Token.objects.exclude(pk=old.pk).get()
-    assert run.err == f"{new}: a new key was made.\n{old}, the key before, was revoked.\n"
+    assert run.err == f"{new}: a new key was made.\n{old}, the previous key, was revoked.\n"
     old.refresh_from_db()
     assert old.status is TokenStatus.REVOKED
     assert old.revoked_by == new.created_by
@@ -440,7 +440,7 @@ def test_so_does_another_content(keyfile: Ask, run: Run, file: Path) -> None:
     keyfile()
     old.refresh_from_db()
     assert old.status is TokenStatus.REVOKED
-    assert run.err.endswith(f"{old}, the key before, was revoked.\n")
+    assert run.err.endswith(f"{old}, the previous key, was revoked.\n")
     assert status_of(FOREIGN) == 200
 
 
@@ -568,7 +568,7 @@ def test_a_file_that_comes_and_goes(
         raise FileExistsError(17, "File exists")
 
     monkeypatch.setattr(os, "link", late)
-    with pytest.raises(CommandError, match="comes and goes; run again"):
+    with pytest.raises(CommandError, match="removed while it was read; run again"):
         keyfile()
     assert state() == ([], 0)
     assert [*file.parent.iterdir()] == []

@@ -113,7 +113,7 @@ class OpenTransaction(RuntimeError):
 
 @dataclass(eq=False, repr=False)
 class NotPermitted(Exception):
-    """The acting person may not do this to a token."""
+    """The policy forbids the actor to do this to a token."""
 
     message: str
     _: KW_ONLY
@@ -122,7 +122,7 @@ class NotPermitted(Exception):
 
 
 class AppendOnly(TypeError):
-    """Somebody tried to change or delete an audit row."""
+    """Audit rows can't be changed or deleted."""
 
 
 class InvalidSettings(ImproperlyConfigured):

@@ -31,4 +31,4 @@ def weakness(secret: str) -> str:
     ):
         return "repeats itself"
     steps = [abs(ord(after) - ord(before)) == 1 for before, after in pairwise(secret)]
-    return "counts" if sum(steps) > len(steps) / 2 else ""
+    return "counts up or down" if sum(steps) > len(steps) / 2 else ""

@@ -19,8 +19,8 @@ def make_selection_parser() -> CommandParser:
     """Return the options that select a token by its id, or many of them."""
     parser = CommandParser(add_help=False)
     parser.add_argument("id", nargs="?", type=read_public_id, help="the token's public id, or:")
-    parser.add_argument("--client", metavar="NAME", help="all of this client")
-    parser.add_argument("--user", metavar="USERNAME", help="all of this user")
+    parser.add_argument("--client", metavar="NAME", help="all tokens of this client")
+    parser.add_argument("--user", metavar="USERNAME", help="all tokens of this user")
     parser.add_argument(
         "--unused-since", type=parse_moment, metavar="WHEN", help="2026-01-31, or 90d ago"
     )
@@ -31,25 +31,30 @@ def make_selection_parser() -> CommandParser:
 def make_grant_parser() -> CommandParser:
     """Return the options that say what a token may do, and whose it is."""
     parser = CommandParser(add_help=False)
-    parser.add_argument("--user", metavar="USERNAME", help="the user in whose name it acts")
+    parser.add_argument("--user", metavar="USERNAME", help="the Django user that owns it")
     parser.add_argument("--scope", action="append", default=[], metavar="S", help="repeatable")
     parser.add_argument(
-        "--ttl", type=_lifetime, metavar="30d", help="its life: 90s, 15m, 12h, 30d, 2w"
+        "--ttl", type=_lifetime, metavar="30d", help="its lifetime: 90s, 15m, 12h, 30d, 2w"
     )
     return parser
 
 
 def add_keyfile_options(parser: CommandParser) -> None:
     """Add the options of ``keyfile``."""
-    parser.add_argument("--path", required=True, help="the file, made where there is none")
+    parser.add_argument("--path", required=True, help="the file; created if missing")
     parser.add_argument(
-        "--client", default="keyfile", metavar="NAME", help="who calls with it (keyfile)"
+        "--client",
+        default="keyfile",
+        metavar="NAME",
+        help="the client that owns it; by default keyfile",
     )
 
 
 def add_import_options(parser: CommandParser) -> None:
     """Add the options of ``import``."""
-    parser.add_argument("--client", metavar="NAME", help=f"who calls with it ({UNNAMED})")
+    parser.add_argument(
+        "--client", metavar="NAME", help=f"by default the user's name, or {UNNAMED}"
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--env", metavar="NAME", help="a variable that holds a token")
     source.add_argument(
@@ -87,5 +92,5 @@ def read_rate(text: str) -> str:
 def _lifetime(text: str) -> timedelta:
     lifetime = read_duration(text)
     if not lifetime:
-        raise argparse.ArgumentTypeError("a token has to live for a while")
+        raise argparse.ArgumentTypeError("the lifetime must be longer than zero")
     return lifetime

@@ -73,7 +73,7 @@ def prepare_key_file(path: str, grant: Grant) -> KeyFile:
                 return _make(place, grant)
         plaintext = _read(place)
         if plaintext is None:
-            raise CommandError(f"{place} comes and goes; run again when it stays.")
+            raise CommandError(f"{place} was removed while it was read; run again.")
         _remove_draft(place)
         return _adopt(place, plaintext, grant)
     except OSError as error:
@@ -103,7 +103,7 @@ def _open(path: str, flags: int) -> int:
 
 def _find_problem(status: os.stat_result) -> str:
     if not stat.S_ISREG(status.st_mode):
-        return "it is no regular file."
+        return "it is not a regular file."
     if status.st_uid != os.geteuid():
         return "it belongs to another user of this machine."
     if stat.S_IMODE(status.st_mode) & 0o077:

@@ -44,8 +44,8 @@ def find_in_variable(name: str, client_id: str) -> list[Found]:
     # A list that is taken for one token would let none of its clients in.
     if "," in text:
         raise CommandError(
-            f"{name} holds a comma; --csv-env takes tokens with commas between, and --file one "
-            "that has commas in it."
+            f"{name} holds a comma; use --csv-env for several tokens, or --file for one token that "
+            "has a comma."
         )
     return [Found(place=name, plaintext=text, client_id=client_id)]
 
@@ -58,13 +58,13 @@ def find_in_list(name: str, client_id: str) -> list[Found]:
     found: dict[Plaintext, Found] = {}
     text = _read_variable(name)
     if is_quoted(text.strip()):
-        raise CommandError(f"{name} has quotes around it; take them away.")
+        raise CommandError(f"{name} has quotes around it; remove them.")
     for number, part in enumerate(text.split(","), 1):
         if entry := Plaintext(part.strip()):
             place = f"{name}, entry {number}"
             found.setdefault(entry, Found(place=place, plaintext=entry, client_id=client_id))
     if not found:
-        raise CommandError(f"{name} holds no token; write them with commas between.")
+        raise CommandError(f"{name} holds no token; separate tokens with commas.")
     return list(found.values())
 
 
@@ -129,10 +129,10 @@ def _read_variable(name: str) -> Plaintext:
         shown = name if is_name else "The variable"
         raise CommandError(f"{shown} is not set; give the name of a variable in the environment.")
     if not text.strip():
-        raise CommandError(f"{name} is empty; set it to what it is to hold.")
+        raise CommandError(f"{name} is empty; set its value.")
     if has_placeholder(text):
         raise CommandError(
-            f"{name} holds a variable, ${{…}}, that nobody has filled in; set it to the value."
+            f"{name} holds ${{…}}, a variable that was not filled in; set its value."
         )
     return text
 

@@ -79,12 +79,12 @@ class Command(BaseCommand):
         why = CommandParser(add_help=False)
         why.add_argument("--reason", default="", metavar="TEXT", help="why; goes to the audit")
         grant = make_grant_parser()
-        issue = add("issue", parents=[grant, common], help="issue a token, shown this once")
-        issue.add_argument("--client", required=True, metavar="NAME", help="who calls with it")
-        issue.add_argument("--name", default="", metavar="LABEL", help="a label to tell it by")
+        issue = add("issue", parents=[grant, common], help="issue a token and show it once")
         issue.add_argument(
-            "--rate", type=read_rate, metavar="600/m", help="how often it may be used"
+            "--client", required=True, metavar="NAME", help="the client that owns it"
         )
+        issue.add_argument("--name", default="", metavar="LABEL", help="a label")
+        issue.add_argument("--rate", type=read_rate, metavar="600/m", help="its rate limit")
         issue.add_argument(
             "--network", action="append", default=[], metavar="CIDR", help="repeatable"
         )
@@ -97,9 +97,9 @@ class Command(BaseCommand):
         listing.add_argument("--status", choices=[*map(str, TokenStatus)], help="only these")
         add("show", parents=[common, one], help="show a token's data")
         add("rotate", parents=[common, one, why], help="issue a successor")
-        add("revoke", parents=[common, many, why], help="stop tokens for good")
+        add("revoke", parents=[common, many, why], help="refuse tokens permanently")
         add("enable", parents=[common, one, why], help="accept a token again")
-        add("disable", parents=[common, many, why], help="stop tokens for now")
+        add("disable", parents=[common, many, why], help="refuse tokens until they are enabled")
         add_base_options(parser, verbs)
 
     def handle(self, *_args: Any, verb: str, **options: Any) -> None:
@@ -111,7 +111,7 @@ class Command(BaseCommand):
         except ValidationError as error:
             raise CommandError(_explain(error)) from None
         except UnicodeEncodeError:
-            raise CommandError("That isn't text: it isn't valid UTF-8.") from None
+            raise CommandError("The input isn't valid UTF-8.") from None
         except NotPermitted as error:
             raise CommandError(error.message) from None
 
@@ -140,7 +140,7 @@ class Command(BaseCommand):
             )
             if not (is_new or is_as_asked):
                 self.stderr.write(
-                    f"{entry.place} was there already, and stays {token}, {token.status}."
+                    f"{entry.place} is already stored as {token}, {token.status}; it was not changed."
                 )
             elif is_new:
                 self._warn_of_owner(token)
@@ -153,7 +153,7 @@ class Command(BaseCommand):
         self.stderr.write(f"{key_file.token}: {key_file.news}.")
         self._warn_of_owner(key_file.token)
         for token in key_file.revoked:
-            self.stderr.write(f"{token}, the key before, was revoked.")
+            self.stderr.write(f"{token}, the previous key, was revoked.")
         if is_in_work_tree(key_file.path):
             self.stderr.write(
                 "Warning: the key file is inside a git work tree. See that it is never committed: "

@@ -75,7 +75,7 @@ class Command(BaseCommand):
         verifying.add_argument(
             "--max-unsealed", type=read_duration, default=MAX_UNSEALED, metavar="AGE", help=age
         )
-        pruning = add("prune", help="delete old rows for good")
+        pruning = add("prune", help="delete old rows permanently")
         when = "2026-01-31, or 365d ago"
         pruning.add_argument(
             "--before", type=parse_moment, required=True, metavar="WHEN", help=when
