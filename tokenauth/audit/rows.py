@@ -150,9 +150,13 @@ def _read_time(text: str) -> datetime:
         raise ValueError("an audit row without a time zone")
     if not MINYEAR < moment.year < MAXYEAR:
         raise ValueError("an audit row whose time is out of range")
-    if settings.USE_TZ:
-        return moment
-    return timezone.make_naive(moment, timezone.get_default_timezone())
+    return as_stored(moment)
+
+
+def as_stored(moment: datetime) -> datetime:
+    """Return an aware time as it is; without ``USE_TZ``, naive in the site's time zone."""
+    zone = timezone.get_default_timezone()
+    return moment if settings.USE_TZ else timezone.make_naive(moment, zone)
 
 
 def with_offset(at: datetime) -> datetime:

@@ -15,7 +15,8 @@ from django.db import Error as DatabaseFailure
 from django.utils import timezone
 from django.utils.dateparse import parse_date, parse_datetime
 
-from tokenauth.conf import parse_duration
+from tokenauth.audit.rows import as_stored, with_offset
+from tokenauth.conf.values import parse_duration
 
 _REPEATED = re.compile(
     r"(?P<problem>unrecognized arguments|invalid choice|ignored explicit argument|ambiguous option"
@@ -95,12 +96,7 @@ def parse_moment(text: str) -> datetime:
             moment = datetime(day.year, day.month, day.day)  # noqa: DTZ001 - made aware below
         if moment is None:
             return timezone.now() - parse_duration(text)
-        aware = timezone.make_aware(moment) if timezone.is_naive(moment) else moment
-        aware = aware.astimezone(UTC)
-        # Aware or naive, as USE_TZ says.
-        if timezone.is_aware(timezone.now()):
-            return aware
-        return timezone.make_naive(aware, timezone.get_default_timezone())
+        return as_stored(with_offset(moment).astimezone(UTC))
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(
             "this is not a time; write 2026-01-31, 2026-01-31T12:00:00+01:00, or 30d for 30 "
