@@ -13,7 +13,8 @@ from django.conf import settings as django_settings
 from django.test import override_settings
 from pytest_django import Settings
 
-from tokenauth.conf import get_settings, make_transport, parse_duration, parse_settings
+from tokenauth.conf import get_settings, make_transport, parse_settings
+from tokenauth.conf.values import parse_duration
 from tokenauth.exceptions import InvalidSettings
 
 DEFAULTS: dict[str, object] = {

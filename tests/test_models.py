@@ -28,7 +28,7 @@ from tests.conftest import Issue
 from tests.locks import locked_elsewhere
 from tokenauth import services
 from tokenauth.exceptions import Reason
-from tokenauth.models import Token, TokenStatus
+from tokenauth.models import Token, TokenStatus, mark_used
 from tokenauth.models.tokens import bounded_wait
 
 NOW = timezone.now()
@@ -184,7 +184,7 @@ def test_scope_set() -> None:
 
 def _use(token: Token, at: datetime, ip: str = "192.0.2.1", **options: Any) -> Token:
     token.refresh_from_db()
-    Token.objects.mark_used(token, now=at, ip=ip, **{"rehash": None, **options})
+    mark_used(token, now=at, ip=ip, **{"rehash": None, **options})
     token.refresh_from_db()
     return token
 
@@ -215,10 +215,10 @@ def test_mark_used_costs_one_update_or_nothing(
 ) -> None:
     token = issue().token
     with django_assert_num_queries(1):
-        Token.objects.mark_used(token, now=NOW, ip=None, rehash=("new", "0" * 64))
+        mark_used(token, now=NOW, ip=None, rehash=("new", "0" * 64))
     token.refresh_from_db()
     with django_assert_num_queries(0):
-        Token.objects.mark_used(token, now=NOW, ip=None, rehash=None)
+        mark_used(token, now=NOW, ip=None, rehash=None)
 
 
 def test_mark_used_rehashes_within_the_minute_too(issue: Issue) -> None:
@@ -237,7 +237,7 @@ def test_mark_used_leaves_the_digest_alone_without_rehash(issue: Issue) -> None:
 def test_of_two_rehashes_at_once_the_first_counts(issue: Issue) -> None:
     token = issue().token
     for digest in ("1" * 64, "2" * 64):
-        Token.objects.mark_used(token, now=NOW, ip=None, rehash=("new", digest))
+        mark_used(token, now=NOW, ip=None, rehash=("new", digest))
     token.refresh_from_db()
     assert token.digest == "1" * 64
 
@@ -257,7 +257,7 @@ def test_mark_used_survives_the_database_refusing(
 @pytest.mark.parametrize("ip", ["junk", "fe80::1%eth0"])
 @pytest.mark.django_db(transaction=True)
 def test_mark_used_survives_an_address_that_is_none(ip: str, issue: Issue) -> None:
-    Token.objects.mark_used(issue().token, now=NOW, ip=ip, rehash=None)
+    mark_used(issue().token, now=NOW, ip=ip, rehash=None)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -266,7 +266,7 @@ def test_mark_used_survives_a_database_that_is_down(
 ) -> None:
     token = issue().token
     request.getfixturevalue("database_down")
-    Token.objects.mark_used(token, now=NOW, ip=None, rehash=None)
+    mark_used(token, now=NOW, ip=None, rehash=None)
 
 
 @pytest.mark.parametrize("field", ["public_id", "digest"])
@@ -321,8 +321,8 @@ def test_mark_used_waits_for_nobody(rehash: Any, issue: Issue) -> None:
     with locked_elsewhere(token):
         began = time.monotonic()
         for each in (token, free):
-            Token.objects.mark_used(each, now=NOW, ip="192.0.2.1", rehash=None)
-        Token.objects.mark_used(token, now=NOW, ip="192.0.2.1", rehash=rehash)
+            mark_used(each, now=NOW, ip="192.0.2.1", rehash=None)
+        mark_used(token, now=NOW, ip="192.0.2.1", rehash=rehash)
         assert time.monotonic() - began < 1
     token.refresh_from_db()
     free.refresh_from_db()

@@ -13,7 +13,8 @@ from django.utils.translation import gettext_lazy as _
 
 from tokenauth import policy, services
 from tokenauth.client_info import Actor, sanitise
-from tokenauth.conf import format_duration, get_settings
+from tokenauth.conf import get_settings
+from tokenauth.conf.values import format_duration
 from tokenauth.exceptions import NotPermitted
 from tokenauth.models import Token
 from tokenauth.services import Changes

@@ -29,7 +29,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tokenauth import responses
 from tokenauth.admission import audit_refusal, authenticate_request, deny, state_of
 from tokenauth.cancellation import run_to_end
-from tokenauth.conf import get_settings, load_named
+from tokenauth.conf import get_settings
+from tokenauth.conf.values import load_named
 from tokenauth.exceptions import Reason, Refused, Throttled, Unavailable
 from tokenauth.principal import Principal
 from tokenauth.verifiers import interface_problem

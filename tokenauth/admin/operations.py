@@ -24,9 +24,7 @@ class Operation:
     name: str
     """As in the URL and the action's name."""
     title: str | _StrPromise
-    """What the button says."""
-    action_title: str | _StrPromise
-    """What the list of tokens offers."""
+    """What the button says, and what the list of tokens offers for those selected."""
     question: str | _StrPromise
     """What the confirmation says will happen."""
     done: Callable[[int], str]
@@ -45,7 +43,6 @@ OPERATIONS = {
         Operation(
             name="rotate",
             title=_("Rotate"),
-            action_title=_("Rotate selected tokens"),
             question=_(
                 "A successor is issued and its text shown once. "
                 "The old token is accepted until the grace period ends."
@@ -57,7 +54,6 @@ OPERATIONS = {
         Operation(
             name="disable",
             title=_("Disable"),
-            action_title=_("Disable selected tokens"),
             question=_(
                 "It is refused from the next request on, until it is enabled again. "
                 "So are the tokens that were issued with it."
@@ -69,7 +65,6 @@ OPERATIONS = {
         Operation(
             name="enable",
             title=_("Enable"),
-            action_title=_("Enable selected tokens"),
             question=_("It is accepted again."),
             done=partial(ngettext, "%d token enabled.", "%d tokens enabled."),
             run=services.enable,
@@ -78,7 +73,6 @@ OPERATIONS = {
         Operation(
             name="revoke",
             title=_("Revoke"),
-            action_title=_("Revoke selected tokens"),
             question=_(
                 "It is refused from the next request on, and so are the tokens that were issued "
                 "with it. This can't be undone."

@@ -18,6 +18,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import get_script_prefix, path, reverse
+from django.utils.text import format_lazy
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
@@ -30,6 +31,7 @@ from tokenauth.exceptions import NotPermitted
 from tokenauth.forms import ChangeForm, ConfirmForm, IssueForm
 from tokenauth.guards import guarded_views
 from tokenauth.models import AuditEvent, Token
+from tokenauth.responses import keep_to_itself
 from tokenauth.services import Changes
 from tokenauth.services.attempts import atomic
 
@@ -46,7 +48,9 @@ _HISTORY = [
 def _make_action(name: str) -> Callable[..., HttpResponse]:
     operation = OPERATIONS[name]
 
-    @admin.action(description=operation.action_title, permissions=[operation.permission])
+    title = format_lazy(_("{operation} selected tokens"), operation=operation.title)
+
+    @admin.action(description=title, permissions=[operation.permission])
     def act(site: TokenAdmin, request: HttpRequest, tokens: QuerySet[Token]) -> HttpResponse:
         back = site._url("changelist")
         return site._confirm(request, OPERATIONS[name], tokens, back, act.__name__)
@@ -238,9 +242,7 @@ class TokenAdmin(LongListAdmin):
         across = request.POST.get("select_across") == "1"
         keys = tokens.order_by("pk").values_list("pk", flat=True)
         context = {
-            **self.admin_site.each_context(request),
             "title": operation.title,
-            "opts": self.opts,
             "operation": operation,
             "tokens": tokens.order_by("pk")[:_LISTED],
             "count": count,
@@ -251,7 +253,6 @@ class TokenAdmin(LongListAdmin):
             "form": form,
             "action": action,
             "back": back,
-            "media": self.media,
         }
         return self._render(request, "confirm", context)
 
@@ -309,22 +310,20 @@ class TokenAdmin(LongListAdmin):
 
     def _render(self, request: Any, name: str, context: dict[str, Any]) -> TemplateResponse:
         request.current_app = self.admin_site.name
+        context = {**self.admin_site.each_context(request), "opts": self.opts, **context}
         return TemplateResponse(request, f"admin/tokenauth/token/{name}.html", context)
 
     def _show_issued(self, request: HttpRequest, issued: list[services.Issued]) -> HttpResponse:
         transport = get_settings().transports[0]
         header = f"{transport.header}: " + (f"{transport.scheme} " if transport.scheme else "")
         context = {
-            **self.admin_site.each_context(request),
             "title": _("New token"),
-            "opts": self.opts,
             "issued": issued,
             "header": header,
             "url": request.build_absolute_uri(_example_path()),
         }
         response = self._render(request, "issued", context)
-        response["Cache-Control"] = "no-store"
-        response["Referrer-Policy"] = "no-referrer"
+        keep_to_itself(response)
         return response
 
 

@@ -9,7 +9,8 @@ from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
 from tokenauth.audit.rows import Row
-from tokenauth.conf import get_settings, load_named
+from tokenauth.conf import get_settings
+from tokenauth.conf.values import load_named
 
 
 class Sink(Protocol):

@@ -20,12 +20,7 @@ from tokenauth.checks.installed import is_closed
 from tokenauth.checks.messages import check, warning
 from tokenauth.checks.views import name_of, public_views
 from tokenauth.conf import get_settings
-from tokenauth.guards import (
-    all_views,
-    authentication_classes_of,
-    is_guarded,
-    may_skip_guard,
-)
+from tokenauth.guards import all_views, authentication_classes_of, is_guarded, may_skip_guard
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any
 from django.conf import settings as django_settings
 from django.urls import Resolver404, ResolverMatch, resolve
 
-from tokenauth.conf import load_named
+from tokenauth.conf.values import load_named
 from tokenauth.middleware import TokenRequiredMiddleware
 
 

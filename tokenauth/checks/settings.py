@@ -10,8 +10,8 @@ from django.core.checks import CheckMessage, register
 from tokenauth.checks.installed import try_load
 from tokenauth.checks.jwt import JWT_VERIFIER
 from tokenauth.checks.messages import check, error
-from tokenauth.conf import Settings, get_settings, load_named
-from tokenauth.conf.values import call_problem
+from tokenauth.conf import Settings, get_settings
+from tokenauth.conf.values import call_problem, load_named
 from tokenauth.exceptions import InvalidSettings
 from tokenauth.rates import parse_rate
 from tokenauth.scopes import unknown

@@ -19,29 +19,17 @@ from django.conf import settings as django_settings
 from django.core.signals import setting_changed
 
 from tokenauth.conf.jwt import JWTSettings, parse_jwt
-from tokenauth.conf.values import (
-    WrongValue,
-    format_duration,
-    load_named,
-    parse_duration,
-    read_duration,
-    read_each,
-    read_keys,
-)
+from tokenauth.conf.values import WrongValue, read_duration, read_each, read_keys
 from tokenauth.exceptions import InvalidSettings
 
 __all__ = [
-    "SHORTEST_SEAL_KEY",
     "JWTSettings",
     "Settings",
     "Transport",
     "TrustedProxies",
-    "format_duration",
     "get_settings",
     "header_meta_key",
-    "load_named",
     "make_transport",
-    "parse_duration",
     "parse_settings",
 ]
 
@@ -49,7 +37,6 @@ _PREFIX = re.compile(r"[A-Za-z0-9]+(_[A-Za-z0-9]+)*")
 _TRANSPORT = re.compile(r"(?P<header>[A-Za-z0-9-]+)(: (?P<scheme>[A-Za-z0-9-]+))?")
 _HEADER = re.compile(r"[A-Za-z0-9-]+")
 _PARAMETER = re.compile(r"[A-Za-z0-9._~-]+")
-SHORTEST_SEAL_KEY = 32
 
 TrustedProxies = int | tuple[IPv4Network | IPv6Network, ...]
 
@@ -277,7 +264,7 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
     "AUDIT_SUCCESSES": _flag,
     "AUDIT_SYNCHRONOUS_COMMIT": _flag,
     "AUDIT_SINK": _text,
-    "AUDIT_SEAL_KEYS": partial(read_keys, shortest=SHORTEST_SEAL_KEY),
+    "AUDIT_SEAL_KEYS": partial(read_keys, shortest=32),
     "JWT": parse_jwt,
     "ERROR_FORMAT": _text,
 }

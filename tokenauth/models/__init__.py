@@ -19,7 +19,7 @@ from tokenauth.models.tokens import (
     TokenStatus,
     admits,
     end_of,
-    is_use_due,
+    mark_used,
     status_of,
 )
 
@@ -40,6 +40,6 @@ __all__ = [
     "TokenStatus",
     "admits",
     "end_of",
-    "is_use_due",
+    "mark_used",
     "status_of",
 ]

@@ -72,11 +72,6 @@ class StoredToken(NamedTuple):
 AnyToken: TypeAlias = "Token | StoredToken"
 
 
-def is_use_due(token: AnyToken, now: datetime) -> bool:
-    """Return whether a use of ``token`` is to be written: at most one a minute is."""
-    return token.last_used_at is None or token.last_used_at <= now - LAST_USE_INTERVAL
-
-
 def end_of(token: AnyToken) -> datetime | None:
     """Return when ``token`` ends at the latest, ``MAX_LIFETIME`` included; None for never."""
     limit = get_settings().max_lifetime
@@ -159,28 +154,29 @@ class TokenQuerySet(models.QuerySet["Token"]):
             found = found.exclude(test)
         return found
 
-    def mark_used(
-        self, token: AnyToken, *, now: datetime, ip: str | None, rehash: tuple[str, str] | None
-    ) -> None:
-        """Write a proven token's last use, at most once a minute, and its digest if that is old.
 
-        ``rehash`` is (pepper id, digest) if the stored digest is under an older pepper. It never
-        raises and never waits for a lock that another connection holds on the row: a statistic must
-        not delay or refuse a caller with a good token.
-        """
-        if rehash is None and not is_use_due(token, now):
-            return
-        changes: dict[str, Any] = {"last_used_at": now, "last_used_ip": ip}
-        if rehash is not None:
-            changes["pepper_id"], changes["digest"] = rehash
-        connection = connections[router.db_for_write(Token)]
-        try:
-            with bounded_wait(connection):
-                self.using(connection.alias).filter(_is_unlocked(connection, token)).update(
-                    **changes
-                )
-        except (DatabaseFailure, ValueError):
-            logger.warning("last use of token %s not written", token.public_id, exc_info=True)
+def mark_used(
+    token: AnyToken, *, now: datetime, ip: str | None, rehash: tuple[str, str] | None = None
+) -> None:
+    """Write a proven token's last use, at most once a minute, and its digest if that is old.
+
+    ``rehash`` is (pepper id, digest) if the stored digest is under an older pepper. It never raises
+    and never waits for a lock that another connection holds on the row: a statistic must not delay
+    or refuse a caller with a good token.
+    """
+    last = token.last_used_at
+    if rehash is None and last is not None and last > now - LAST_USE_INTERVAL:
+        return
+    changes: dict[str, Any] = {"last_used_at": now, "last_used_ip": ip}
+    if rehash is not None:
+        changes["pepper_id"], changes["digest"] = rehash
+    tokens = Token.objects.primary()
+    connection = connections[tokens.db]
+    try:
+        with bounded_wait(connection):
+            tokens.filter(_is_unlocked(connection, token)).update(**changes)
+    except (DatabaseFailure, ValueError):
+        logger.warning("last use of token %s not written", token.public_id, exc_info=True)
 
 
 def _is_unlocked(connection: Any, token: AnyToken) -> Q:

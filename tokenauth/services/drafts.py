@@ -15,7 +15,8 @@ from django.utils import timezone
 
 from tokenauth.audit.rows import LONGEST_DETAILS
 from tokenauth.client_info import NAME_LENGTH, Actor
-from tokenauth.conf import format_duration, get_settings
+from tokenauth.conf import get_settings
+from tokenauth.conf.values import format_duration
 from tokenauth.models import LABEL_LENGTH, Token
 from tokenauth.services.cleaning import (
     check_scopes,

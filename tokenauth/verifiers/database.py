@@ -11,7 +11,7 @@ from django.db import router
 from tokenauth.client_info import ClientInfo
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import Reason, Refused
-from tokenauth.models import StoredToken, Token, TokenStatus, admits, end_of, is_use_due, status_of
+from tokenauth.models import StoredToken, Token, TokenStatus, admits, end_of, mark_used, status_of
 from tokenauth.principal import DATABASE, ClientUser, Principal
 from tokenauth.scopes import ScopeSet
 from tokenauth.statements import find_token
@@ -39,8 +39,7 @@ class DatabaseVerifier:
         principal = assess(token, client_info=client_info, now=now)
         newest = next(iter(ring))
         rehash = None if token.pepper_id == newest else (newest, ring[newest])
-        if rehash or is_use_due(token, now):
-            Token.objects.mark_used(token, now=now, ip=client_info.ip, rehash=rehash)
+        mark_used(token, now=now, ip=client_info.ip, rehash=rehash)
         return principal
 
 

@@ -23,17 +23,17 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
-from django.conf import settings as django_settings
 from django.core.exceptions import ValidationError
 from django.utils import timezone
 
 from tokenauth.audit.attempts import record_attempt
+from tokenauth.audit.rows import as_stored, with_offset
 from tokenauth.client_info import Actor, ActorKind, ClientInfo
 from tokenauth.conf import JWTSettings, get_settings
 from tokenauth.conf.jwt import Algorithm, is_private
 from tokenauth.credentials import LONGEST
 from tokenauth.exceptions import Identity, InvalidSettings, NotPermitted, Reason, Refused
-from tokenauth.models import Token
+from tokenauth.models import Token, mark_used
 from tokenauth.principal import DATABASE, JWT, Principal
 from tokenauth.scopes import ScopeSet, common, is_well_formed, missing
 from tokenauth.tokens import Plaintext, is_public_id
@@ -96,7 +96,7 @@ class JWTVerifier:
         if (claims["sub"], claims["client_id"]) != (str(source.user.pk), source.client_id):
             # The public id is somebody else's now.
             raise Refused(Reason.UNKNOWN)
-        Token.objects.mark_used(token, now=now, ip=client_info.ip, rehash=None)
+        mark_used(token, now=now, ip=client_info.ip)
         return replace(
             source,
             source=JWT,
@@ -122,7 +122,7 @@ def issue_jwt(
     settings = get_settings().jwt
     if settings is None:
         raise InvalidSettings("TOKENAUTH['JWT'] is not set: there is nothing to sign with.")
-    issued_at = int(_timestamp(now or timezone.now()))
+    issued_at = int(with_offset(now or timezone.now()).timestamp())
     with _recording_refusals(principal):
         if principal.source != DATABASE:
             raise NotPermitted("Only an API token can be exchanged for a JWT.")
@@ -167,7 +167,7 @@ def _end(
         raise ValidationError({"lifetime": f"Use from 1 second to {settings.lifetime}."})
     end = issued_at + int(lifetime.total_seconds())
     if principal.expires_at is not None:
-        end = min(end, int(_timestamp(principal.expires_at)))
+        end = min(end, int(with_offset(principal.expires_at).timestamp()))
     if end <= issued_at:
         raise NotPermitted("The token has ended.")
     return end
@@ -195,9 +195,9 @@ def _load_keys(
     for key_id, text in keys:
         try:
             ring[key_id] = _load_key(algorithm, text)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        except (ValueError, TypeError, UnsupportedAlgorithm, jwt.InvalidKeyError) as error:
             # Not from it: libraries may repeat what they couldn't read.
-            problem = str(error) if isinstance(error, _Unfit) else "can't be read as PEM."
+            problem = str(error) if isinstance(error, _Unfit) else f"is no key for {algorithm}."
             raise InvalidSettings(
                 f"TOKENAUTH['JWT'] has a key with the id {key_id!r} that {problem}"
             ) from None
@@ -210,7 +210,8 @@ class _Unfit(ValueError):
 
 def _load_key(algorithm: Algorithm, text: str) -> _Key:
     if algorithm is Algorithm.HS256:
-        return _load_secret(text)
+        secret = jwt.get_algorithm_by_name(algorithm).prepare_key(text.encode())
+        return _Key(verifying=secret, signing=secret)
     private: Any = load_pem_private_key(text.encode(), password=None) if is_private(text) else None
     public = load_pem_public_key(text.encode()) if private is None else private.public_key()
     if not isinstance(public, Ed25519PublicKey if algorithm is Algorithm.EDDSA else RSAPublicKey):
@@ -218,14 +219,6 @@ def _load_key(algorithm: Algorithm, text: str) -> _Key:
     if isinstance(public, RSAPublicKey) and public.key_size < SHORTEST_RSA:
         raise _Unfit(f"has {public.key_size} bits; RSA needs {SHORTEST_RSA} or more.")
     return _Key(verifying=public, signing=private)
-
-
-def _load_secret(text: str) -> _Key:
-    try:
-        secret = jwt.get_algorithm_by_name(Algorithm.HS256).prepare_key(text.encode())
-    except jwt.InvalidKeyError:
-        raise _Unfit("is a public key or a certificate, and no secret.") from None
-    return _Key(verifying=secret, signing=secret)
 
 
 def _read(text: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -292,7 +285,7 @@ def _is_time(value: object) -> bool:
 def _check_times(claims: dict[str, Any], settings: JWTSettings, now: datetime) -> datetime:
     """Return when a proven JWT ends; raises Refused where it has, or hasn't begun."""
     # In seconds: where USE_TZ is off, clocks that are set back tell an hour twice.
-    seconds = _timestamp(now)
+    seconds = with_offset(now).timestamp()
     # Checked on use too: a shorter lifetime ends the longer ones at once.
     end = min(claims["exp"], claims["iat"] + settings.lifetime.total_seconds())
     # We write no nbf; whoever else has the key may.
@@ -337,15 +330,5 @@ def _sign(claims: dict[str, Any], settings: JWTSettings) -> Plaintext:
     return text
 
 
-def _timestamp(moment: datetime) -> float:
-    """Return a time in seconds since 1970; a naive one is of the site's zone, never another."""
-    if timezone.is_naive(moment):
-        moment = timezone.make_aware(moment, timezone.get_default_timezone())
-    return moment.timestamp()
-
-
 def _moment(seconds: float) -> datetime:
-    moment = datetime.fromtimestamp(seconds, UTC)
-    if django_settings.USE_TZ:
-        return moment
-    return timezone.make_naive(moment, timezone.get_default_timezone())
+    return as_stored(datetime.fromtimestamp(seconds, UTC))

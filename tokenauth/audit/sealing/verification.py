@@ -25,7 +25,7 @@ from tokenauth.audit.sealing.seals import (
 )
 from tokenauth.audit.stored import STORED_COLUMNS, UNREADABLE, read_stored
 from tokenauth.client_info import sanitise
-from tokenauth.conf import format_duration
+from tokenauth.conf.values import format_duration
 from tokenauth.models import AuditEvent, AuditSeal, Event, SealKind
 
 MAX_UNSEALED = timedelta(days=1)
