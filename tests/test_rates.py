@@ -24,7 +24,6 @@ from tokenauth.rates import Rate, parse_rate
 )
 def test_parse(text: str, requests: int, seconds: int) -> None:
     assert parse_rate(text) == (requests, seconds)
-    assert str(parse_rate(text)) == text
 
 
 @pytest.mark.parametrize("text", ODD_RATES)
@@ -34,14 +33,13 @@ def test_what_is_no_rate_is_refused(text: str) -> None:
 
 
 @given(st.text(max_size=12) | st.from_regex(r"[0-9]+/[0-9]*[smhdSMHDw]?", fullmatch=True))
-def test_whatever_is_read_can_be_written_and_read_again(text: str) -> None:
+def test_whatever_is_read_is_a_positive_rate(text: str) -> None:
     try:
         rate = parse_rate(text)
     except ValueError:
         return
     assert rate.requests > 0
     assert rate.seconds > 0
-    assert parse_rate(str(rate)) == rate
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,6 @@ class Rate(NamedTuple):
     requests: int
     seconds: int
 
-    def __str__(self) -> str:
-        units = reversed(_UNIT_SECONDS.items())
-        unit, seconds = next(item for item in units if self.seconds % item[1] == 0)
-        many = self.seconds // seconds
-        return f"{self.requests}/{many if many > 1 else ''}{unit}"
-
     def allows_more_than(self, other: Rate) -> bool:
         """Tell whether this allows more than ``other``, at once or in the long run."""
         return (

@@ -156,7 +156,7 @@ def open_window(cursor: Cursor, using: str, *, is_first: bool) -> Cursor | None:
     cursor, known = localise(cursor, using), cursor.origin
     if cursor.window:
         return cursor
-    if connections[using].vendor == "postgresql":
+    if _vendor(using) == "postgresql":
         origin = _origin(using)
         if origin == known or (is_first and not _has_foreign_rows(using)):
             return _open_by_transaction(replace(cursor, origin=origin), using)
@@ -167,7 +167,11 @@ def open_window(cursor: Cursor, using: str, *, is_first: bool) -> Cursor | None:
 
 def may_be_late(using: str) -> bool:
     """Return whether rows may be committed behind the cursor."""
-    return connections[using].vendor not in {"postgresql", "sqlite"}
+    return _vendor(using) not in {"postgresql", "sqlite"}
+
+
+def _vendor(using: str) -> str:
+    return connections[using].vendor
 
 
 def _open_by_transaction(cursor: Cursor, using: str) -> Cursor | None:
@@ -208,7 +212,7 @@ def _has_foreign_rows(using: str) -> bool:
 
 
 def _origin(using: str) -> str:
-    if connections[using].vendor != "postgresql":
+    if _vendor(using) != "postgresql":
         return ""
     return _ask(using, "SELECT system_identifier::text FROM pg_control_system()")
 
@@ -219,7 +223,7 @@ def count_waiting(using: str) -> int:
     The rows that sealing wrote itself don't count: they wait for other rows.
     """
     rows = AuditEvent.objects.using(using).exclude(event=Event.AUDIT_SEALED.value)
-    if connections[using].vendor == "postgresql":
+    if _vendor(using) == "postgresql":
         return rows.filter(xid__gte=_oldest_running(using)[0]).count()
     if not may_be_late(using):
         return 0

@@ -8,11 +8,10 @@ from typing import Any
 
 from django.core.checks import CheckMessage
 from rest_framework.permissions import AND, NOT, OR, SAFE_METHODS
-from rest_framework.views import APIView
 
 from tokenauth.checks.installed import is_derived
 from tokenauth.checks.messages import check, error, warning
-from tokenauth.checks.views import name_of, permission_classes_of
+from tokenauth.checks.views import classes_of, name_of
 from tokenauth.conf import get_settings
 from tokenauth.guards import all_views, is_guarded, option_of, stray_keys
 from tokenauth.permissions import HasScopes
@@ -67,12 +66,9 @@ def _check_keys(view: Any) -> Iterator[CheckMessage]:
 
 
 def _check_authentication(view: Any) -> Iterator[CheckMessage]:
-    cls = getattr(view, "cls", APIView)
-    is_computed = cls.get_authenticators is not APIView.get_authenticators or not isinstance(
-        option_of(view, "authentication_classes", ()), (list, tuple)
-    )
+    classes = classes_of(view, "authentication_classes", "get_authenticators")
     # Under | and ~ the result may be True although HasScopes is False.
-    if not is_computed and _uses_scopes(view, AND):
+    if classes is not None and _uses_scopes(view, AND):
         text = f"{name_of(view)} uses HasScopes without TokenAuthentication. It refuses everybody."
         yield error("E029", text, "Add TokenAuthentication to its authentication_classes.")
 
@@ -117,4 +113,4 @@ def _uses_scopes(view: Any, *operators: type) -> bool:
         is_under = getattr(permission, "operator_class", None) in operators
         return is_derived(permission, HasScopes) or (is_under and any(map(is_in, operands)))
 
-    return any(map(is_in, permission_classes_of(view) or ()))
+    return any(map(is_in, classes_of(view, "permission_classes", "get_permissions") or ()))

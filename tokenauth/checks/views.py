@@ -58,7 +58,7 @@ def name_of(view: Any) -> str:
 def _is_open(view: Any) -> bool:
     if not hasattr(view, "cls"):
         return False  # Our decorators always require a token.
-    classes = permission_classes_of(view)
+    classes = classes_of(view, "permission_classes", "get_permissions")
     return classes is not None and all(item is AllowAny for item in classes)
 
 
@@ -81,21 +81,18 @@ def _check_keyword(view: Any) -> Iterator[CheckMessage]:
 
 
 def _check_throttle(view: Any) -> Iterator[CheckMessage]:
-    classes = option_of(view, "throttle_classes", ())
+    classes = classes_of(view, "throttle_classes", "get_throttles") or ()
     rate = option_of(view, "throttle_rate", "")
-    if not isinstance(classes, (list, tuple)) or not isinstance(rate, (str, NoneType)):
-        return  # The view computes them for each request.
-    if any(issubclass(item, TokenRateThrottle) for item in classes):
+    is_known = isinstance(rate, (str, NoneType))  # Or the view computes it for each request.
+    if is_known and any(issubclass(item, TokenRateThrottle) for item in classes):
         try:
             parse_throttle_rate(rate, name_of(view))
         except ImproperlyConfigured as problem:
             yield error("E009", str(problem), "Give the view a throttle_rate.")
 
 
-def permission_classes_of(view: Any) -> Sequence[Any] | None:
-    """Return a DRF view's permission classes, or None if the view computes them."""
-    classes = option_of(view, "permission_classes", ())
-    own = getattr(getattr(view, "cls", APIView), "get_permissions", None)
-    if own is not APIView.get_permissions or not isinstance(classes, (list, tuple)):
-        return None
-    return classes
+def classes_of(view: Any, option: str, getter: str) -> Sequence[Any] | None:
+    """Return a DRF view's classes in ``option``, or None if it computes them, in ``getter`` or so."""
+    classes = option_of(view, option, ())
+    is_computed = getattr(getattr(view, "cls", APIView), getter) is not getattr(APIView, getter)
+    return None if is_computed or not isinstance(classes, (list, tuple)) else classes

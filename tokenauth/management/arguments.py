@@ -82,11 +82,12 @@ def read_public_id(text: str) -> str:
 
 
 def read_rate(text: str) -> str:
-    """Return a rate in its shortest form; raises ArgumentTypeError."""
+    """Return a rate; raises ArgumentTypeError, which never repeats ``text``."""
     try:
-        return str(parse_rate(text))
+        parse_rate(text)
     except ValueError:
         raise argparse.ArgumentTypeError("this is not a rate; write for example 600/m") from None
+    return text
 
 
 def _lifetime(text: str) -> timedelta:

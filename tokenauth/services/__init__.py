@@ -43,7 +43,7 @@ from tokenauth.services.stopping import (
     revoke,
     revoke_many,
 )
-from tokenauth.tokens import Plaintext, digest, generate, generate_public_id
+from tokenauth.tokens import Plaintext, digests, generate, generate_public_id
 
 __all__ = [
     "REASON_LENGTH",
@@ -196,8 +196,7 @@ def _describe_new(token: Token) -> dict[str, Any]:
 def _insert(token: Token) -> Plaintext:
     conf = get_settings()
     plaintext = generate(conf.prefix, token.public_id)
-    token.pepper_id, pepper = next(iter(conf.peppers.items()))
-    token.digest = digest(plaintext, pepper)
+    token.pepper_id, token.digest = next(iter(digests(plaintext, conf.peppers).items()))
     token.save(force_insert=True)
     return plaintext
 

@@ -35,7 +35,6 @@ FIRST_YEAR, LAST_YEAR = 1970, 2999
 REASON_LENGTH = 200
 MOST = 100
 """How many scopes a token has at most, and how many networks."""
-_SHORT = 200
 _LONGEST_NETWORK = 60
 """The longest text that is read as a network, in characters."""
 _MAPPED_BITS = 96
@@ -49,9 +48,9 @@ def clean_reason(reason: object) -> str:
 
 
 def storable(text: str) -> str:
-    """Return ``text`` with what the tokens' table can't hold escaped, at its former length."""
+    """Return ``text`` with what the tokens' table can't hold escaped, cut to its columns."""
     unstorable = find_unstorable(Token, router.db_for_write(Token))
-    return text if unstorable is None else escape(text, unstorable)[: max(len(text), _SHORT)]
+    return text if unstorable is None else escape(text, unstorable)[:REASON_LENGTH]
 
 
 def take(name: str, values: object) -> list[str]:
@@ -170,12 +169,13 @@ def check_absent(text: Plaintext, token: Token) -> None:
 
 
 def clean_rate(text: object) -> str:
-    """Return a rate in its shortest form; "" stays. Raises ValidationError (``rate``)."""
+    """Return a rate that can be read, or ""; raises ValidationError (``rate``) for other texts."""
     text = clean_text("rate", LONGEST, text)
     try:
-        return str(parse_rate(text)) if text else ""
+        parse_rate(text or "1/s")
     except ValueError as error:
         raise ValidationError({"rate": str(error)}) from None
+    return text
 
 
 def clean_moment(name: str, moment: object) -> datetime | None:

@@ -15,7 +15,7 @@ from tokenauth.models import Event, Token
 from tokenauth.services.attempts import admission, atomic, attempt
 from tokenauth.services.cleaning import check_absent, check_plaintext
 from tokenauth.services.drafts import Changes, describe
-from tokenauth.tokens import Plaintext, digest, digests, generate_public_id, parse
+from tokenauth.tokens import Plaintext, digests, generate_public_id, parse
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -56,21 +56,18 @@ def import_plaintext(
 def _insert_imported(token: Token, plaintext: Plaintext) -> Token:
     """Store ``token`` under this text; return it, or the row that was stored meanwhile."""
     conf = get_settings()
-    token.pepper_id, pepper = next(iter(conf.peppers.items()))
-    token.digest = digest(plaintext, pepper)
+    token.pepper_id, token.digest = next(iter(digests(plaintext, conf.peppers).items()))
     own = parse(plaintext, conf.prefix)
     token.public_id = generate_public_id() if own is None else own.public_id
     try:
         with atomic():
             token.save(force_insert=True)
+        return token
     except IntegrityError:
-        stored = _find_stored(plaintext)
-        if stored is not None:
+        if stored := _find_stored(plaintext):
             return stored
         if not Token.objects.primary().filter(public_id=token.public_id).exists():
             raise
-    else:
-        return token
     problem = "is stored with another text, or under a pepper that isn't in PEPPERS any more."
     raise ValidationError({"plaintext": f"Its public id, {token.public_id}, {problem}"})
 
