@@ -62,12 +62,13 @@ def _insert_imported(token: Token, plaintext: Plaintext) -> Token:
     try:
         with atomic():
             token.save(force_insert=True)
-        return token
     except IntegrityError:
         if stored := _find_stored(plaintext):
             return stored
         if not Token.objects.primary().filter(public_id=token.public_id).exists():
             raise
+    else:
+        return token
     problem = "is stored with another text, or under a pepper that isn't in PEPPERS any more."
     raise ValidationError({"plaintext": f"Its public id, {token.public_id}, {problem}"})
 
