@@ -292,7 +292,7 @@ def test_the_headers_of_limits(issue: Issue, client: Client) -> None:
 def test_rates() -> None:
     for code in column("limits.md", "rate"):
         assert parse_rate(value(code)).requests > 0
-    [refused] = re.findall(r"^Refused is anything else:.*?\. ", prose("limits.md"), re.M | re.S)
+    [refused] = re.findall(r"^Any other text is refused:.*?\. ", prose("limits.md"), re.M | re.S)
     assert len(codes(refused)) > 5
     for code in codes(refused):
         with pytest.raises(ValueError, match="is not a rate"):
