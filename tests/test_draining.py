@@ -605,6 +605,8 @@ class Workers:
         self.environment = {
             "PATH": os.environ["PATH"],
             "DATA_DIR": str(data),
+            # Of two processes that make the key at once, one would read an empty file.
+            "SECRET_KEY": "only for tests",
             "REDIS_URL": server.url,
             "DJANGO_SETTINGS_MODULE": "tests.redis_settings",
             "DATABASE_URL": self._url(data),
