@@ -6,6 +6,7 @@ SECRET_KEY, DEBUG, ALLOWED_HOSTS (comma-separated), PUBLIC_URL, DATA_DIR, TOKENA
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -30,13 +31,15 @@ def _secret_key() -> str:
         return key
     path = DATA_DIR / "secret_key"
     DATA_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        pass
-    else:
+    if not path.exists():
+        # Linked when it is complete: another process that starts now must not read an empty file.
+        own = path.with_name(f"secret_key.{os.getpid()}")
+        descriptor = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_urlsafe(48))
+        with suppress(FileExistsError):
+            os.link(own, path)
+        own.unlink()
     if not (key := path.read_text().strip()):
         raise ImproperlyConfigured(f"{path} is empty; delete it, or set SECRET_KEY.")
     return key

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -302,7 +301,6 @@ def test_all_counts_keep_apart(issue: Issue, configure: Any) -> None:
     rate = parse_rate("1/d")
     used = [limits.count(policy, "same", rate) for policy in ("failure", "token", "view")]
     assert [usage.count for usage in used if usage] == [1, 1, 1]
-    assert re.fullmatch(r"1/d", str(rate))
 
 
 # Where the answer is made elsewhere than in the middleware
