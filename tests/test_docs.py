@@ -35,7 +35,8 @@ from tokenauth import checks, conf, responses
 from tokenauth.audit.rows import make_row
 from tokenauth.client_info import ClientInfo
 from tokenauth.clients.source import TokenSender
-from tokenauth.conf import JWTSettings, parse_settings
+from tokenauth.conf import parse_settings
+from tokenauth.conf.jwt import JWTSettings
 from tokenauth.exceptions import Code, Reason, Refused, Throttled, Unavailable
 from tokenauth.models import AuditEvent, AuditSeal, Event, Token
 from tokenauth.principal import Principal

@@ -44,7 +44,8 @@ from tokenauth.audit.rows import Row, make_row
 from tokenauth.audit.sealing.retention import prune
 from tokenauth.audit.sinks import get_sink
 from tokenauth.client_info import Actor, ClientInfo
-from tokenauth.models import AppendOnlyQuerySet, AuditDrained, AuditEvent, Event
+from tokenauth.models import AuditDrained, AuditEvent, Event
+from tokenauth.models.audit import AppendOnlyQuerySet
 
 ROOT = Path(__file__).resolve().parent.parent
 STREAM, REJECTED = "tokenauth:audit", "tokenauth:audit:rejected"
@@ -108,7 +109,7 @@ def test_a_row_is_what_the_database_sink_writes(redis: Redis) -> None:
     other = row._replace(event_id=uuid.uuid4())
     DatabaseSink().write(row)
     get_sink().write(other)
-    assert drain().counts.stored == 1
+    assert drain().stored == 1
     [first, second] = [
         {name: value for name, value in stored.items() if name not in {"id", "event_id", "xid"}}
         for stored in AuditEvent.objects.order_by("id").values()
@@ -125,7 +126,7 @@ def test_more_than_a_batch_in_its_order(redis: Redis, monkeypatch: pytest.Monkey
     monkeypatch.setattr(draining, "STATEMENT_ROWS", 20)
     written = [a_row() for _ in range(260)]
     add(redis, *written)
-    assert drain().counts.stored == 260
+    assert drain().stored == 260
     assert ids() == [row.event_id for row in written]
     assert is_clean(redis)
 
@@ -149,9 +150,9 @@ def test_what_is_drained_is_not_logged_again(
 def test_the_same_entries_again_change_nothing(redis: Redis) -> None:
     written = [a_row() for _ in range(20)]
     add(redis, *written)
-    assert drain().counts.stored == 20
+    assert drain().stored == 20
     add(redis, *written, *written, a_row())
-    assert drain().counts.stored == 1
+    assert drain().stored == 1
     assert ids()[:20] == [row.event_id for row in written]
     assert len(ids()) == 21
     assert is_clean(redis)
@@ -193,7 +194,7 @@ def test_another_worker_was_faster(redis: Redis, monkeypatch: pytest.MonkeyPatch
         return {} if looks[0] == 1 else look(*args)
 
     monkeypatch.setattr(draining, "_find_digests", see_nothing_once)
-    assert drain().counts.stored == 19
+    assert drain().stored == 19
     assert sorted(ids()) == sorted(row.event_id for row in written)
     assert is_clean(redis)
     assert not peer(redis).exists(REJECTED)
@@ -235,8 +236,8 @@ def test_a_later_entry_does_not_replace_the_first(
         add(redis, row, forged(row), other, row)
     if singly:
         monkeypatch.setattr(AppendOnlyQuerySet, "bulk_create", create_singly)
-    counts = drain().counts
-    assert (counts.stored, counts.rejected) == (1 if where == "in the database" else 2, 1)
+    worker = drain()
+    assert (worker.stored, worker.rejected) == (1 if where == "in the database" else 2, 1)
     assert set(ids()) == {row.event_id, other.event_id}
     assert AuditEvent.objects.get(event_id=row.event_id).client_id == row.client_id
     [(_, aside)] = peer(redis).xrange(REJECTED)
@@ -258,9 +259,9 @@ def test_a_later_entry_does_not_replace_the_first(
 def test_any_column_makes_a_copy_a_different_one(change: dict[str, Any], redis: Redis) -> None:
     row = a_row()
     add(redis, row, row._replace(**change))
-    assert drain().counts.rejected == 1
+    assert drain().rejected == 1
     add(redis, row, row._replace(**change))
-    assert drain().counts.rejected == 1
+    assert drain().rejected == 1
     assert peer(redis).xlen(REJECTED) == 2
     assert ids() == [row.event_id]
 
@@ -284,9 +285,9 @@ def test_an_identical_copy_is_simply_done(redis: Redis) -> None:
     details = {"b": [1.5, None, "é", 2**53], "a": {"c": True}, "text": "x" * 9_000}
     row = make_row(Event.ACCESS_DENIED, info, reason="r", count=7, details=details)
     add(redis, row, row)
-    assert drain().counts.rejected == 0
+    assert drain().rejected == 0
     add(redis, row)
-    assert drain().counts.rejected == 0
+    assert drain().rejected == 0
     assert len(ids()) == 1
 
 
@@ -304,9 +305,9 @@ def test_what_a_dead_worker_left_is_claimed(redis: Redis) -> None:
     Drain().join()
     leave_pending(redis, "dead-1", 10)
     leave_pending(redis, "dead-2", 10)
-    assert drain().counts.stored == 10
+    assert drain().stored == 10
     assert pending(redis) == 20
-    assert drain(idle_seconds=0).counts.stored == 20
+    assert drain(idle_seconds=0).stored == 20
     assert len(ids()) == 30
     assert is_clean(redis)
 
@@ -323,7 +324,7 @@ def test_an_entry_that_somebody_deleted_blocks_nothing(
     [first, _] = peer(redis).xrange(STREAM)
     peer(redis).xdel(STREAM, first[0])
     worker.run(once=True)
-    assert (worker.counts.stored, worker.counts.lost) == (1, 1)
+    assert (worker.stored, worker.lost) == (1, 1)
     assert is_clean(redis)
     assert "was deleted before it was drained" in caplog.text
 
@@ -345,8 +346,8 @@ def test_entries_that_vanished_while_a_dead_worker_had_them_are_reported(
         peer(redis).xtrim(STREAM, maxlen=5 if how == "trimmed" else 0, approximate=False)
     lost = entry_ids[1:3] if how == "deleted" else entry_ids[: 2 if how == "trimmed" else 4]
     worker.run(once=True)
-    assert worker.counts.lost == len(lost)
-    assert worker.counts.stored == (0 if how == "all trimmed" else 5)
+    assert worker.lost == len(lost)
+    assert worker.stored == (0 if how == "all trimmed" else 5)
     for entry_id in lost:
         assert caplog.text.count(f"entry {entry_id.decode()} was deleted before") == 1
     assert is_clean(redis)
@@ -425,7 +426,7 @@ def test_poison_is_put_aside_unchanged_and_blocks_nothing(
         before.append(dict(peer(redis).xrange(STREAM, peer(redis).xadd(STREAM, fields))[0][1]))
         add(redis, row)
     worker = drain()
-    assert (worker.counts.stored, worker.counts.rejected) == (len(good), len(poison))
+    assert (worker.stored, worker.rejected) == (len(good), len(poison))
     assert ids() == [row.event_id for row in good]
     aside = [fields for _, fields in peer(redis).xrange(REJECTED)]
     assert sorted(map(repr, aside)) == sorted(map(repr, before))
@@ -445,7 +446,7 @@ def test_what_cannot_be_put_aside_stays(redis: Redis) -> None:
     [(_, fields)] = peer(redis).xrange(STREAM)
     assert fields == {b"row": b"poison"}
     peer(redis).delete(REJECTED)
-    assert drain(idle_seconds=0).counts.rejected == 1
+    assert drain(idle_seconds=0).rejected == 1
     assert is_clean(redis)
 
 
@@ -538,7 +539,7 @@ def test_the_documented_rights_are_enough(redis: Redis, settings: Settings) -> N
     peer(redis).xadd(STREAM, {"row": "poison"})
     use(settings, f"redis://worker:x@127.0.0.1:{redis.port}")
     done = drain()
-    assert (done.counts.stored, done.counts.rejected) == (1, 1)
+    assert (done.stored, done.rejected) == (1, 1)
     done.leave()
     assert peer(redis).xinfo_consumers(STREAM, "tokenauth") == []
 
@@ -789,10 +790,10 @@ def test_a_redis_that_stays_full_is_drained_of_rows(
     worker.join()
     worker.run(once=True)
     assert ids() == [row.event_id for row in good]
-    assert (worker.counts.rejected, pending(redis)) == (0, 6)
+    assert (worker.rejected, pending(redis)) == (0, 6)
     assert "no room" in caplog.text
     peer(redis).config_set("maxmemory", 0)
-    assert drain(idle_seconds=0).counts.rejected == 6
+    assert drain(idle_seconds=0).rejected == 6
     assert is_clean(redis)
 
 
@@ -805,7 +806,7 @@ def test_the_first_worker_on_a_full_redis_says_what_is_wrong(redis: Redis) -> No
         drain()
     assert peer(redis).xlen(STREAM) == 1
     peer(redis).config_set("maxmemory", 0)
-    assert drain().counts.stored == 1
+    assert drain().stored == 1
 
 
 @needs_redis
@@ -818,7 +819,7 @@ def test_a_running_worker_puts_aside_what_waited_for_room(redis: Redis) -> None:
     worker.step(block=False)
     peer(redis).config_set("maxmemory", 0)
     worker.step(block=False)
-    assert worker.counts.rejected == 1
+    assert worker.rejected == 1
     assert is_clean(redis)
 
 

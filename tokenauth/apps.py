@@ -18,9 +18,9 @@ class TokenAuthConfig(AppConfig):
 
     def ready(self) -> None:
         """Import the modules that need the models, which are loaded only now."""
-        from tokenauth import services  # noqa: PLC0415
+        from tokenauth.services.stopping import on_token_deleted  # noqa: PLC0415
 
         import_module("tokenauth.checks")
         pre_delete.connect(
-            services.on_token_deleted, sender="tokenauth.Token", dispatch_uid="tokenauth.deleted"
+            on_token_deleted, sender="tokenauth.Token", dispatch_uid="tokenauth.deleted"
         )

@@ -18,7 +18,7 @@ from tokenauth.conf.values import format_duration
 from tokenauth.exceptions import NotPermitted
 from tokenauth.models import Token
 from tokenauth.services import Changes
-from tokenauth.services.cleaning import MOST
+from tokenauth.services.cleaning import MOST, REASON_LENGTH
 from tokenauth.tokens import generate_public_id
 
 _SEPARATORS = re.compile(r"[\s,]+")
@@ -184,7 +184,7 @@ class ConfirmForm(forms.Form):
 
     reason = forms.CharField(
         label=_("Reason"),
-        max_length=services.REASON_LENGTH,
+        max_length=REASON_LENGTH,
         required=False,
         help_text=_("Goes to the audit."),
         widget=forms.TextInput(attrs={"class": "vTextField"}),
@@ -192,7 +192,7 @@ class ConfirmForm(forms.Form):
 
     def clean_reason(self) -> str:
         """Cut a token's text out: the reason goes to the admin's own log too."""
-        return sanitise(self.cleaned_data["reason"], services.REASON_LENGTH)
+        return sanitise(self.cleaned_data["reason"], REASON_LENGTH)
 
 
 def _signer() -> Signer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from django.db import Error as DatabaseFailure
@@ -20,18 +22,26 @@ MOST = 1_000
 """Attempts that are noted in one request, at most."""
 
 
-def record_attempt(
-    refusal: NotPermitted, *, operation: str, subject: Identity, by: Actor | None
-) -> None:
-    """Record that ``by`` tried ``operation`` on ``subject`` and was refused.
+@contextmanager
+def recording_attempts(
+    operation: str, find_subject: Callable[[], Identity], by: Actor | None
+) -> Iterator[None]:
+    """Record that ``by`` tried ``operation`` if ``policy`` refuses it in the code that runs meanwhile.
 
     In a request that passes our middleware, the row is noted and written on the way out, when no
     rollback can take it back: one row for each operation and token, however often it is tried.
-    Elsewhere it is written at once: call this after the transaction of the refused change.
-    Raises what the database raises.
+    Elsewhere it is written at once: use this around the transaction of the change. Raises what the
+    database raises.
     """
-    if by is None:
-        return  # The project's own code is never refused.
+    try:
+        yield
+    except NotPermitted as refusal:
+        if by is not None:  # The project's own code is never refused.
+            _record(refusal, operation, find_subject(), by)
+        raise
+
+
+def _record(refusal: NotPermitted, operation: str, subject: Identity, by: Actor) -> None:
     details = {"operation": operation, "field": refusal.field, "problem": refusal.message}
     row = make_row(
         Event.TOKEN_REFUSED,

@@ -14,7 +14,6 @@ import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import sha256
 from threading import Event as Flag
 from threading import Thread
@@ -70,15 +69,6 @@ class StreamEntry(NamedTuple):
     """The row in the fields, or None if they hold no row that the sink can have written."""
 
 
-@dataclass(kw_only=True)
-class Counts:
-    """How many rows were inserted, entries rejected, and entries lost before they were stored."""
-
-    stored: int = 0
-    rejected: int = 0
-    lost: int = 0
-
-
 class Drain:
     """One worker, which claims entries that another one has had for ``idle_seconds``.
 
@@ -87,9 +77,11 @@ class Drain:
     """
 
     def __init__(self, *, idle_seconds: float = IDLE_SECONDS) -> None:
-        self.idle_seconds, self.counts, self.stop = idle_seconds, Counts(), Flag()
+        self.idle_seconds, self.stop = idle_seconds, Flag()
+        self.stored = self.rejected = self.lost = 0
+        """How many rows were inserted, entries rejected, and entries lost before they were stored."""
         place = try_place()
-        self.stream, self.rejected = place.stream, f"{place.stream}:rejected"
+        self.stream, self.rejected_stream = place.stream, f"{place.stream}:rejected"
         self.client: Any = place.connect(ANSWER_SECONDS)
         self._after = b"0"  # Its own entries up to this id wait for room, and are claimed later.
         # The random end makes the name unique: containers may share host name and process id.
@@ -188,26 +180,28 @@ class Drain:
         ]
         # First those that make room: a Redis that is full accepts no rejected entries.
         self._let_go([entry for entry in entries if entry not in refused])
-        self.counts.stored += stored
+        self.stored += stored
         try:
             for entry in refused:
                 self._put_aside(entry)
         except OutOfMemoryError as error:
             logger.error(
-                "no room in %s, so rejected entries stay in the stream: %s", self.rejected, error
+                "no room in %s, so rejected entries stay in the stream: %s",
+                self.rejected_stream,
+                error,
             )
             self._after = entries[-1].id
 
     def _put_aside(self, entry: StreamEntry) -> None:
-        self.client.xadd(self.rejected, entry.fields)
+        self.client.xadd(self.rejected_stream, entry.fields)
         logger.error(
             "entry %s is %s; it was moved to %s",
             entry.id.decode(),
             "no audit row" if entry.row is None else "refused, or differs from its first copy",
-            self.rejected,
+            self.rejected_stream,
         )
         self._let_go([entry])
-        self.counts.rejected += 1
+        self.rejected += 1
 
     def _let_go(self, entries: list[StreamEntry]) -> None:
         if not (ids := [entry.id for entry in entries]):
@@ -223,7 +217,7 @@ class Drain:
     def _report_lost(self, ids: Iterable[bytes] = ()) -> None:
         for entry_id in ids:
             logger.error("entry %s was deleted before it was drained", entry_id.decode())
-            self.counts.lost += 1
+            self.lost += 1
 
 
 def _entries(found: Iterable[Any]) -> Iterator[StreamEntry]:
@@ -322,8 +316,7 @@ def run(*, once: bool, say: Callable[[str], object]) -> None:
             drain.run(once=once)
         finally:
             drain.leave()
-            counts = drain.counts
-            say(f"Stored: {counts.stored}. Rejected: {counts.rejected}. Lost: {counts.lost}.")
+            say(f"Stored: {drain.stored}. Rejected: {drain.rejected}. Lost: {drain.lost}.")
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from importlib import import_module
+from types import ModuleType
 from typing import Protocol
 
 from django.core.signals import setting_changed
@@ -34,11 +36,14 @@ def get_sink() -> Sink:
     return _load(get_settings().audit_sink)
 
 
-def is_redis_configured() -> bool:
-    """Tell whether the sink is RedisStreamSink, or derived from it; raises ImportError."""
+def load_for_redis(module: str) -> ModuleType | None:
+    """Return ``tokenauth.audit.<module>`` if the sink is RedisStreamSink, or derived from it.
+
+    Raises ImportError, also if the extra [redis], which that module needs, is missing.
+    """
     bases = getattr(load_named(get_settings().audit_sink), "__mro__", ())
-    # By name, because its module needs the extra [redis].
-    return any(base.__module__ == "tokenauth.audit.redis_stream" for base in bases)
+    is_redis = any(base.__module__ == "tokenauth.audit.redis_stream" for base in bases)
+    return import_module(f"tokenauth.audit.{module}") if is_redis else None
 
 
 def _forget(*, setting: str, **_kwargs: object) -> None:

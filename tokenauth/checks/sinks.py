@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 from django.core.checks import CheckMessage
 from django.core.exceptions import ImproperlyConfigured
 
-from tokenauth.audit.sinks import is_redis_configured
+from tokenauth.audit.sinks import load_for_redis
 from tokenauth.checks.messages import check, error, warning
 
 _AT_RISK = {"everysec": "the rows of two seconds", "no": "the rows of half a minute"}
@@ -55,9 +54,6 @@ def check_redis(**_kwargs: Any) -> Iterator[CheckMessage]:
 
 def _load_redis_stream() -> ModuleType | None:
     try:
-        if is_redis_configured():
-            # Imported here because it needs an extra.
-            return import_module("tokenauth.audit.redis_stream")
+        return load_for_redis("redis_stream")
     except ImportError:
-        pass  # E002 reports it.
-    return None
+        return None  # E002 reports it.

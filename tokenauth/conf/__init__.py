@@ -22,17 +22,6 @@ from tokenauth.conf.jwt import JWTSettings, parse_jwt
 from tokenauth.conf.values import WrongValue, read_duration, read_each, read_keys
 from tokenauth.exceptions import InvalidSettings
 
-__all__ = [
-    "JWTSettings",
-    "Settings",
-    "Transport",
-    "TrustedProxies",
-    "get_settings",
-    "header_meta_key",
-    "make_transport",
-    "parse_settings",
-]
-
 _PREFIX = re.compile(r"[A-Za-z0-9]+(_[A-Za-z0-9]+)*")
 _TRANSPORT = re.compile(r"(?P<header>[A-Za-z0-9-]+)(: (?P<scheme>[A-Za-z0-9-]+))?")
 _HEADER = re.compile(r"[A-Za-z0-9-]+")

@@ -12,7 +12,7 @@ except ImportError:  # An extra: without it there is no bar.
 
 
 @contextmanager
-def show_progress(verb: str, total: int | None = None) -> Iterator[Callable[[int], object]]:
+def show_progress(verb: str) -> Iterator[Callable[[int], object]]:
     """Give a function that is told of each so many rows done.
 
     Draws on standard error, and only if that is a terminal.
@@ -20,7 +20,7 @@ def show_progress(verb: str, total: int | None = None) -> Iterator[Callable[[int
     if tqdm is None:
         yield lambda _count: None
         return
-    with tqdm(desc=verb, total=total, unit=" rows", disable=None, leave=False) as bar:
+    with tqdm(desc=verb, unit=" rows", disable=None, leave=False) as bar:
         yield bar.update
 
 

@@ -2,7 +2,6 @@
 
 from tokenauth.models.audit import (
     USER_ID_LENGTH,
-    AppendOnlyQuerySet,
     AuditDrained,
     AuditEvent,
     AuditSeal,
@@ -26,7 +25,6 @@ from tokenauth.models.tokens import (
 __all__ = [
     "LABEL_LENGTH",
     "USER_ID_LENGTH",
-    "AppendOnlyQuerySet",
     "AuditDrained",
     "AuditEvent",
     "AuditSeal",

@@ -23,7 +23,7 @@ from tokenauth.conf import get_settings
 from tokenauth.models import Event, Token, TokenStatus
 from tokenauth.policy import Rights, is_strengthened
 from tokenauth.services.attempts import admission, attempt
-from tokenauth.services.cleaning import REASON_LENGTH, clean_public_id, clean_reason
+from tokenauth.services.cleaning import clean_public_id, clean_reason
 from tokenauth.services.drafts import (
     Changes,
     clean,
@@ -39,14 +39,12 @@ from tokenauth.services.stopping import (
     disable_many,
     enable,
     enable_many,
-    on_token_deleted,
     revoke,
     revoke_many,
 )
 from tokenauth.tokens import Plaintext, digests, generate, generate_public_id
 
 __all__ = [
-    "REASON_LENGTH",
     "Changes",
     "Issued",
     "change",
@@ -58,7 +56,6 @@ __all__ = [
     "enable_many",
     "import_plaintext",
     "issue",
-    "on_token_deleted",
     "revoke",
     "revoke_many",
     "rotate",

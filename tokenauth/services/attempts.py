@@ -9,9 +9,8 @@ from typing import Any
 from django.contrib.auth import get_user_model
 from django.db import router, transaction
 
-from tokenauth.audit.attempts import record_attempt
+from tokenauth.audit.attempts import recording_attempts
 from tokenauth.client_info import Actor
-from tokenauth.exceptions import NotPermitted
 from tokenauth.models import Token
 from tokenauth.policy import Rights
 from tokenauth.services.cleaning import check_no_double
@@ -31,19 +30,15 @@ def attempt(operation: str, token: Token, by: Actor | None) -> Iterator[tuple[To
     A new token is yielded as it is. If ``policy`` refuses, ``token.refused`` is recorded after the
     rollback.
     """
-    try:
-        with atomic():
-            keys = set() if token._state.adding else {token.pk}
-            locked = lock(keys | find_acting(by))
-            if keys:
-                stored = [one for one in locked if one.pk in keys]
-                if not stored:
-                    raise Token.DoesNotExist("This token is not stored any more.")
-                [token] = stored
-            yield token, Rights(by, locked)
-    except NotPermitted as refusal:
-        record_attempt(refusal, operation=operation, subject=token.identity, by=by)
-        raise
+    with recording_attempts(operation, lambda: token.identity, by), atomic():
+        keys = set() if token._state.adding else {token.pk}
+        locked = lock(keys | find_acting(by))
+        if keys:
+            stored = [one for one in locked if one.pk in keys]
+            if not stored:
+                raise Token.DoesNotExist("This token is not stored any more.")
+            [token] = stored
+        yield token, Rights(by, locked)
 
 
 def find_acting(by: Actor | None) -> set[int]:

@@ -11,9 +11,8 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from tokenauth import audit
-from tokenauth.audit.attempts import record_attempt
+from tokenauth.audit.attempts import recording_attempts
 from tokenauth.client_info import Actor
-from tokenauth.exceptions import NotPermitted
 from tokenauth.models import Event, Token
 from tokenauth.policy import Rights, overrules
 from tokenauth.services.attempts import atomic, attempt, find_acting, lock
@@ -118,26 +117,22 @@ def _run(operation: _Operation, token: Token, reason: str, by: Actor | None) -> 
 def _run_many(operation: _Operation, tokens: QuerySet[Token], reason: str, by: Actor | None) -> int:
     reason, count = clean_reason(reason), 0
     member = Token()
-    try:
-        with atomic():
-            using = Token.objects.primary().db
-            keys = set(tokens.using(using).values_list("pk", flat=True))
-            heirs = find_descendants(keys) - keys if operation.inherited else set()
-            rights = _lock_rights(by, keys | heirs)
-            for part in _parts(keys | heirs):
-                locked = lock(part)
-                members = [token for token in locked if token.pk in keys]
-                if operation is _ENABLE:
-                    rights.look_up_names(members)
-                for member in members:
-                    _check(operation, member, rights)
-                count += _change(operation, members, reason, by)
-                others = [token for token in locked if token.pk not in keys]
-                count += _change(operation, others, operation.inherited, by)
-            count += _stop_descendants(operation, keys | heirs, by)
-    except NotPermitted as refusal:
-        record_attempt(refusal, operation=operation.name, subject=member.identity, by=by)
-        raise
+    with recording_attempts(operation.name, lambda: member.identity, by), atomic():
+        using = Token.objects.primary().db
+        keys = set(tokens.using(using).values_list("pk", flat=True))
+        heirs = find_descendants(keys) - keys if operation.inherited else set()
+        rights = _lock_rights(by, keys | heirs)
+        for part in _parts(keys | heirs):
+            locked = lock(part)
+            members = [token for token in locked if token.pk in keys]
+            if operation is _ENABLE:
+                rights.look_up_names(members)
+            for member in members:
+                _check(operation, member, rights)
+            count += _change(operation, members, reason, by)
+            others = [token for token in locked if token.pk not in keys]
+            count += _change(operation, others, operation.inherited, by)
+        count += _stop_descendants(operation, keys | heirs, by)
     return count
 
 

@@ -10,8 +10,7 @@ import base64
 import json
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -26,11 +25,11 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 from django.core.exceptions import ValidationError
 from django.utils import timezone
 
-from tokenauth.audit.attempts import record_attempt
+from tokenauth.audit.attempts import recording_attempts
 from tokenauth.audit.rows import as_stored, with_offset
 from tokenauth.client_info import Actor, ActorKind, ClientInfo
-from tokenauth.conf import JWTSettings, get_settings
-from tokenauth.conf.jwt import Algorithm, is_private
+from tokenauth.conf import get_settings
+from tokenauth.conf.jwt import Algorithm, JWTSettings, is_private
 from tokenauth.credentials import LONGEST
 from tokenauth.exceptions import Identity, InvalidSettings, NotPermitted, Reason, Refused
 from tokenauth.models import Token, mark_used
@@ -123,7 +122,7 @@ def issue_jwt(
     if settings is None:
         raise InvalidSettings("TOKENAUTH['JWT'] is not set: there is nothing to sign with.")
     issued_at = int(with_offset(now or timezone.now()).timestamp())
-    with _recording_refusals(principal):
+    with recording_attempts("issue_jwt", lambda: principal.identity, _actor_of(principal)):
         if principal.source != DATABASE:
             raise NotPermitted("Only an API token can be exchanged for a JWT.")
         granted = principal.scopes if scopes is None else _narrow(principal, scopes)
@@ -146,16 +145,10 @@ def issue_jwt(
     )
 
 
-@contextmanager
-def _recording_refusals(principal: Principal) -> Iterator[None]:
-    try:
-        yield
-    except NotPermitted as refusal:
-        by = Actor.current() or Actor(
-            kind=ActorKind.TOKEN, name=principal.client_id, token_id=principal.token_id
-        )
-        record_attempt(refusal, operation="issue_jwt", subject=principal.identity, by=by)
-        raise
+def _actor_of(principal: Principal) -> Actor:
+    return Actor.current() or Actor(
+        kind=ActorKind.TOKEN, name=principal.client_id, token_id=principal.token_id
+    )
 
 
 def _end(

@@ -17,7 +17,6 @@ from django.utils import timezone
 from tokenauth import services
 from tokenauth.client_info import Actor
 from tokenauth.conf import get_settings
-from tokenauth.exceptions import NotPermitted
 from tokenauth.management.arguments import (
     UNNAMED,
     add_import_options,
@@ -112,8 +111,6 @@ class Command(BaseCommand):
             raise CommandError(_explain(error)) from None
         except UnicodeEncodeError:
             raise CommandError("The input isn't valid UTF-8.") from None
-        except NotPermitted as error:
-            raise CommandError(error.message) from None
 
     def _issue(self, *, client: str, **options: Any) -> None:
         issued = services.issue(

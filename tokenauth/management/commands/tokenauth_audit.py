@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
-from importlib import import_module
 from itertools import chain
 from types import ModuleType
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, connections, router
-from django.db.models import Sum
 from django.utils import timezone
 
 from tokenauth.audit.cursors import count_waiting
@@ -27,8 +25,7 @@ from tokenauth.audit.sealing.roles import apply, harden
 from tokenauth.audit.sealing.sealer import last_seal, seal
 from tokenauth.audit.sealing.seals import Head, parse_head
 from tokenauth.audit.sealing.verification import MAX_UNSEALED, Verification
-from tokenauth.audit.sinks import is_redis_configured
-from tokenauth.audit.stored import UNREADABLE
+from tokenauth.audit.sinks import load_for_redis
 from tokenauth.client_info import Actor
 from tokenauth.exceptions import SealError
 from tokenauth.management.options import (
@@ -40,7 +37,7 @@ from tokenauth.management.options import (
     read_duration,
 )
 from tokenauth.management.progress import printing, show_progress
-from tokenauth.models import AuditEvent, AuditSeal, SealKind, Token
+from tokenauth.models import AuditEvent, Token
 
 PRINTING = {"verify", "export", "harden"}
 """Verbs whose result is printed to standard output."""
@@ -149,7 +146,7 @@ class Command(BaseCommand):
     ) -> None:
         heads = chain.from_iterable(_read_heads() if one is None else [one] for one in head)
         found = 0
-        with show_progress("verify", _count_sealed(using)) as progress:
+        with show_progress("verify") as progress:
             verification = Verification(
                 using=using, heads=heads, max_unsealed=max_unsealed, progress=progress
             )
@@ -219,8 +216,8 @@ def _add_harden_options(parser: CommandParser) -> None:
 
 def _load_draining() -> ModuleType:
     try:
-        if is_redis_configured():
-            return import_module("tokenauth.audit.draining")
+        if draining := load_for_redis("draining"):
+            return draining
     except ImportError as error:
         fix = '; run pip install ".[redis]" in the checkout of drf-tokenauth'
         raise CommandError(f"{error}{fix if error.name == 'redis' else ''}.") from None
@@ -232,16 +229,6 @@ def _is_interrupted(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error is not None
-
-
-def _count_sealed(using: str) -> int | None:
-    """Return how many rows are sealed, or None if the stored counts can't be added."""
-    seals = AuditSeal.objects.using(using).exclude(kind=SealKind.PRUNED.value)
-    try:
-        total: int | None = seals.aggregate(rows=Sum("count"))["rows"]
-    except UNREADABLE:
-        return None
-    return total
 
 
 def _head(text: str) -> Head | None:
