@@ -200,7 +200,7 @@ def look() -> Verification:
     """Return a verification that is over and found nothing."""
     verification = Verification(using="default", max_unsealed=CENTURY)
     found = list(verification.findings())
-    assert found == [], [str(finding) for finding in found]
+    assert found == [], [finding.problem for finding in found]
     return verification
 
 

@@ -302,7 +302,7 @@ def check_broken_format(
 
 def test_a_format_may_give_bytes(rf: RequestFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "tokenauth.responses.import_string", lambda _path: lambda *_args: (b"\xff", "x/y")
+        "tokenauth.responses.load_named", lambda _path: lambda *_args: (b"\xff", "x/y")
     )
     response = render(Refused(Reason.MISSING), rf.get("/"))
     assert (response.content, response["Content-Type"]) == (b"\xff", "x/y")

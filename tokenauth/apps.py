@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from django.apps import AppConfig
 from django.db.models.signals import pre_delete
 from django.utils.translation import gettext_lazy as _
@@ -18,9 +16,9 @@ class TokenAuthConfig(AppConfig):
 
     def ready(self) -> None:
         """Import the modules that need the models, which are loaded only now."""
+        from tokenauth import checks  # noqa: F401, PLC0415
         from tokenauth.services.stopping import on_token_deleted  # noqa: PLC0415
 
-        import_module("tokenauth.checks")
         pre_delete.connect(
             on_token_deleted, sender="tokenauth.Token", dispatch_uid="tokenauth.deleted"
         )

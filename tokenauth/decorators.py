@@ -28,11 +28,7 @@ def scopes_required(*scopes: str) -> Callable[[View], View]:
     """
     if not scopes or not all(isinstance(scope, str) for scope in scopes):
         raise TypeError('Name the scopes: @scopes_required("samples:read").')
-
-    def decorate(view: View) -> View:
-        return _guard(view, scopes)
-
-    return decorate
+    return lambda view: _guard(view, scopes)
 
 
 def _guard(view: View, scopes: tuple[str, ...]) -> View:

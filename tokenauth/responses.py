@@ -11,9 +11,9 @@ from typing import Any
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.utils.cache import patch_vary_headers
-from django.utils.module_loading import import_string
 
 from tokenauth.conf import get_settings
+from tokenauth.conf.values import load_named
 from tokenauth.exceptions import Code, Refused, Throttled, Unavailable
 from tokenauth.limits import Usage
 
@@ -178,7 +178,7 @@ def _format(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:
     """Return body and content type according to ``ERROR_FORMAT``, or as plain JSON if it fails."""
     path = get_settings().error_format
     try:
-        body, content_type = import_string(path)(refusal, request)
+        body, content_type = load_named(path)(refusal, request)
         # A content type that can't be a header fails here too.
         made = HttpResponse(_encode(body), content_type=content_type)
     except Exception:

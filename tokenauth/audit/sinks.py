@@ -8,7 +8,6 @@ from types import ModuleType
 from typing import Protocol
 
 from django.core.signals import setting_changed
-from django.utils.module_loading import import_string
 
 from tokenauth.audit.rows import Row
 from tokenauth.conf import get_settings
@@ -27,7 +26,7 @@ class Sink(Protocol):
 
 @lru_cache(maxsize=8)
 def _load(path: str) -> Sink:
-    sink: Sink = import_string(path)()
+    sink: Sink = load_named(path)()
     return sink
 
 

@@ -7,11 +7,9 @@ from functools import lru_cache
 from inspect import isabstract
 from typing import Any, Protocol
 
-from django.utils.module_loading import import_string
-
 from tokenauth.client_info import ClientInfo
 from tokenauth.conf import get_settings
-from tokenauth.conf.values import call_problem
+from tokenauth.conf.values import call_problem, load_named
 from tokenauth.principal import Principal
 
 
@@ -27,7 +25,7 @@ class Verifier(Protocol):
 
 @lru_cache(maxsize=8)
 def _load(paths: tuple[str, ...]) -> tuple[Verifier, ...]:
-    return tuple(import_string(path)() for path in paths)
+    return tuple(load_named(path)() for path in paths)
 
 
 def get_verifiers() -> tuple[Verifier, ...]:

@@ -65,9 +65,6 @@ class Head(NamedTuple):
     number: int
     mac: str
 
-    def __str__(self) -> str:
-        return f"{self.number}:{self.mac}"
-
 
 def parse_head(text: str) -> Head:
     """Read a head as ``seal --print-head`` prints it, ``12:<64 hex digits>``.

@@ -45,9 +45,6 @@ class Finding(NamedTuple):
     row: int | None = None
     """The id of the row, or None if the finding is about a whole seal or the whole audit."""
 
-    def __str__(self) -> str:
-        return self.problem
-
 
 class Verification:
     """One walk over all seals and all rows. Its memory is bounded by the largest seal.

@@ -130,17 +130,13 @@ class Command(BaseCommand):
         if options["json"]:
             self._print_json([{**_describe(token), "created": is_new} for token, is_new in results])
         for entry, (token, is_new) in zip(found, results, strict=True):
-            is_as_asked = (
-                token.status is TokenStatus.ACTIVE
-                and token.client_id == entry.client_id
-                and grant["user"] in {None, token.user}
-            )
-            if not (is_new or is_as_asked):
+            is_theirs = token.client_id == entry.client_id and grant["user"] in {None, token.user}
+            if is_new:
+                self._warn_of_owner(token)
+            elif not (is_theirs and token.status is TokenStatus.ACTIVE):
                 self.stderr.write(
                     f"{entry.place} is already stored as {token}, {token.status}; it was not changed."
                 )
-            elif is_new:
-                self._warn_of_owner(token)
         out = self.stderr if options["json"] else self.stdout
         out.write(f"{new} imported, {len(results) - new} there already.")
 

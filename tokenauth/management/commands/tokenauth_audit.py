@@ -153,7 +153,7 @@ class Command(BaseCommand):
             for finding in verification.findings():
                 found += 1
                 with printing():
-                    self.stdout.write(str(finding))
+                    self.stdout.write(finding.problem)
             self.stdout.flush()
         self._say(_summarise(verification))
         if found:
