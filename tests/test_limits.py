@@ -104,6 +104,19 @@ def test_each_kind_of_failure_counts(configure: Any, headers: dict[str, Any]) ->
     assert ask(6, **headers) == [401] * 5 + [429]
 
 
+class DenyingVerifier:
+    """A project's verifier that knows no reasons but its own."""
+
+    def __call__(self, text: str, *, client_info: ClientInfo, now: datetime) -> None:
+        raise Refused(Reason.REFUSED_BY_PROJECT)
+
+
+def test_each_refusal_by_a_verifier_counts(configure: Any) -> None:
+    configure(VERIFIERS=[f"{__name__}.DenyingVerifier"], FAILURE_RATE="5/d")
+    assert ask(6, **BAD)[-1] == 429
+    assert rows("security.locked_out").count() == 1
+
+
 def test_failures_cannot_lock_a_token_out(issue: Issue, configure: Any) -> None:
     """Somebody else's address, the token's own public id in bad tokens."""
     issued = issue()

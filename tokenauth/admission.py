@@ -41,8 +41,6 @@ _DENIALS = {
     Reason.REFUSED_BY_PROJECT,
 }
 """Refusals of an accepted credential: events ``access.denied``."""
-_NO_FAILURES = {*_DENIALS, Reason.MISSING}
-"""Refusals that don't count against ``FAILURE_RATE``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +152,8 @@ def settle(state: RequestState, error: Refused | Unavailable) -> Refused | Unava
     # The verdict's own error is audited already.
     if isinstance(error, Unavailable) or (state.verdict and error is state.verdict.error):
         return error
-    return _account(error, state)
+    # A credential that no verifier knew, and no other class of the view either.
+    return _account(error, state, is_failure=error.reason is Reason.UNKNOWN)
 
 
 def audit_refusal(refused: Refused, client_info: ClientInfo) -> None:
@@ -221,16 +220,18 @@ def _decide(
     return Verdict(principal=principal, unclaimed=principal is None, in_query=in_query)
 
 
-def _account(refused: Refused, state: RequestState) -> Refused | Unavailable:
+def _account(
+    refused: Refused, state: RequestState, *, is_failure: bool = True
+) -> Refused | Unavailable:
     """Audit a refusal, and count it if the credential was bad; return what the client is told.
 
     That is Throttled after too many failures, and Unavailable if the row can't be written.
     """
     try:
-        if not isinstance(refused, Throttled) and refused.reason not in _NO_FAILURES:
+        if is_failure and not isinstance(refused, Throttled):
             refused = _count_failure(refused, state)
-        report_outage(state.client_info)
         audit_refusal(refused, state.client_info)
+        report_outage(state.client_info)
     except Unavailable as outage:
         return outage
     return refused

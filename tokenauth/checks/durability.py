@@ -58,8 +58,7 @@ def check_order(**_kwargs: Any) -> Iterator[CheckMessage]:
     using = router.db_for_write(AuditEvent)
     if get_settings().audit_synchronous_commit or connections[using].vendor != "postgresql":
         return
-    models = [model for model in apps.get_models() if model._meta.managed]
-    others = {router.db_for_write(model) for model in models} - {using}
+    others = {router.db_for_write(model) for model in apps.get_models()} - {using}
     if others:
         names = ", ".join(map(repr, sorted(others)))
         text = f"Views can write to {names}. A crash of {using!r} can lose the audit rows of that."
