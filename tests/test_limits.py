@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -18,8 +19,8 @@ from tests.conftest import ODD_RATES, Issue, bearer
 from tokenauth import audit, limits, services
 from tokenauth.admission import state_of
 from tokenauth.cache import Breaker
-from tokenauth.client_info import Actor, ActorKind
-from tokenauth.exceptions import NotPermitted, Unavailable
+from tokenauth.client_info import Actor, ActorKind, ClientInfo
+from tokenauth.exceptions import NotPermitted, Reason, Refused, Unavailable
 from tokenauth.middleware import TokenAuthMiddleware
 from tokenauth.models import AuditEvent, Token
 from tokenauth.principal import ClientUser, Principal

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import Permission
 from django.core.exceptions import ValidationError
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from tests.conftest import Issue
@@ -385,9 +386,9 @@ def test_the_scope_can_be_granted_though_it_is_not_listed(
 @pytest.fixture
 def snapshot(transactional_db: None) -> Iterator[None]:
     """Open a transaction under REPEATABLE READ, which sees nothing that is committed later."""
-    isolation = "SET SESSION TRANSACTION ISOLATION LEVEL "
+    which = "CHARACTERISTICS AS " if connection.vendor == "postgresql" else ""
     with connection.cursor() as cursor:
-        cursor.execute(f"{isolation} REPEATABLE READ")
+        cursor.execute(f"SET SESSION {which}TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     with transaction.atomic():
         Token.objects.count()
         yield
@@ -437,3 +438,26 @@ def test_a_child_that_was_issued_meanwhile_is_stopped(
     OPERATIONS[name](own, by=None)
     stopped = Token.objects.select_for_update().exclude(enabled=True, revoked_at=None)
     assert stopped.count() == 3
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="MariaDB finds the child")
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("name", ["disable", "revoke", "revoke_many"])
+@pytest.mark.parametrize("give", [issue_by, lambda own: services.rotate(issue_by(own))])
+def test_a_snapshot_without_the_newest_child_stops_nothing(
+    name: str, give: Any, own: Token, request: pytest.FixtureRequest
+) -> None:
+    """Revoking again, with a new snapshot, then finds the child."""
+    request.getfixturevalue("snapshot")
+    elsewhere(lambda: give(own))
+    with pytest.raises(OperationalError, match="could not serialize access"):
+        OPERATIONS[name](own, by=None)
+
+
+def test_rotating_locks_the_parent_first(own: Token) -> None:
+    """Else the row of the successor waits for it, while revoking the parent waits for us."""
+    child = issue_by(own)
+    with CaptureQueriesContext(connection) as queries:
+        services.rotate(child)
+    locks = [q["sql"] for q in queries if "ORDER BY" in q["sql"] and "tokenauth_token" in q["sql"]]
+    assert f"({own.pk}, {child.pk})" in locks[0]

@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Unpack
 
 from django.core.exceptions import ValidationError
+from django.db.models import F
 from django.utils import timezone
 
 from tokenauth import audit
@@ -126,7 +127,10 @@ def rotate(
     if not isinstance(grace, timedelta | None):
         raise ValidationError({"grace": "Give a timedelta."})
     grace = longest if grace is None else max(timedelta(), min(grace, longest))
-    with attempt("rotate", token, by) as (old, rights):
+    # The successor refers to the same parent, whose row the database locks for that. Locked here
+    # in the order of keys, it can't deadlock with revoking the parent.
+    parents = [] if token.parent_id is None else [token.parent_id]
+    with attempt("rotate", token, by, also=parents) as (old, rights):
         rights.check_change(old)
         if old.replaced_by_id is not None:
             raise ValidationError("This token has been rotated already.")
@@ -195,6 +199,10 @@ def _insert(token: Token) -> Plaintext:
     plaintext = generate(conf.prefix, token.public_id)
     token.pepper_id, token.digest = next(iter(digests(plaintext, conf.peppers).items()))
     token.save(force_insert=True)
+    # Changes nothing. Under REPEATABLE READ, PostgreSQL then refuses to stop the parent in a
+    # transaction that doesn't see this token yet.
+    if token.parent is not None:
+        Token.objects.primary().filter(pk=token.parent.pk).update(parent=F("parent"))
     return plaintext
 
 

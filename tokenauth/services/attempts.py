@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,15 +24,17 @@ def atomic() -> transaction.Atomic:
 
 
 @contextmanager
-def attempt(operation: str, token: Token, by: Actor | None) -> Iterator[tuple[Token, Rights]]:
+def attempt(
+    operation: str, token: Token, by: Actor | None, *, also: Collection[int] = ()
+) -> Iterator[tuple[Token, Rights]]:
     """Open a transaction; yield ``token``, as it is stored and locked, and the rights of ``by``.
 
-    A new token is yielded as it is. If ``policy`` refuses, ``token.refused`` is recorded after the
-    rollback.
+    A new token is yielded as it is. The tokens with the keys ``also`` are locked too. If ``policy``
+    refuses, ``token.refused`` is recorded after the rollback.
     """
     with recording_attempts(operation, lambda: token.identity, by), atomic():
         keys = set() if token._state.adding else {token.pk}
-        locked = lock(keys | find_acting(by))
+        locked = lock(keys | find_acting(by) | {*also})
         if keys:
             stored = [one for one in locked if one.pk in keys]
             if not stored:
