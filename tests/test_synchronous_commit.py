@@ -116,7 +116,8 @@ def test_the_flushes_of_a_thousand_requests(
         found = flushes() - before
         assert sql("SHOW synchronous_commit") == [("on",)]
     if waits:
-        assert found >= REQUESTS
+        # The WAL writer may have flushed for a few of them, and reports that later.
+        assert found > REQUESTS * 9 // 10
     else:
         # The WAL writer flushes every 0.2 s; other databases of the server flush as well.
         assert found < REQUESTS / 2 + (time.monotonic() - began) * 5
