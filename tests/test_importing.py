@@ -492,7 +492,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("--env", f'"{FOREIGN}\n"', "TOKENS: This holds a space, a line end or something else"),
     ("--env", f"{FOREIGN}é", "TOKENS: This holds a space, a line end or something else"),
     ("--env", f"{FOREIGN}\udcff", "TOKENS: This holds a space, a line end or something else"),
-    ("--env", FORGED, "TOKENS: This begins with tka_ as our own tokens do, but part of it is"),
+    ("--env", FORGED, "TOKENS: This begins with tka_ as our tokens do, but a part is"),
     ("--env", f'"{FOREIGN}"', "TOKENS: This has quotes around it, "),
     ("--env", f"{LONG['a']},{LONG['b']}", "TOKENS holds a comma; use --csv-env"),
     ("--env", f"{FOREIGN},", "TOKENS holds a comma; use --csv-env"),

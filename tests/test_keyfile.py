@@ -334,11 +334,11 @@ def test_a_file_open_to_others_is_refused(keyfile: Ask, file: Path, mode: int) -
         ("\n", "This is empty."),
         ("s3cr3t-but-short", "This is too short: a token has at least 32 characters."),
         (FOREIGN[:31], "This is too short: a token has at least 32 characters."),
-        ("${API_KEY}", "This holds a variable, ${…}, that nobody has filled in."),
+        ("${API_KEY}", "This holds a variable, ${…}, that was not filled in."),
         ("x" * 5_000, "This is too long: a token has at most 4096 characters."),
         (f"{FOREIGN}\n{FOREIGN}\n", "This holds a space, a line end or something else"),
         (f"{FOREIGN}é", "This holds a space, a line end or something else"),
-        (f"tka_{FOREIGN}", "This begins with tka_ as our own tokens do, but part of it is"),
+        (f"tka_{FOREIGN}", "This begins with tka_ as our tokens do, but a part is"),
     ],
 )
 def test_a_file_that_holds_no_key_is_refused(

@@ -124,12 +124,10 @@ def required_scopes(view: Any, method: str) -> list[str]:
 
 def _own_scopes(view: Any) -> Any:
     """Return ``required_scopes`` as keyword arguments of ``@action`` and ``as_view`` set them."""
-    own = vars(view).get("required_scopes")
+    if (own := vars(view).get("required_scopes")) is None:
+        return None
     # A cached property of the class stores its value in the same place.
-    is_computed = own is not None and hasattr(
-        getattr_static(type(view), "required_scopes", None), "__get__"
-    )
-    return None if is_computed else own
+    return None if hasattr(getattr_static(type(view), "required_scopes", None), "__get__") else own
 
 
 def _handler_of(view: Any, method: str) -> str:

@@ -1,4 +1,4 @@
-"""Values that several settings share: dictionaries, durations, key rings, and dotted paths to what is called."""
+"""Values that several settings share: dictionaries, durations, key rings and dotted paths."""
 
 from __future__ import annotations
 
@@ -67,10 +67,7 @@ def read_keys(value: object, *, shortest: int = 1) -> Mapping[str, str]:
 
 
 def read_duration(
-    value: object,
-    *,
-    shortest: timedelta = timedelta(0),
-    longest: timedelta = LONGEST_DURATION,
+    value: object, *, shortest: timedelta = timedelta(0), longest: timedelta = LONGEST_DURATION
 ) -> timedelta:
     """Validate a timedelta or the text of a duration; raises WrongValue."""
     if isinstance(value, str):
@@ -87,8 +84,7 @@ def read_duration(
 def parse_duration(text: str) -> timedelta:
     """Read a duration such as ``"90s"``, ``"15m"``, ``"12h"``, ``"30d"`` or ``"2w"``.
 
-    Raises ValueError with a message for people for any other text, and for more than a hundred
-    years.
+    Raises ValueError with a message for people, also for more than a hundred years.
     """
     match = _DURATION.fullmatch(text)
     if match is None:

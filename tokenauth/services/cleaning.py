@@ -141,7 +141,7 @@ def check_plaintext(text: Plaintext) -> None:
     """Raise ValidationError unless ``text`` can be another system's token. Never repeats it."""
     prefix = get_settings().prefix
     if has_placeholder(text):
-        problem = "This holds a variable, ${…}, that nobody has filled in."
+        problem = "This holds a variable, ${…}, that was not filled in."
     elif not text:
         problem = "This is empty."
     elif len(text) < SHORTEST:
@@ -153,9 +153,7 @@ def check_plaintext(text: Plaintext) -> None:
     elif is_quoted(text):
         problem = "This has quotes around it, which are no part of a token."
     elif is_forged(text, prefix):
-        problem = (
-            f"This begins with {prefix}_ as our own tokens do, but part of it is missing or wrong."
-        )
+        problem = f"This begins with {prefix}_ as our tokens do, but a part is missing or wrong."
     else:
         return
     raise ValidationError({"plaintext": problem})
