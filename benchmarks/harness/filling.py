@@ -82,7 +82,10 @@ def fill(alias: str, template: Model, count: int) -> None:
     connection = connections[alias]
     model: type[Model] = type(template)
     different = _DIFFERENT[connection.vendor][model]
-    columns = [str(field.column) for field in model._meta.local_fields if not field.primary_key]
+    fields = [
+        field for field in model._meta.local_fields if not (field.primary_key or field.generated)
+    ]
+    columns = [str(field.column) for field in fields]
     values = [different.get(column, f'template."{column}"') for column in columns]
     names = ", ".join(f'"{column}"' for column in columns)
     statement = (
