@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
+from django.contrib.admin import site
 from django.contrib.auth.models import Permission
 from django.core import serializers
 from django.core.management import call_command
 from django.db import IntegrityError, connection, transaction
 from django.db.models import Model
+from django.test import RequestFactory
 
 from tests.conftest import Issue
 from tokenauth.exceptions import AppendOnly
@@ -375,3 +377,21 @@ def test_an_index_finds_rows_and_orders_them(name: str) -> None:
     assert name in plan, plan
     if name != "tokenauth_audit_request":  # Few rows have the same id of a request.
         assert not {"sort", "temp"} & set(plan.lower().split()), plan
+
+
+@pytest.mark.django_db
+def test_the_admin_finds_rare_events_by_their_index(rf: RequestFactory) -> None:
+    if "tokenauth_audit_event" not in _indexes():
+        pytest.skip("this database has no partial indexes")
+    listed = site.get_model_admin(AuditEvent)
+    rare = rf.get("/", {"event__exact": Event.TOKEN_REVOKED.value})
+    found = listed.get_queryset(rare).filter(event=Event.TOKEN_REVOKED.value)
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SET LOCAL enable_seqscan = off")
+            cursor.execute("SET LOCAL enable_bitmapscan = off")
+    assert "tokenauth_audit_event" in found.order_by("-id")[:100].explain()
+    _event().save()
+    assert listed.get_queryset(rf.get("/")).count() == 1
+    accepted = rf.get("/", {"event__exact": Event.AUTH_ACCEPTED.value})
+    assert listed.get_queryset(accepted).count() == 1
