@@ -241,7 +241,7 @@ def _count_failure(refused: Refused, state: RequestState) -> Refused:
     """Count a bad credential; return its refusal, Throttled where there were too many.
 
     Counted after the verdict and by address: a valid token passes from a locked-out address,
-    which others may share, and nobody can lock out somebody else's token.
+    which others may share, and a client can't lock out another client's token.
     """
     rate = limits.read_rate(get_settings().failure_rate)
     usage = limits.count("failure", address_key(state.client_info.ip), rate)

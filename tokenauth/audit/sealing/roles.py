@@ -131,8 +131,6 @@ def harden(*, role: str, maintenance_role: str, using: str) -> list[str]:
     schema, database, sequence, owner = _ask(_TABLE, using)
     fields = AuditEvent._meta.concrete_fields
     columns = ", ".join(_name(field.column or "") for field in fields if not field.primary_key)
-    # `drain` inserts rows with the time of their request.
-    trigger = f"tokenauth_audit_stamp({_literal(maintenance_role)})"
     return [
         *(f"CREATE ROLE {_name(name)} LOGIN;" for name, exists in known.items() if not exists),
         f"REVOKE CREATE, TEMPORARY ON DATABASE {database} FROM PUBLIC, {app}, {upkeep};",
@@ -148,9 +146,10 @@ def harden(*, role: str, maintenance_role: str, using: str) -> list[str]:
         _STAMP,
         # The owner of the function can drop it, and the trigger with it.
         f"ALTER FUNCTION tokenauth_audit_stamp() OWNER TO {owner};",
+        # `drain` inserts rows with the time of their request.
         f"""\
 CREATE OR REPLACE TRIGGER tokenauth_audit_stamp BEFORE INSERT ON {events}
-FOR EACH ROW EXECUTE FUNCTION {trigger};""",
+FOR EACH ROW EXECUTE FUNCTION tokenauth_audit_stamp({_literal(maintenance_role)});""",
         _REFUSE_HIDING.replace(":roles", f"{_literal(role)}, {_literal(maintenance_role)}").replace(
             ":tables", ", ".join(f"'{table}'" for table in _TABLES.values())
         ),
