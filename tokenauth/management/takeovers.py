@@ -1,0 +1,147 @@
+"""``tokenauth import --from``: credentials taken over from another package, and those left."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from django.core.management.base import CommandError
+from django.db.models import Count, Max
+from django.utils import timezone
+
+from tokenauth.client_info import Actor
+from tokenauth.conf.values import load_named
+from tokenauth.models import Takeover
+from tokenauth.services.takeovers import take_over
+from tokenauth.tokens import SHORTEST
+from tokenauth.verifiers import get_verifiers
+
+VERIFIERS = {
+    "authtoken": "tokenauth.migrate.authtoken.AuthtokenVerifier",
+    "knox": "tokenauth.migrate.knox.KnoxVerifier",
+    "api-key": "tokenauth.migrate.api_key.APIKeyVerifier",
+}
+"""The packages that can be named, and the verifiers of their own tables."""
+_LISTED = 100
+"""How many credentials that are refused are listed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """How many credentials of one table were taken over, and how many are left."""
+
+    source: str
+    """The label of the table's model."""
+    is_configured: bool
+    """Whether ``VERIFIERS`` takes it over on first use."""
+    taken_over: int
+    left: int
+    """Rows that the package still accepts and that were not taken over."""
+    last_at: datetime | None
+    """When the last one was taken over."""
+    too_short: list[str]
+    """The owners of credentials that are too short to be taken over."""
+
+    @property
+    def can_go(self) -> bool:
+        """Whether no credential is left, so that the old app can be removed."""
+        return not self.left
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report for ``--json``."""
+        last_at = None if self.last_at is None else self.last_at.isoformat()
+        return {
+            "source": self.source,
+            "taken_over": self.taken_over,
+            "left": self.left,
+            "last_at": last_at,
+            "too_short": self.too_short,
+            "can_go": self.can_go,
+        }
+
+    def lines(self, *, status: bool) -> Iterator[str]:
+        """Return the report for people; without ``status`` only what needs their attention."""
+        if status:
+            last = f", the last at {self.last_at:%Y-%m-%d %H:%M:%S %Z}" if self.last_at else ""
+            yield f"{self.source}: {self.taken_over} taken over{last}; {self.left} left."
+            yield self._advice()
+        for owner in self.too_short:
+            yield (
+                f"{self.source}: a credential of {owner!r} is shorter than {SHORTEST} characters "
+                "and is refused; issue a new token."
+            )
+
+    def _advice(self) -> str:
+        if self.can_go:
+            return (
+                f"Nothing is left: the verifier of {self.source} can be removed from VERIFIERS, "
+                "and then the old app."
+            )
+        if not self.is_configured:
+            return (
+                f"Add a verifier of {self.source} to VERIFIERS: these credentials are refused now."
+            )
+        return (
+            "Keep the old app until these credentials were used, expired or were revoked. If you "
+            "remove it before that, their clients need new tokens."
+        )
+
+
+def find_sources(package: str) -> list[Any]:
+    """Return the configured verifiers of ``package``; without one, that of its own table.
+
+    Raises CommandError if the package is not installed.
+    """
+    found: list[Any] = [each for each in get_verifiers() if getattr(each, "package", "") == package]
+    try:
+        found = found or [load_named(VERIFIERS[package])()]
+        for source in found:
+            source.get_model()
+    except (ImportError, LookupError) as error:
+        raise CommandError(f"{package} is not installed: {error}") from None
+    return found
+
+
+def import_all(source: Any) -> tuple[int, int]:
+    """Import every credential of a table that stores plaintext; return how many are new, and known.
+
+    Raises CommandError for other tables.
+    """
+    if not source.stores_plaintext:
+        raise CommandError(
+            f"{source.source} stores digests only: its credentials are taken over when they are "
+            "used. Add its verifier to VERIFIERS, and use --status to see how many are left."
+        )
+    by = Actor.from_command()
+    counts = Counter(
+        take_over(plaintext, row, source=source.source, by=by) is not None
+        for plaintext, row in source.plaintexts()
+    )
+    return counts[True], counts[False]
+
+
+def make_report(source: Any) -> Report:
+    """Return the report on the table of ``source``."""
+    takeovers = Takeover.objects.primary().filter(source=source.source)
+    found = takeovers.aggregate(count=Count("pk"), last_at=Max("at"))
+    # Rows are matched by when they were created: takeovers refer to no row of the source.
+    taken = Counter(takeovers.values_list("created_at", flat=True).iterator(chunk_size=1_000))
+    left = 0
+    rows = source.usable(timezone.now())
+    for created in rows.values_list("created", flat=True).order_by().iterator(chunk_size=1_000):
+        if taken[created] > 0:
+            taken[created] -= 1
+        else:
+            left += 1
+    short = list(source.too_short(_LISTED)) if source.stores_plaintext else []
+    return Report(
+        source=source.source,
+        is_configured=any(getattr(each, "source", "") == source.source for each in get_verifiers()),
+        taken_over=found["count"],
+        left=left,
+        last_at=found["last_at"],
+        too_short=[row.owner_name for row in short],
+    )
