@@ -1,0 +1,1 @@
+"""A project as teams have it: its own user model, transactions, a read replica and other packages."""
