@@ -1,4 +1,4 @@
-"""Verifiers tell whether a credential is good, and whose it is."""
+"""Verifiers decide whether a credential is valid and who its owner is."""
 
 from __future__ import annotations
 
@@ -10,16 +10,31 @@ from typing import Any, Protocol
 from tokenauth.client_info import ClientInfo
 from tokenauth.conf import get_settings
 from tokenauth.conf.values import call_problem, load_named
+from tokenauth.models import StoredToken
 from tokenauth.principal import Principal
 
 
 class Verifier(Protocol):
-    """An instance of a class in ``VERIFIERS``, which is made once and without arguments."""
+    """An instance of a class in ``VERIFIERS``, which is created once and without arguments."""
 
     def __call__(self, text: str, *, client_info: ClientInfo, now: datetime) -> Principal | None:
         """Return the owner of ``text``; None if it isn't of this verifier's kind.
 
         Raises Refused if it is of this kind and invalid. A database error may pass through.
+        """
+
+
+class Source(Verifier, Protocol):
+    """A verifier of ``migrate``, which takes over credentials of another package as tokens."""
+
+    @property
+    def source(self) -> str:
+        """The name of the package's table in ``Token.imported_from``."""
+
+    def recheck(self, token: StoredToken, text: str, *, now: datetime) -> None:
+        """Revoke ``token``, whose plaintext is ``text``, unless its source row is still valid.
+
+        Raises Refused if it isn't. One SELECT. A database error may pass through.
         """
 
 
@@ -33,6 +48,12 @@ def get_verifiers() -> tuple[Verifier, ...]:
     return _load(get_settings().verifiers)
 
 
+def find_source(name: str) -> Source | None:
+    """Return the configured verifier whose ``source`` is ``name``; None if no verifier has it."""
+    found: Any = (each for each in get_verifiers() if getattr(each, "source", "") == name)
+    return next(found, None)
+
+
 def interface_problem(cls: Any) -> str:
     """Return why ``cls`` can't be a verifier, in a sentence; "" if it can."""
     name = getattr(cls, "__qualname__", cls)
@@ -42,5 +63,5 @@ def interface_problem(cls: Any) -> str:
     if call is None:
         return f"{name} has no __call__(self, text, *, client_info, now)."
     if isabstract(cls) or getattr(cls, "_is_protocol", False):
-        return f"{name} is abstract: it says what verifiers are, and is none."
+        return f"{name} is abstract and can't be used as a verifier."
     return call_problem(cls) or call_problem(call, None, "", client_info=None, now=None)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
-
-from django.db import router
 
 from tokenauth.client_info import ClientInfo
 from tokenauth.conf import get_settings
@@ -14,41 +11,55 @@ from tokenauth.exceptions import Reason, Refused
 from tokenauth.models import StoredToken, Token, TokenStatus, admits, end_of, mark_used, status_of
 from tokenauth.principal import DATABASE, ClientUser, Principal
 from tokenauth.scopes import ScopeSet
-from tokenauth.statements import find_token
+from tokenauth.services.finding import find_stored
 from tokenauth.tokens import SHORTEST, digests, parse
+from tokenauth.verifiers import find_source
 
 
 class DatabaseVerifier:
-    """Knows our own tokens by their format and every stored one, imported ones too, by digest."""
+    """Accepts tokens that are stored, imported ones included, and refuses unknown ones of our format."""
 
     def __call__(self, text: str, *, client_info: ClientInfo, now: datetime) -> Principal | None:
         """Return the principal of ``text``; None when it has a foreign format and isn't stored.
 
-        Raises Refused for an unknown token of our format, and like :func:`assess`.
+        Raises Refused like ``verify_stored``.
         """
-        settings = get_settings()
-        parsed = parse(text, settings.prefix)
-        if parsed is None and len(text) < SHORTEST:
-            return None
-        ring = digests(text, settings.peppers)
-        token = _find(ring)
-        if token is None:
-            if parsed is None:
-                return None
-            raise Refused(Reason.UNKNOWN)
-        principal = assess(token, client_info=client_info, now=now)
-        newest = next(iter(ring))
-        rehash = None if token.pepper_id == newest else (newest, ring[newest])
-        mark_used(token, now=now, ip=client_info.ip, rehash=rehash)
-        return principal
+        found = verify_stored(text, client_info=client_info, now=now)
+        return None if found is None else found.principal
 
 
-def _find(ring: Mapping[str, str]) -> StoredToken | None:
-    found = find_token(router.db_for_write(Token), [*ring.values()])
-    # The database's idea of equality is its collation's; this is ours, in constant time.
-    if found is None or not hmac.compare_digest(found.digest, ring.get(found.pepper_id, "")):
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """A stored token that is valid, and its principal."""
+
+    token: StoredToken
+    principal: Principal
+
+
+def verify_stored(text: str, *, client_info: ClientInfo, now: datetime) -> Verified | None:
+    """Return the valid token with this text; None when it has a foreign format and isn't stored.
+
+    Raises Refused for an unknown token of our format, and for a stored token that ``assess``
+    refuses. Raises it also for an imported token whose source row is gone, while the verifier of its
+    package is configured. Writes the token's last use.
+    """
+    settings = get_settings()
+    parsed = parse(text, settings.prefix)
+    if parsed is None and len(text) < SHORTEST:
         return None
-    return found
+    ring = digests(text, settings.peppers)
+    token = find_stored(ring)
+    if token is None:
+        if parsed is None:
+            return None
+        raise Refused(Reason.UNKNOWN)
+    principal = assess(token, client_info=client_info, now=now)
+    if token.imported_from and (source := find_source(token.imported_from)) is not None:
+        source.recheck(token, text, now=now)
+    newest = next(iter(ring))
+    rehash = None if token.pepper_id == newest else (newest, ring[newest])
+    mark_used(token, now=now, ip=client_info.ip, rehash=rehash)
+    return Verified(token=token, principal=principal)
 
 
 def assess(token: StoredToken | Token, *, client_info: ClientInfo, now: datetime) -> Principal:

@@ -1,7 +1,7 @@
 """Short-lived signed tokens (RFC 9068) made from API tokens, and their verifier.
 
-Needs the extra ``jwt``. A JWT carries who its source token is; whether that is still good is
-looked up at each use, so that revoking works at once here too.
+Needs the extra ``jwt``. A JWT names its source token. The token is looked up each time the JWT
+is used, so that a revoked token stops its JWTs here at once.
 """
 
 from __future__ import annotations
@@ -10,40 +10,41 @@ import base64
 import json
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
-from types import MappingProxyType
+from itertools import islice
 from typing import Any
 
 import jwt
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 from django.core.exceptions import ValidationError
 from django.utils import timezone
+from django.utils.text import format_lazy
+from django.utils.translation import gettext_lazy as _
 
+from tokenauth import audit
 from tokenauth.audit.attempts import recording_attempts
 from tokenauth.audit.rows import as_stored, with_offset
 from tokenauth.client_info import Actor, ActorKind, ClientInfo
 from tokenauth.conf import get_settings
-from tokenauth.conf.jwt import Algorithm, JWTSettings, is_private
+from tokenauth.conf.jwt import CLOCK_SKEW, JWTSettings
 from tokenauth.credentials import LONGEST
 from tokenauth.exceptions import Identity, InvalidSettings, NotPermitted, Reason, Refused
-from tokenauth.models import Token, mark_used
+from tokenauth.models import Event, Token, TokenStatus, mark_used, status_of, to_iso
 from tokenauth.principal import DATABASE, JWT, Principal
-from tokenauth.scopes import ScopeSet, common, is_well_formed, missing
+from tokenauth.scopes import ScopeSet, common, is_reserved, is_well_formed, missing
+from tokenauth.services.cleaning import MOST, refuse_secret
 from tokenauth.tokens import Plaintext, is_public_id
+from tokenauth.verifiers import find_source
 from tokenauth.verifiers.database import assess
+from tokenauth.verifiers.jwt_keys import load_keys, signing_key, verifying_keys
+
+__all__ = ["IssuedJWT", "JWTVerifier", "issue_jwt", "load_keys"]
 
 TYPE = "at+jwt"
 """The header ``typ`` of access tokens: no other kind of JWT passes for one (RFC 8725, 3.11)."""
-CLOCK_SKEW = timedelta(seconds=30)
-"""How far ahead the clock of the machine that issued a JWT may be. Expiry gets no such grace."""
-SHORTEST_RSA = 2_048
-"""Bits of an RSA key (RFC 7518, 3.3)."""
+LONGEST_LIFE_ELSEWHERE = timedelta(minutes=5)
+"""The longest life of a JWT for another service, which doesn't see a revocation."""
 
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*")
 _TEXT_CLAIMS = ("sub", "client_id", "scope", "jti", "token_id")
@@ -66,21 +67,14 @@ class IssuedJWT:
     jti: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Key:
-    verifying: Any = field(repr=False)
-    signing: Any = field(repr=False)
-    """None for a public key."""
-
-
 class JWTVerifier:
-    """Knows the JWTs that this site's issuer signed, and asks the table about their source."""
+    """Verifies JWTs with this site's issuer, and reads their source token from the table."""
 
     def __call__(self, text: str, *, client_info: ClientInfo, now: datetime) -> Principal | None:
-        """Return the principal of ``text``; None where it isn't a JWT that names our issuer.
+        """Return the principal of ``text``; None if it isn't a JWT that names our issuer.
 
-        Raises Refused for one that isn't proven, isn't meant for our audience, or has expired, and
-        if its source token isn't valid. One SELECT, and none before the signature is proven.
+        Raises Refused if the signature is wrong, the JWT is for another audience or has expired, or
+        its source token isn't valid. Costs one SELECT, after the signature is verified.
         """
         settings = get_settings().jwt
         parts = None if settings is None else _read(text)
@@ -88,18 +82,20 @@ class JWTVerifier:
             # It names another issuer, so it is another's to refuse. One who leaves our issuer
             # out gains nothing: without it no JWT is ever accepted here.
             return None
-        claims = _prove(text, parts[0], settings)
+        claims = _prove(text, parts[0], settings, now)
         end = _check_times(claims, settings, now)
         token = _find(claims)
         source = assess(token, client_info=client_info, now=now)
+        if _depends_on_source(token):
+            raise Refused(Reason.UNKNOWN, identity=source.identity)
         if (claims["sub"], claims["client_id"]) != (str(source.user.pk), source.client_id):
-            # The public id is somebody else's now.
+            # The public id belongs to another owner's token now.
             raise Refused(Reason.UNKNOWN)
         mark_used(token, now=now, ip=client_info.ip)
         return replace(
             source,
             source=JWT,
-            scopes=common(ScopeSet(claims["scope"].split()), source.scopes),
+            scopes=_without_reserved(common(ScopeSet(claims["scope"].split()), source.scopes)),
             expires_at=end if source.expires_at is None else min(end, source.expires_at),
         )
 
@@ -108,41 +104,59 @@ def issue_jwt(
     principal: Principal,
     *,
     scopes: Iterable[str] | None = None,
+    audience: str | None = None,
     lifetime: timedelta | None = None,
     now: datetime | None = None,
 ) -> IssuedJWT:
-    """Sign a JWT for a caller who sent an API token.
+    """Sign a JWT for a caller who sent an API token, and write the row ``token.exchanged``.
 
-    ``scopes`` default to the token's, ``lifetime`` to the setting's, which is the longest. The
-    JWT ends with the token at the latest. Raises ValidationError for malformed or too many scopes
-    and for a longer lifetime; NotPermitted, audited, for scopes that the token lacks and for a
+    ``scopes`` default to the token's, without those of ``tokenauth:…``; ``audience`` to this site's;
+    ``lifetime`` to the setting's, and to at most five minutes for other audiences. The JWT ends
+    with the token at the latest. Raises ValidationError for malformed or too many scopes
+    and for a longer lifetime; NotPermitted, audited, for scopes that the token lacks or that no JWT
+    carries, for an audience that the settings don't list or that the token may not have, and for a
     principal that is not an active API token's; InvalidSettings without ``TOKENAUTH["JWT"]``.
     """
-    settings = get_settings().jwt
-    if settings is None:
-        raise InvalidSettings("TOKENAUTH['JWT'] is not set: there is nothing to sign with.")
-    issued_at = int(with_offset(now or timezone.now()).timestamp())
-    with recording_attempts("issue_jwt", lambda: principal.identity, _actor_of(principal)):
-        if principal.source != DATABASE:
-            raise NotPermitted("Only an API token can be exchanged for a JWT.")
-        granted = principal.scopes if scopes is None else _narrow(principal, scopes)
-        expires_at = _end(principal, issued_at, lifetime, settings)
+    settings = _require_settings()
+    moment, actor = now or timezone.now(), _actor_of(principal)
+    issued_at = int(with_offset(moment).timestamp())
+    with recording_attempts("issue_jwt", lambda: principal.identity, actor):
+        token = _find_source(principal)
+        granted = _narrow(principal, scopes)
+        target = settings.audience if audience is None else audience
+        longest = _permit_audience(target, token, settings)
+        expires_at = _end(principal, issued_at, lifetime, longest)
     jti = uuid.uuid4().hex
     claims = {
+        **_name_owner(principal),
         "iss": settings.issuer,
-        "aud": settings.audience,
-        # A client's can't be taken for a user's: it begins with "client:".
-        "sub": str(principal.user.pk),
-        "client_id": principal.client_id,
+        "aud": target,
         "scope": str(granted),
         "iat": issued_at,
         "exp": expires_at,
         "jti": jti,
+    }
+    text, end = _sign(claims, settings, moment), _moment(expires_at)
+    issued = IssuedJWT(plaintext=text, expires_at=end, scopes=granted, jti=jti)
+    _record(issued, target, token, actor)
+    return issued
+
+
+def _require_settings() -> JWTSettings:
+    settings = get_settings().jwt
+    if settings is None:
+        raise InvalidSettings("TOKENAUTH['JWT'] is not set: there is nothing to sign with.")
+    return settings
+
+
+def _name_owner(principal: Principal) -> dict[str, str]:
+    """Return the claims that name the source token and its owner."""
+    return {
+        # A client's can't be taken for a user's: it begins with "client:".
+        "sub": str(principal.user.pk),
+        "client_id": principal.client_id,
         "token_id": principal.token_id,
     }
-    return IssuedJWT(
-        plaintext=_sign(claims, settings), expires_at=_moment(expires_at), scopes=granted, jti=jti
-    )
 
 
 def _actor_of(principal: Principal) -> Actor:
@@ -151,71 +165,66 @@ def _actor_of(principal: Principal) -> Actor:
     )
 
 
+def _find_source(principal: Principal) -> Token:
+    """Return the stored token of ``principal``, which is active. Raises NotPermitted for others."""
+    if principal.source != DATABASE:
+        raise NotPermitted(_("Only an API token can be exchanged for a JWT."))
+    token = _find_token(principal.token_id)
+    # It may have been revoked since the request was authenticated.
+    if token is None or status_of(token, timezone.now()) is not TokenStatus.ACTIVE:
+        raise NotPermitted(_("The token is not active."))
+    if _depends_on_source(token):
+        problem = _("A token that was taken over from another package gets no JWT.")
+        raise NotPermitted(problem)
+    return token
+
+
+def _depends_on_source(token: Token) -> bool:
+    """Return whether another package's row decides about ``token``, which no JWT can follow."""
+    return bool(token.imported_from) and find_source(token.imported_from) is not None
+
+
+def _permit_audience(audience: str, token: Token, settings: JWTSettings) -> timedelta:
+    """Return the longest life of a JWT for ``audience``. Raises NotPermitted if there may be none."""
+    if audience == settings.audience:
+        return settings.lifetime
+    if audience not in settings.audiences:
+        raise NotPermitted(_("No JWTs are issued for this audience."), field="audience")
+    if token.allowed_networks:
+        # Another service doesn't know the networks, and accepts the JWT from anywhere.
+        problem = _("A token that is limited to networks gets no JWT for another audience.")
+        raise NotPermitted(problem, field="audience")
+    return min(settings.lifetime, LONGEST_LIFE_ELSEWHERE)
+
+
 def _end(
-    principal: Principal, issued_at: int, lifetime: timedelta | None, settings: JWTSettings
+    principal: Principal, issued_at: int, lifetime: timedelta | None, longest: timedelta
 ) -> int:
     """Return when a JWT ends: with its source token at the latest."""
-    lifetime = settings.lifetime if lifetime is None else lifetime
-    if not timedelta(seconds=1) <= lifetime <= settings.lifetime:
-        raise ValidationError({"lifetime": f"Use from 1 second to {settings.lifetime}."})
+    lifetime = longest if lifetime is None else lifetime
+    if not timedelta(seconds=1) <= lifetime <= longest:
+        problem = format_lazy(_("Use from 1 second to {longest}."), longest=longest)
+        raise ValidationError({"lifetime": problem})
     end = issued_at + int(lifetime.total_seconds())
     if principal.expires_at is not None:
         end = min(end, int(with_offset(principal.expires_at).timestamp()))
     if end <= issued_at:
-        raise NotPermitted("The token has ended.")
+        raise NotPermitted(_("The token has ended."))
     return end
 
 
-def load_keys(settings: JWTSettings) -> Mapping[str, Any]:
-    """Return the keys of ``settings``, read, by their ids.
-
-    Raises InvalidSettings, naming the id and never showing the key, for one that can't be read,
-    is for another algorithm, or is too short.
-    """
-    try:
-        return _load_keys(settings.algorithm, tuple(settings.keys.items()))
-    except InvalidSettings as error:
-        problem = str(error)
-    # Another one, as in get_settings: the frames of the first one hold keys.
-    raise InvalidSettings(problem)
-
-
-@lru_cache(maxsize=2)
-def _load_keys(
-    algorithm: Algorithm, keys: tuple[tuple[str, str], ...]
-) -> MappingProxyType[str, _Key]:
-    ring = {}
-    for key_id, text in keys:
-        try:
-            ring[key_id] = _load_key(algorithm, text)
-        except (ValueError, TypeError, UnsupportedAlgorithm, jwt.InvalidKeyError) as error:
-            # Not from it: libraries may repeat what they couldn't read.
-            problem = str(error) if isinstance(error, _Unfit) else f"is no key for {algorithm}."
-            raise InvalidSettings(
-                f"TOKENAUTH['JWT'] has a key with the id {key_id!r} that {problem}"
-            ) from None
-    return MappingProxyType(ring)
-
-
-class _Unfit(ValueError):
-    """A key that can be read and not be used; the message goes on after "that"."""
-
-
-def _load_key(algorithm: Algorithm, text: str) -> _Key:
-    if algorithm is Algorithm.HS256:
-        secret = jwt.get_algorithm_by_name(algorithm).prepare_key(text.encode())
-        return _Key(verifying=secret, signing=secret)
-    private: Any = load_pem_private_key(text.encode(), password=None) if is_private(text) else None
-    public = load_pem_public_key(text.encode()) if private is None else private.public_key()
-    if not isinstance(public, Ed25519PublicKey if algorithm is Algorithm.EDDSA else RSAPublicKey):
-        raise _Unfit(f"is of another kind than {algorithm} needs (Ed25519 for EdDSA).")
-    if isinstance(public, RSAPublicKey) and public.key_size < SHORTEST_RSA:
-        raise _Unfit(f"has {public.key_size} bits; RSA needs {SHORTEST_RSA} or more.")
-    return _Key(verifying=public, signing=private)
+def _record(issued: IssuedJWT, audience: str, token: Token, actor: Actor) -> None:
+    details = {
+        "jti": issued.jti,
+        "aud": audience,
+        "scope": str(issued.scopes),
+        "expires_at": to_iso(issued.expires_at),
+    }
+    audit.record(Event.TOKEN_EXCHANGED, token=token, by=actor, details=details)
 
 
 def _read(text: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Return header and claims of a JWT, nothing of them proven; None for any other text."""
+    """Return header and claims of a JWT, none of it verified; None for any other text."""
     if len(text) > LONGEST or not _COMPACT.fullmatch(text):
         return None
     parts = text.split(".")[:2]
@@ -228,9 +237,11 @@ def _read(text: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
     return (header, claims) if isinstance(header, dict) and isinstance(claims, dict) else None
 
 
-def _prove(text: str, header: dict[str, Any], settings: JWTSettings) -> dict[str, Any]:
+def _prove(
+    text: str, header: dict[str, Any], settings: JWTSettings, now: datetime
+) -> dict[str, Any]:
     """Return the claims of a JWT whose header, signature and audience are right."""
-    key_id, keys = header.get("kid"), load_keys(settings)
+    key_id, keys = header.get("kid"), verifying_keys(settings, now)
     if header.get("alg") != settings.algorithm or not isinstance(key_id, str) or key_id not in keys:
         raise Refused(Reason.BAD_SIGNATURE)
     if header != {"alg": settings.algorithm, "typ": TYPE, "kid": key_id}:
@@ -276,12 +287,12 @@ def _is_time(value: object) -> bool:
 
 
 def _check_times(claims: dict[str, Any], settings: JWTSettings, now: datetime) -> datetime:
-    """Return when a proven JWT ends; raises Refused where it has, or hasn't begun."""
+    """Return when a verified JWT expires. Raises Refused if it has expired or isn't valid yet."""
     # In seconds: where USE_TZ is off, clocks that are set back tell an hour twice.
     seconds = with_offset(now).timestamp()
     # Checked on use too: a shorter lifetime ends the longer ones at once.
     end = min(claims["exp"], claims["iat"] + settings.lifetime.total_seconds())
-    # We write no nbf; whoever else has the key may.
+    # We write no nbf, but other programs with the key may.
     if max(claims["iat"], claims.get("nbf", 0)) > seconds + CLOCK_SKEW.total_seconds():
         raise _refuse(Reason.NOT_YET_VALID, claims)
     if end <= seconds:
@@ -295,31 +306,51 @@ def _refuse(reason: Reason, claims: dict[str, Any]) -> Refused:
 
 
 def _find(claims: dict[str, Any]) -> Token:
+    token = _find_token(claims["token_id"])
+    # Under a pepper that is gone, the token itself is refused as well.
+    if token is None or token.pepper_id not in get_settings().peppers:
+        raise _refuse(Reason.UNKNOWN, claims)
+    return token
+
+
+def _find_token(public_id: str) -> Token | None:
     # A public id is 0-9a-z alone, so no database's collation takes one for another.
-    if is_public_id(claims["token_id"]):
-        found = Token.objects.primary().filter(public_id=claims["token_id"])
-        token = found.select_related("user").first()
-        # Under a pepper that is gone, the token itself is refused as well.
-        if token is not None and token.pepper_id in get_settings().peppers:
-            return token
-    raise _refuse(Reason.UNKNOWN, claims)
+    if not is_public_id(public_id):
+        return None
+    found = Token.objects.primary().filter(public_id=public_id)
+    return found.select_related("user").first()
 
 
-def _narrow(principal: Principal, scopes: Iterable[str]) -> ScopeSet:
-    wanted: list[Any] = [None] if isinstance(scopes, str) else list(scopes)
+def _narrow(principal: Principal, scopes: Iterable[str] | None) -> ScopeSet:
+    """Return the scopes of a JWT. Raises ValidationError and NotPermitted."""
+    if scopes is None:
+        return _without_reserved(principal.scopes)
+    wanted: list[Any] = [None] if isinstance(scopes, str) else list(islice(scopes, MOST + 1))
     if not all(isinstance(scope, str) and is_well_formed(scope) for scope in wanted):
-        raise ValidationError({"scopes": 'Give a list of scopes: ["samples:read"].'})
+        raise ValidationError({"scopes": _('Give a list of scopes: ["samples:read"].')})
+    for scope in wanted:
+        refuse_secret("scopes", scope)
+    if len(wanted) > MOST:
+        raise ValidationError({"scopes": _("These are too many for a header; name fewer.")})
+    if never := [scope for scope in wanted if is_reserved(scope)]:
+        problem = format_lazy(_("No JWT can have: {scopes}."), scopes=", ".join(never))
+        raise NotPermitted(problem, field="scopes")
     if lacking := missing(wanted, principal.scopes):
-        raise NotPermitted(f"The token lacks: {', '.join(lacking)}.", field="scopes")
+        problem = format_lazy(_("The token lacks: {scopes}."), scopes=", ".join(lacking))
+        raise NotPermitted(problem, field="scopes")
     return ScopeSet(wanted)
 
 
-def _sign(claims: dict[str, Any], settings: JWTSettings) -> Plaintext:
-    key_id, key = next(iter(load_keys(settings).items()))
+def _without_reserved(scopes: ScopeSet) -> ScopeSet:
+    return ScopeSet(scope for scope in scopes if not is_reserved(scope))
+
+
+def _sign(claims: dict[str, Any], settings: JWTSettings, now: datetime) -> Plaintext:
+    key_id, key = signing_key(settings, now)
     header = {"typ": TYPE, "kid": key_id}
-    text = Plaintext(jwt.encode(claims, key.signing, settings.algorithm, headers=header))
+    text = Plaintext(jwt.encode(claims, key, settings.algorithm, headers=header))
     if len(text) > LONGEST:
-        raise ValidationError({"scopes": "These are too many for a header; name fewer."})
+        raise ValidationError({"scopes": _("These are too many for a header; name fewer.")})
     return text
 
 

@@ -1,0 +1,1 @@
+"""Another service, which uses django-oauth-toolkit as a resource server."""

@@ -1,0 +1,1 @@
+"""Views for people, gateways and other services: ``include("tokenauth.api.urls")``."""
