@@ -1,98 +1,315 @@
-"""The admin in a real browser; runs where TOKENAUTH_TEST_BROWSER names a Chromium."""
+"""The admin and the API's page in a real browser; runs where TOKENAUTH_TEST_BROWSER names a Chromium."""
 
 from __future__ import annotations
 
-import os
-import re
+import contextlib
+import logging
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import User
+from django.contrib.sessions.models import Session
+from django.utils import timezone
 from pytest_django.live_server_helper import LiveServer
 
+from project.presets import mcp_guide
+from tests.browsers import NEEDS_BROWSER, find_violations, follow, open_list, read_plaintext, shoot
+from tests.conftest import Issue
 from tokenauth.models import AuditEvent, Token
 
-BROWSER = os.environ.get("TOKENAUTH_TEST_BROWSER", "")
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not BROWSER, reason="set TOKENAUTH_TEST_BROWSER to a Chromium"),
-    pytest.mark.django_db(transaction=True),
-]
+sync_api = pytest.importorskip("playwright.sync_api")
+pytestmark = [*NEEDS_BROWSER, pytest.mark.django_db(transaction=True)]
 
 
 @pytest.fixture
 def page(live_server: LiveServer, admin_user: Any, monkeypatch: Any) -> Iterator[Any]:
     """A page of a browser whose user is logged in as admin."""
-    from playwright.sync_api import sync_playwright
-
     # Playwright's loop runs in this thread; the ORM is used between its steps, never inside.
     monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
-    options = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=options, timeout=120_000)
-        context = browser.new_context(
-            base_url=live_server.url, permissions=["clipboard-read", "clipboard-write"]
-        )
-        page = context.new_page()
-        page.set_default_timeout(120_000)
-        page.goto("/admin/login/?next=/admin/tokenauth/token/")
-        page.fill("#id_username", "admin")
-        page.fill("#id_password", "password")
-        page.click("input[type=submit]")
+    with open_list(live_server.url) as page:
         yield page
-        browser.close()
 
 
-def shoot(page: Any, name: str) -> None:
-    """Keep a picture where somebody asked for them."""
-    if folder := os.environ.get("TOKENAUTH_TEST_PICTURES"):
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+def call(live_server: LiveServer, plaintext: str) -> int:
+    """Return the status of the answer to a call with this token."""
+    url = f"{live_server.url}/api/v1/whoami/"
+    request = Request(url, headers={"Authorization": f"Bearer {plaintext}"})
+    try:
+        with urlopen(request, timeout=60) as answer:
+            return int(answer.status)
+    except HTTPError as refusal:
+        return refusal.code
 
 
-def test_issue_copy_reload_revoke(page: Any) -> None:
-    page.click("a.addlink[href*='/token/add/']")
+def find_secret(page: Any, secrets: list[str], logged: str) -> list[str]:
+    """Return the places that hold one of the plaintexts; there should be none."""
+    kept: dict[str, list[Any]] = {
+        "cookies": page.context.cookies(),
+        "sessions": [session.get_decoded() for session in Session.objects.all()],
+        "admin's log": list(LogEntry.objects.values()),
+        "audit": list(AuditEvent.objects.values()),
+        "tokens": list(Token.objects.values()),
+        "log": [logged],
+        "history": [page.evaluate("JSON.stringify([location.href, history.state])")],
+        "storage": [page.evaluate("JSON.stringify([localStorage, sessionStorage])")],
+    }
+    found = {place: repr(rows) for place, rows in kept.items()}
+    return [
+        place
+        for place, text in found.items()
+        if any(secret.rpartition("_")[2] in text for secret in secrets)
+    ]
+
+
+def go_back(page: Any) -> None:
+    """Press "Back"; Chromium answers with an error page instead of a page that isn't stored."""
+    with contextlib.suppress(sync_api.Error):
+        page.go_back()
+    page.wait_for_load_state()
+    page.wait_for_function("document.readyState === 'complete'")
+
+
+def issue_and_copy(page: Any) -> str:
+    follow(page, "a.addlink[href*='/token/add/']")
     page.fill("#id_client_id", "claude-desktop")
     page.fill("#id_name", "Laptop")
     page.check("input[value='samples:read']")
-    shoot(page, "add")
-    page.click("input[name=_save]")
-    shown = page.inner_text(".tokenauth-token")
-    assert re.fullmatch(r"tka_[0-9a-z]{12}_[0-9A-Za-z]{38}", shown)
-    shoot(page, "issued")
+    page.check("input[name=lifetime][value='30']")
+    follow(page, "input[value='Issue token']")
+    plaintext = read_plaintext(page)
+    assert page.evaluate("document.activeElement.textContent") == "Copy token"
+    page.click("button:has-text('Copy token')")
+    page.wait_for_selector("[role=status]:has-text('Copied: token')")
+    assert page.evaluate("navigator.clipboard.readText()") == plaintext
+    page.click("button:has-text('Copy curl command')")
+    page.wait_for_selector("[role=status]:has-text('Copied: curl')")
+    assert f"Bearer {plaintext}" in page.evaluate("navigator.clipboard.readText()")
+    return plaintext
 
-    page.click("button[data-copy='.tokenauth-token']")
-    page.wait_for_selector("button:has-text('Copied')")
-    assert page.evaluate("navigator.clipboard.readText()") == shown
-    page.click("button[data-copy='.tokenauth-curl']")
-    page.wait_for_function("navigator.clipboard.readText().then(text => text.includes('curl'))")
-    assert f"Bearer {shown}" in page.evaluate("navigator.clipboard.readText()")
 
-    page.reload()
-    assert shown not in page.content()
-    assert "was sent already" in page.inner_text(".errornote ~ .errorlist")
-    assert Token.objects.count() == 1
-    shoot(page, "reload")
-
+def rotate(page: Any) -> str:
     page.goto("/admin/tokenauth/token/")
-    shoot(page, "list")
-    page.click("th.field-public_id a")
-    shoot(page, "token")
-    page.click(".object-tools a:has-text('Revoke')")
+    follow(page, "th.field-public_id a")
+    follow(page, ".object-tools a:has-text('Rotate')")
+    page.check("input[name=grace][value='3600']")
+    follow(page, "input[value='Rotate 1 token']")
+    return read_plaintext(page)
+
+
+def revoke(page: Any) -> None:
+    page.goto(f"/admin/tokenauth/token/{Token.objects.latest('pk').pk}/change/")
+    follow(page, ".object-tools a:has-text('Revoke')")
     page.fill("#id_reason", "lost laptop")
-    shoot(page, "confirm")
-    page.click("input[value=Revoke]")
+    follow(page, "input[value='Revoke 1 token']")
     page.wait_for_selector(".messagelist")
-    assert Token.objects.get().revoked_reason == "lost laptop"
+    assert Token.objects.latest("pk").revoked_reason == "lost laptop"
     assert "Revoke" not in page.inner_text(".object-tools")
 
+
+def test_from_issuing_to_revoking(
+    page: Any, live_server: LiveServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    visited: list[str] = []
+    page.on("request", lambda request: visited.append(request.url))
+    caplog.set_level(logging.DEBUG)
+    first = issue_and_copy(page)
+    assert call(live_server, first) == 200
+    page.reload()
+    assert first not in page.content()
+    assert "was already sent" in page.inner_text(".errornote ~ .errorlist")
+    assert Token.objects.count() == 1
+    shoot(page, "reload")
+    page.goto("/admin/")
+    go_back(page)
+    assert first not in page.content()
+
     page.goto("/admin/tokenauth/auditevent/")
-    shoot(page, "audit")
-    assert "token.revoked" in page.inner_text("#result_list")
-    page.click("th.field-time a >> nth=0")
+    follow(page, "#result_list tbody tr:has-text('auth.accepted') th a >> nth=0")
+    assert "claude-desktop" in page.inner_text("#content")
     shoot(page, "event")
-    assert AuditEvent.objects.count() == 2
+
+    second = rotate(page)
+    assert (call(live_server, first), call(live_server, second)) == (200, 200)
+    old = Token.objects.get(replaced_by__isnull=False)
+    assert old.expires_at is not None
+    assert old.expires_at <= timezone.now() + timedelta(hours=1)
+    follow(page, "a:has-text('Go to the token')")
+    go_back(page)
+    assert second not in page.content()
+
+    revoke(page)
+    assert call(live_server, second) == 401
+    assert find_secret(page, [first, second], caplog.text) == []
+    assert not [url for url in visited if first in url or second in url]
+    for url in ("", "tokenauth/token/", "tokenauth/auditevent/"):
+        page.goto(f"/admin/{url}")
+        assert first not in page.content()
+        assert second not in page.content()
+
+
+def tab_to(page: Any, selector: str) -> None:
+    """Press Tab until the element has the focus."""
+    for _ in range(100):
+        page.keyboard.press("Tab")
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            return
+    raise AssertionError(f"{selector} can't be reached by keyboard")
+
+
+def test_by_keyboard_alone(page: Any) -> None:
+    page.goto("/admin/tokenauth/token/")
+    tab_to(page, "a.addlink[href*='/token/add/']")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    tab_to(page, "#id_client_id")
+    page.keyboard.type("robot")
+    tab_to(page, "input[value='samples:read']")
+    page.keyboard.press("Space")
+    tab_to(page, "input[name=lifetime]")
+    page.keyboard.press("ArrowUp")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    shown = read_plaintext(page)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("[role=status]:has-text('Copied: token')")
+    assert page.evaluate("navigator.clipboard.readText()") == shown
+    token = Token.objects.get()
+    assert (token.client_id, token.scopes) == ("robot", "samples:read")
+    assert token.expires_at is not None
+    assert token.expires_at - token.created_at <= timedelta(days=30)
+
+    tab_to(page, f"a[href$='/token/{token.pk}/change/']")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    tab_to(page, "a[href$='/revoke/']")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    tab_to(page, "#id_reason")
+    page.keyboard.type("not needed")
+    tab_to(page, "input[type=submit]")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    assert Token.objects.get().revoked_reason == "not needed"
+
+
+def test_copying_without_a_clipboard(page: Any) -> None:
+    """As on a page over plain HTTP, where browsers have no ``navigator.clipboard``."""
+    page.add_init_script("delete Navigator.prototype.clipboard")
+    page.goto("/admin/tokenauth/token/add/")
+    page.fill("#id_client_id", "robot")
+    follow(page, "input[value='Issue token']")
+    shown = read_plaintext(page)
+    page.evaluate("document.execCommand = () => false")
+    page.click("button:has-text('Copy token')")
+    page.wait_for_selector("[role=status]:has-text('Selected; press')")
+    assert page.evaluate("getSelection().toString()") == shown
+    page.evaluate("document.execCommand = name => name === 'copy'")
+    page.click("button:has-text('Copy token')")
+    page.wait_for_selector("[role=status]:has-text('Copied: token')")
+
+
+def test_pages_are_accessible_and_need_nothing_inline(
+    page: Any, live_server: LiveServer, issue: Issue
+) -> None:
+    """No worse than Django's pages of users; under ``default-src 'self'`` nothing is refused."""
+    refused: list[str] = []
+
+    def note(message: Any) -> None:
+        if "Content Security Policy" in message.text:
+            refused.append(f"{page.url}: {message.text}")
+
+    def with_policy(route: Any) -> None:
+        if route.request.resource_type != "document":
+            route.continue_()
+            return
+        answer = route.fetch(max_redirects=0)
+        headers = {**answer.headers, "content-security-policy": "default-src 'self'"}
+        route.fulfill(response=answer, headers=headers)
+
+    accepted: set[str] = set()
+    for url in ("", "add/", "1/change/", "1/delete/"):
+        page.goto(f"/admin/auth/user/{url}".replace("1", str(User.objects.get().pk)))
+        accepted |= find_violations(page).keys()
+
+    page.on("console", note)
+    page.route("**/admin/**", with_policy)
+    found: dict[str, dict[str, list[str]]] = {}
+
+    def look(name: str) -> None:
+        found[name] = {
+            rule: nodes for rule, nodes in find_violations(page).items() if rule not in accepted
+        }
+        shoot(page, name)
+        page.emulate_media(color_scheme="dark")
+        shoot(page, f"{name}-dark")
+        dark = find_violations(page)
+        found[f"{name}-dark"] = {rule: n for rule, n in dark.items() if rule not in accepted}
+        page.emulate_media(color_scheme="light")
+        page.set_viewport_size({"width": 375, "height": 800})
+        shoot(page, f"{name}-375")
+        page.set_viewport_size({"width": 1280, "height": 800})
+
+    issued = issue(client_id="laptop", scopes=["samples:read"], name="Desk")
+    token = issued.token
+    statuses = [call(live_server, text) for text in (str(issued.plaintext), "f" * 40)]
+    assert statuses == [200, 401]
+    for name in ("change", "rotate", "revoke", "history"):
+        page.goto(f"/admin/tokenauth/token/{token.pk}/{name}/")
+        look(f"token-{name}")
+    for name, url in (
+        ("incident", f"token/{token.pk}/incident/"),
+        ("list", "token/"),
+        ("events", "auditevent/"),
+        ("events-filtered", "auditevent/?event__exact=auth.rejected&period=week"),
+    ):
+        page.goto(f"/admin/tokenauth/{url}")
+        look(name)
+    page.goto("/admin/tokenauth/token/add/")
+    page.click(".select2-selection")
+    page.wait_for_selector(".select2-results__option[aria-selected]")
+    page.click(".select2-results__option[aria-selected]")
+    look("issue")
+    follow(page, "input[value='Issue token']")
+    page.wait_for_selector(".tokenauth-token")
+    look("once")
+    assert {name: rules for name, rules in found.items() if rules} == {}
+    assert refused == []
+
+
+def test_exporting_what_the_list_shows(page: Any, issue: Issue) -> None:
+    issue(client_id="laptop")
+    issue(client_id="other")
+    page.goto("/admin/tokenauth/auditevent/?client_id__exact=laptop")
+    for label, kind in (("Export as CSV", "csv"), ("Export as JSON lines", "jsonl")):
+        with page.expect_download() as waiting:
+            page.click(f"button:has-text('{label}')")
+        assert waiting.value.suggested_filename.endswith(f".{kind}")
+        written = Path(waiting.value.path()).read_text()
+        assert "token.issued" in written
+        assert "other" not in written
+    assert AuditEvent.objects.filter(event="audit.exported").count() == 2
+
+
+def test_reporting_a_leak(page: Any, live_server: LiveServer, issue: Issue) -> None:
+    issued = issue(client_id="laptop")
+    assert call(live_server, str(issued.plaintext)) == 200
+    page.goto("/admin/tokenauth/token/")
+    page.fill("#searchbar", str(issued.plaintext))
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    follow(page, ".object-tools a:has-text('Report a leak')")
+    assert issued.plaintext not in page.content()
+    follow(page, "input[value='Revoke 1 leaked token']")
+    page.wait_for_selector(".messagelist")
+    assert "All of these tokens are revoked." in page.inner_text("#content")
+    shoot(page, "incident-done")
+    assert call(live_server, str(issued.plaintext)) == 401
 
 
 def test_bulk_rotate_shows_each_successor_once(page: Any) -> None:
@@ -103,13 +320,52 @@ def test_bulk_rotate_shows_each_successor_once(page: Any) -> None:
     page.goto("/admin/tokenauth/token/")
     page.check("#action-toggle")
     page.select_option("select[name=action]", "rotate_selected")
-    page.click("button[name=index]")
+    follow(page, "button[name=index]")
     page.fill("#id_reason", "yearly")
     shoot(page, "bulk")
-    page.click("input[value=Rotate]")
+    follow(page, "input[value='Rotate 2 tokens']")
     page.wait_for_selector(".tokenauth-token")
     assert len(set(page.locator(".tokenauth-token").all_inner_texts())) == 2
     shoot(page, "rotated")
     page.reload()
     assert page.locator(".tokenauth-token").count() == 0
     assert Token.objects.count() == 4
+
+
+def test_the_api_is_browsable_under_a_content_security_policy(page: Any, issue: Issue) -> None:
+    """Nothing is loaded from elsewhere, and no inline script or style is needed."""
+    policy = "; ".join(
+        f"{name} {' '.join(sources)}"
+        for name, sources in mcp_guide.CONTENT_SECURITY_POLICY["DIRECTIVES"].items()
+    )
+
+    def with_policy(route: Any) -> None:
+        answer = route.fetch()
+        headers = {**answer.headers, "content-security-policy": policy}
+        route.fulfill(response=answer, headers=headers)
+
+    problems: list[str] = []
+
+    def note(message: Any) -> None:
+        if message.type == "error":
+            problems.append(message.text)
+
+    page.on("console", note)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.route("**/docs/", with_policy)
+    page.goto("/docs/")
+    page.wait_for_selector(".opblock >> nth=4")
+    shoot(page, "docs")
+
+    token = issue(client_id="laptop", scopes=["samples:read"]).plaintext
+    page.click("button.authorize")
+    page.fill("#auth-bearer-value", str(token))
+    page.click(".auth-container:has(#auth-bearer-value) button[type=submit]")
+    page.click("button.btn-done")
+    page.click(".opblock[id$=whoami_retrieve] .opblock-summary-control")
+    page.click("button.try-out__btn")
+    page.click("button.execute")
+    page.wait_for_selector(".live-responses-table")
+    shoot(page, "docs-tried")
+    assert '"client_id": "laptop"' in page.inner_text(".live-responses-table")
+    assert problems == []

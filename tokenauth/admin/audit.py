@@ -2,53 +2,208 @@
 
 from __future__ import annotations
 
+import json
+from datetime import datetime
 from typing import Any, ClassVar
 
 from django.contrib import admin
+from django.db.models import Q
 from django.http import HttpRequest
 from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
-from tokenauth.admin.lists import LongListAdmin
-from tokenauth.models import AuditEvent, Event
+from tokenauth.admin.cells import EMPTY, badge, cut, events_link, find_page
+from tokenauth.admin.event_filters import EVENT_FILTERS, AddressFilter, TimeFilter
+from tokenauth.admin.exporting import ExportPages
+from tokenauth.admin.figures import events_url
+from tokenauth.admin.lists import LongList
+from tokenauth.admin.search import (
+    MOST_OF_EVENTS,
+    all_events,
+    find_by_text,
+    find_keys,
+    find_token,
+    is_storable,
+    name_events,
+    public_ids,
+)
+from tokenauth.audit.statistics import find_ranges
+from tokenauth.audit.summary import catch_up
+from tokenauth.models import AuditEvent, Token
+from tokenauth.models.paging import Page, Ranges, RowCount
+
+_FIELDSETS: Any = [
+    (None, {"fields": ["time", "event", "outcome", "reason", "severity", "count"]}),
+    (_("Token and owner"), {"fields": ["token", "client", "user", "claimed_actor", "actor"]}),
+    (
+        _("Request"),
+        {"fields": ["address", "request_link", "method", "path", "view_name", "user_agent"]},
+    ),
+    (_("More"), {"fields": ["pretty_details", "event_id"]}),
+]
+
+
+class EventList(LongList):
+    """The list of events, which is never counted."""
+
+    def find_ranges(self, request: HttpRequest) -> Ranges | None:
+        """Return the ranges of ids that may hold rows of this time and address, by the summary."""
+        spans = [
+            spec.span for spec in self.filter_specs if isinstance(spec, TimeFilter) and spec.value()
+        ]
+        address = next(
+            (spec.address for spec in self.filter_specs if isinstance(spec, AddressFilter)), ""
+        )
+        if None in spans:
+            return []
+        firsts = [span[0] for span in spans if span and span[0]]
+        ends = [span[1] for span in spans if span and span[1]]
+        if not (firsts or ends or address):
+            return None
+        using = self.queryset.db
+        if request.method in {"GET", "HEAD"}:
+            catch_up(using=using)
+        since, until = max(firsts, default=None), min(ends, default=None)
+        return find_ranges(using=using, since=since, until=until, ip=address)
+
+    @property
+    def quick_urls(self) -> list[tuple[str, str]]:
+        """The labels and URLs of the periods that are used most."""
+        [period] = [spec for spec in self.listed_filters if spec.parameter_name == "period"]
+        return [
+            (str(label), self.url(period=value, day="", since="", until=""))
+            for value, label in period.lookup_choices
+        ]
+
+    def count_results(self, page: Page) -> RowCount:
+        return RowCount(len(page.rows), is_all=False)
 
 
 @admin.register(AuditEvent)
-class AuditEventAdmin(LongListAdmin):
-    """The audit: to read, filter and search; never to edit."""
+class AuditEventAdmin(ExportPages):
+    """The audit: to read, filter, search and export; never to edit."""
+
+    class Media:
+        css: ClassVar = {"all": ["tokenauth/lists.css", "tokenauth/unfold.css"]}
 
     list_display = [
-        *("time", "event", "reason", "token_id", "client_id", "user_name", "actor", "ip", "path")
+        *("time", "kind", "why", "token", "client", "address", "user", "acting", "request_line")
     ]
     list_display_links = ["time"]
-    list_filter = ["event", "outcome", "severity", ("at", admin.DateFieldListFilter)]
-    search_fields = ["token_id__exact", "client_id__exact", "user_name__exact", "request_id__exact"]
-    search_help_text = _("Exact token id, client, user or request id.")
+    list_filter: ClassVar[Any] = EVENT_FILTERS
+    search_fields = ["token_id"]
+    search_help_text = _("A token or its id, a client, a user, an address or a request id.")
     ordering: ClassVar = ["-id"]
     sortable_by: ClassVar = []
     actions = None
-    list_per_page = 100
+    fieldsets = _FIELDSETS
+    readonly_fields = [
+        "time",
+        "token",
+        "client",
+        "user",
+        "address",
+        "request_link",
+        "pretty_details",
+    ]
     change_list_template = "admin/tokenauth/auditevent/change_list.html"
+    change_form_template = "admin/tokenauth/auditevent/change_form.html"
+    changelist_class = EventList
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
     has_change_permission = has_delete_permission = has_add_permission
 
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return all_events()
+
+    def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> Any:
+        """Search for what the term names, or else for the tokens whose names begin with it."""
+        text = search_term.strip()
+        if not text:
+            return queryset, False
+        if not is_storable(text):
+            return queryset.none(), False
+        if named := name_events(text):
+            [(name, value)] = named.items()
+            [spec] = [spec for spec in EVENT_FILTERS if spec.parameter_name == name]
+            chosen = spec(request, {name: [value]}, AuditEvent, self)
+            return queryset.filter(chosen.condition()), False
+        tokens = Token.objects.primary().with_keys(find_keys(text)[:MOST_OF_EVENTS])
+        return queryset.filter(Q(token_id__in=public_ids(tokens))), False
+
+    def find(self, request: HttpRequest, text: str, kept: dict[str, str]) -> str:
+        """Return the page of a token whose text this is, or the list of the events of ``text``."""
+        token = find_by_text(text)
+        if url := find_page(self.admin_site, request, token):
+            return url
+        named = {"token_id__exact": token.public_id} if token else name_events(text)
+        return events_url(self.admin_site, **{**kept, **named}) if named else ""
+
     @admin.display(description=_("time"))
     def time(self, event: AuditEvent) -> str:
         """Return when it happened, to the millisecond: order matters here."""
-        at = timezone.localtime(event.at) if timezone.is_aware(event.at) else event.at
-        return at.isoformat(sep=" ", timespec="milliseconds")
+        at: datetime = timezone.localtime(event.at) if timezone.is_aware(event.at) else event.at
+        return at.replace(tzinfo=None).isoformat(sep=" ", timespec="milliseconds")
 
-    def get_queryset(self, request: HttpRequest) -> Any:
-        """Return all rows; for one rare event, so that SQLite uses the index of rare events."""
-        rows, accepted = super().get_queryset(request), Event.AUTH_ACCEPTED.value
-        is_rare = request.GET.get("event__exact", accepted) != accepted
-        return rows.exclude(event=accepted) if is_rare else rows
+    @admin.display(description=_("event"))
+    def kind(self, event: AuditEvent) -> SafeString:
+        return badge(event.severity, event.event, title=event.get_severity_display())
 
-    def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> Any:
-        """Search for the whole term: names may hold spaces."""
-        return super().get_search_results(
-            request, queryset, f'"{search_term}"' if search_term else ""
+    @admin.display(description=_("reason"))
+    def why(self, event: AuditEvent) -> SafeString | str:
+        return cut(event.reason)
+
+    @admin.display(description=_("token"))
+    def token(self, event: AuditEvent) -> SafeString | str:
+        return self._link(event.token_id, "token_id__exact")
+
+    @admin.display(description=_("client"))
+    def client(self, event: AuditEvent) -> SafeString | str:
+        return self._link(event.client_id, "client_id__exact")
+
+    @admin.display(description=_("user"))
+    def user(self, event: AuditEvent) -> SafeString | str:
+        return self._link(event.user_name, "user")
+
+    @admin.display(description=_("address"))
+    def address(self, event: AuditEvent) -> SafeString | str:
+        return self._link(event.ip, "ip__exact")
+
+    @admin.display(description=_("request id"))
+    def request_link(self, event: AuditEvent) -> SafeString | str:
+        return self._link(event.request_id, "request_id__exact")
+
+    @admin.display(description=_("acting"))
+    def acting(self, event: AuditEvent) -> SafeString | str:
+        return cut(event.actor)
+
+    @admin.display(description=_("request"))
+    def request_line(self, event: AuditEvent) -> SafeString | str:
+        """Return what was requested; a link to all events of the request if it has an id."""
+        text = f"{event.method} {event.path}".strip()
+        return (
+            self._link(event.request_id, "request_id__exact", text)
+            if event.request_id
+            else cut(text)
         )
+
+    @admin.display(description=_("details"))
+    def pretty_details(self, event: AuditEvent) -> SafeString | str:
+        if not event.details:
+            return EMPTY
+        text = json.dumps(event.details, indent=2, ensure_ascii=False)
+        return format_html('<pre class="tokenauth-details">{}</pre>', text)
+
+    def _link(self, value: str | None, parameter: str, text: str = "") -> SafeString | str:
+        return events_link(self.admin_site, text or value, **{parameter: value or ""})
+
+    def change_view(self, request: HttpRequest, object_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Show an event, with a link to its token's page if the user may see that."""
+        event = self.get_object(request, object_id)
+        token = find_token(event.token_id) if event else None
+        kwargs["extra_context"] = {"token_url": find_page(self.admin_site, request, token)}
+        return super().change_view(request, object_id, *args, **kwargs)

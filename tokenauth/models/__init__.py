@@ -1,15 +1,31 @@
 """Tokens and audit rows as they are stored. No crypto and no policy in here."""
 
 from tokenauth.models.audit import (
+    OTHER,
+    PRUNED_KINDS,
+    REQUEST_EVENTS,
     USER_ID_LENGTH,
     AuditDrained,
     AuditEvent,
+    AuditPosition,
     AuditSeal,
+    AuditSummary,
     Event,
     Outcome,
     SealKind,
     Severity,
+    SummaryFacet,
 )
+from tokenauth.models.lifetimes import (
+    begin_of,
+    end_of,
+    ended_by,
+    ends_between,
+    find_ending,
+    idle_since,
+)
+from tokenauth.models.public import public_fields, to_iso
+from tokenauth.models.takeovers import Takeover
 from tokenauth.models.tokens import (
     LABEL_LENGTH,
     StoredToken,
@@ -17,27 +33,40 @@ from tokenauth.models.tokens import (
     TokenQuerySet,
     TokenStatus,
     admits,
-    end_of,
     mark_used,
     status_of,
 )
 
 __all__ = [
     "LABEL_LENGTH",
+    "OTHER",
+    "PRUNED_KINDS",
+    "REQUEST_EVENTS",
     "USER_ID_LENGTH",
     "AuditDrained",
     "AuditEvent",
+    "AuditPosition",
     "AuditSeal",
+    "AuditSummary",
     "Event",
     "Outcome",
     "SealKind",
     "Severity",
     "StoredToken",
+    "SummaryFacet",
+    "Takeover",
     "Token",
     "TokenQuerySet",
     "TokenStatus",
     "admits",
+    "begin_of",
     "end_of",
+    "ended_by",
+    "ends_between",
+    "find_ending",
+    "idle_since",
     "mark_used",
+    "public_fields",
     "status_of",
+    "to_iso",
 ]

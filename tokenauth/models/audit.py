@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Collection, Iterable
 from typing import Any, ClassVar, NoReturn, TypeVar
 
-from django.core.checks import CheckMessage
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Func, Q
@@ -16,6 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 from tokenauth.client_info import AGENT_LENGTH, METHOD_LENGTH, NAME_LENGTH, PATH_LENGTH
 from tokenauth.exceptions import AppendOnly
+from tokenauth.models.indexes import PartlyIndexedModel
 from tokenauth.tokens import PUBLIC_ID_LENGTH
 
 USER_ID_LENGTH = 64
@@ -26,7 +26,7 @@ _Row = TypeVar("_Row", bound=models.Model)
 
 
 class Event(models.TextChoices):
-    """Everything that is audited, shown by these names. Closed: no other can be written."""
+    """The events of the audit, shown by these names. No other event can be written."""
 
     AUTH_ACCEPTED = "auth.accepted", "auth.accepted"
     AUTH_REJECTED = "auth.rejected", "auth.rejected"
@@ -40,23 +40,35 @@ class Event(models.TextChoices):
     TOKEN_ENABLED = "token.enabled", "token.enabled"
     TOKEN_REVOKED = "token.revoked", "token.revoked"
     TOKEN_REFUSED = "token.refused", "token.refused"
+    TOKEN_EXCHANGED = "token.exchanged", "token.exchanged"
+    TOKEN_NOTIFIED = "token.notified", "token.notified"
     SECURITY_LOCKED_OUT = "security.locked_out", "security.locked_out"
     SECURITY_REVOKED_TOKEN_USED = "security.revoked_token_used", "security.revoked_token_used"
     SECURITY_AUDIT_DEGRADED = "security.audit_degraded", "security.audit_degraded"
     SECURITY_LIMITS_DEGRADED = "security.limits_degraded", "security.limits_degraded"
     AUDIT_SEALED = "audit.sealed", "audit.sealed"
     AUDIT_PRUNED = "audit.pruned", "audit.pruned"
+    AUDIT_EXPORTED = "audit.exported", "audit.exported"
+
+
+REQUEST_EVENTS = frozenset(
+    event.value for event in Event if event.value.startswith(("auth.", "access.", "security."))
+)
+"""The events of requests, which go through the sink. All others are about tokens and the audit.
+
+Seals list the rows of these events apart: an event that moves makes ``verify`` name its older rows.
+"""
 
 
 class Outcome(models.TextChoices):
-    """How it ended for the one who asked."""
+    """Whether the request or the operation succeeded."""
 
     SUCCESS = "success", _("success")
     FAILURE = "failure", _("failure")
 
 
 class Severity(models.TextChoices):
-    """How much somebody should care."""
+    """How much attention an event needs."""
 
     INFO = "info", _("info")
     LOW = "low", _("low")
@@ -65,9 +77,9 @@ class Severity(models.TextChoices):
 
 
 class TransactionId(Func):
-    """The number of the inserting transaction on PostgreSQL; 0 where there is none.
+    """The number of the inserting transaction on PostgreSQL; 0 on other databases.
 
-    It tells which rows can no longer be joined by one of a transaction that commits late.
+    With it, sealing knows up to which row no late commit can add rows.
     """
 
     template = "0"
@@ -80,7 +92,7 @@ class TransactionId(Func):
 
 
 class AppendOnlyQuerySet(models.QuerySet[_Row]):
-    """Rows that can be added and read, nothing else."""
+    """Rows that can only be added and read."""
 
     def _refuse(self, *_args: object, **_kwargs: object) -> NoReturn:
         raise AppendOnly("Audit rows can't be changed or deleted.")
@@ -97,7 +109,7 @@ class AppendOnlyQuerySet(models.QuerySet[_Row]):
         update_fields: Collection[str] | None = None,
         unique_fields: Collection[str] | None = None,
     ) -> list[_Row]:
-        """Insert many rows; updating the ones that are there already is refused."""
+        """Insert many rows; refuses to update existing ones."""
         if update_conflicts:
             self._refuse()
         return super().bulk_create(objs, batch_size, ignore_conflicts)
@@ -114,7 +126,7 @@ class AppendOnlyModel(models.Model):
         base_manager_name = "objects"
 
     def save_base(self, *args: Any, **kwargs: Any) -> None:
-        """Insert the row; raises AppendOnly when it is there already."""
+        """Insert the row; raises AppendOnly if it is stored already."""
         if not self._state.adding or kwargs.get("force_update") or kwargs.get("update_fields"):
             raise AppendOnly("Audit rows can't be changed.")
         super().save_base(*args, **{**kwargs, "force_insert": True})
@@ -131,11 +143,11 @@ class AppendOnlyModel(models.Model):
         raise AppendOnly("Audit rows can't be deleted.")
 
 
-class AuditEvent(AppendOnlyModel):
+class AuditEvent(AppendOnlyModel, PartlyIndexedModel):
     """One audited event. Append-only, and without foreign keys: it outlives what it describes."""
 
-    # First, and before the id: PostgreSQL fills columns in their order, so whoever has an id has
-    # its transaction's number too. Sealing relies on it.
+    # First, and before the id: PostgreSQL fills columns in their order, so a row has its
+    # transaction's number before its id. Sealing relies on this order.
     xid = models.BigIntegerField(_("transaction"), db_default=TransactionId(), editable=False)
     id = models.BigAutoField(primary_key=True)
     event_id = models.UUIDField(_("event id"), default=uuid.uuid4)
@@ -152,7 +164,7 @@ class AuditEvent(AppendOnlyModel):
         _("claimed actor"),
         max_length=NAME_LENGTH,
         **_EMPTY,
-        help_text=_("What the client says of itself; not verified."),
+        help_text=_("The actor that the client claims. It is not verified."),
     )
     actor = models.CharField(
         _("acting"), max_length=200, **_EMPTY, help_text=_("Who changed the token.")
@@ -170,11 +182,12 @@ class AuditEvent(AppendOnlyModel):
 
     class Meta(AppendOnlyModel.Meta):
         default_permissions = ("view",)
+        permissions: ClassVar = [("export_auditevent", _("Can export audit events"))]
         verbose_name = _("audit event")
         verbose_name_plural = _("audit events")
         ordering: ClassVar = ["-id"]
         constraints: ClassVar = [
-            # The commonest first: SQLite makes a table of the list each time it comes to it.
+            # The most frequent event first: SQLite builds a table of the list for each check.
             models.CheckConstraint(
                 condition=Q(event=Event.AUTH_ACCEPTED.value) | Q(event__in=Event.values),
                 name="tokenauth_audit_known_event",
@@ -183,8 +196,6 @@ class AuditEvent(AppendOnlyModel):
         # A row of ``auth.accepted`` maintains the key and three of these. Ids ascend, because a
         # B-tree then fills its pages. Nothing but the key is unique, so that the table can be
         # partitioned. PostgreSQL also has a BRIN index on times and transactions (migration 0001).
-        # Partial indexes name their columns as expressions: Django then leaves them out on MariaDB,
-        # which has neither; it would ignore a condition alone and index every row.
         indexes: ClassVar = [
             models.Index(fields=["token_id", "id"], name="tokenauth_audit_token"),
             models.Index(fields=["client_id", "id"], name="tokenauth_audit_client"),
@@ -210,15 +221,9 @@ class AuditEvent(AppendOnlyModel):
     def __str__(self) -> str:
         return f"{self.event} {self.at:%Y-%m-%d %H:%M:%S}"
 
-    @classmethod
-    def check(cls, **kwargs: Any) -> list[CheckMessage]:
-        """Run Django's checks, without the warnings about the indexes that MariaDB leaves out."""
-        expected = {"models.W037", "models.W043"}
-        return [message for message in super().check(**kwargs) if message.id not in expected]
-
 
 class AuditDrained(AppendOnlyModel):
-    """An event that was drained from Redis; a copy of it that comes later is recognised by this."""
+    """An event that was drained from Redis. With it, later copies of the event are recognised."""
 
     event_id = models.UUIDField(_("event id"), primary_key=True)
     digest = models.CharField(_("digest"), max_length=64, help_text=_("SHA-256 of the row's JSON."))
@@ -234,22 +239,28 @@ class AuditDrained(AppendOnlyModel):
 
 
 class SealKind(models.TextChoices):
-    """What a seal says of its rows."""
+    """The kinds of seals."""
 
     ROWS = "rows", _("rows")
     BACKFILL = "backfill", _("rows that were committed late")
     PRUNED = "pruned", _("sealed rows that may be gone")
+    PRUNED_REQUESTS = "pruned_requests", _("sealed rows of requests that may be gone")
+
+
+PRUNED_KINDS = {SealKind.PRUNED.value, SealKind.PRUNED_REQUESTS.value}
+"""The kinds of seals that list no rows, and permit the absence of older ones."""
 
 
 class AuditSeal(AppendOnlyModel):
     """A range of audit rows, closed under a key that is not in the database.
 
-    Each seal continues the one before: ``mac`` covers all columns but ``entries`` (which
-    ``digest`` stands for), and ``previous`` is the former seal's ``mac``.
+    Each seal continues the one before: ``mac`` covers all columns but the two lists of rows (for
+    which the digests stand), and ``previous`` is the former seal's ``mac``. Rows of requests have a
+    list of their own, which can be emptied while the other rows stay.
     """
 
     number = models.BigIntegerField(_("number"), primary_key=True)
-    kind = models.CharField(_("kind"), max_length=10, choices=SealKind.choices)
+    kind = models.CharField(_("kind"), max_length=20, choices=SealKind.choices)
     # Times are in microseconds since 1970: what is signed must not depend on settings.
     sealed_at = models.BigIntegerField(_("sealed"))
     key_id = models.CharField(_("key"), max_length=32)
@@ -258,13 +269,15 @@ class AuditSeal(AppendOnlyModel):
     count = models.PositiveIntegerField(_("rows"))
     oldest_at = models.BigIntegerField(_("oldest"), help_text=_("The time of the oldest row."))
     newest_at = models.BigIntegerField(
-        _("newest"), help_text=_("The time of the newest row; of pruned ones, all are older.")
+        _("newest"), help_text=_("The time of the newest row. Rows that were pruned are all older.")
     )
     digest = models.CharField(_("digest"), max_length=64)
+    request_digest = models.CharField(_("digest of rows of requests"), max_length=64)
     cursor = models.CharField(_("cursor"), max_length=1000)
     previous = models.CharField(_("previous"), max_length=64, blank=True)
     mac = models.CharField(_("MAC"), max_length=64)
     entries = models.BinaryField(_("rows"))
+    request_entries = models.BinaryField(_("rows of requests"))
 
     class Meta(AppendOnlyModel.Meta):
         verbose_name = _("audit seal")
@@ -274,3 +287,78 @@ class AuditSeal(AppendOnlyModel):
 
     def __str__(self) -> str:
         return f"{self.number}:{self.mac}"
+
+
+class SummaryFacet(models.TextChoices):
+    """The value that a row of the summary counts by, in addition to its hour and event."""
+
+    IDS = "ids", _("ids")
+    REASON = "reason", _("reason")
+    TOKEN = "token", _("token")
+    CLIENT = "client", _("client")
+    ADDRESS = "address", _("address")
+    VIEW = "view", _("view")
+    TOKEN_ADDRESS = "token_address", _("token and address")
+    TOKEN_VIEW = "token_view", _("token and view")
+
+
+OTHER = "other"
+"""The value in the summary that stands for all less frequent values of an hour."""
+
+
+class AuditSummary(AppendOnlyModel):
+    """The number of audit rows of one kind in an hour: a statistic, not evidence.
+
+    ``tokenauth.audit.summary`` writes it. All rows of a facet together count each audit row of the
+    hour once, except those whose column is empty.
+    """
+
+    facet = models.CharField(_("counted by"), max_length=16, choices=SummaryFacet.choices)
+    hour = models.DateTimeField(_("hour"), help_text=_("The beginning of the hour."))
+    digest = models.CharField(
+        _("digest"), max_length=32, help_text=_("A digest of event, token and value.")
+    )
+    event = models.CharField(_("event"), max_length=40, help_text=_("Empty: of all events."))
+    token_id = models.CharField(_("token"), max_length=PUBLIC_ID_LENGTH)
+    value = models.CharField(
+        _("value"),
+        max_length=200,
+        help_text=_("The reason, client, address or view; for ids, the number of their block."),
+    )
+    count = models.BigIntegerField(_("rows"))
+    first_id = models.BigIntegerField(_("lowest id"))
+    last_id = models.BigIntegerField(_("highest id"))
+
+    class Meta(AppendOnlyModel.Meta):
+        verbose_name = _("audit summary")
+        verbose_name_plural = _("audit summaries")
+        default_permissions = ()
+        constraints: ClassVar = [
+            # By a digest: MariaDB's collation would take two values that differ in case for one.
+            models.UniqueConstraint(
+                fields=["facet", "hour", "digest"], name="tokenauth_summary_digest"
+            )
+        ]
+        indexes: ClassVar = [
+            models.Index(
+                fields=["facet", "token_id", "value", "hour"], name="tokenauth_summary_value"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.facet} {self.hour:%Y-%m-%d %H:%M}: {self.count}"
+
+
+class AuditPosition(AppendOnlyModel):
+    """The position up to which the audit was read. The summary has one; seals store their own."""
+
+    name = models.CharField(_("name"), max_length=20, primary_key=True)
+    cursor = models.CharField(_("cursor"), max_length=1000)
+
+    class Meta(AppendOnlyModel.Meta):
+        verbose_name = _("audit position")
+        verbose_name_plural = _("audit positions")
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.name

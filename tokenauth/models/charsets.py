@@ -1,11 +1,16 @@
-"""Which characters a table can hold. Not every database stores all of Unicode."""
+"""The characters that a table can hold, because not every database stores all of Unicode."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import Any
 
 from django.db import connections, models
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Func, Q, Value
+from django.db.models.functions import Concat, Lower
+from django.db.models.sql.compiler import SQLCompiler
 
 _UNICODE = {"UTF8", "utf8mb4", "utf16", "utf16le", "utf32"}
 _BASIC_PLANE = {"utf8", "utf8mb3", "ucs2"}
@@ -55,3 +60,52 @@ def escape(text: str, unstorable: re.Pattern[str], *, backslash: str = "\\") -> 
     return unstorable.sub(
         lambda found: backslash + found[0].encode("unicode_escape").decode()[1:], text
     )
+
+
+def exactly(column: str, text: str) -> Q:
+    """Match rows whose ``column`` is ``text``, letter case and trailing spaces included.
+
+    MariaDB's default collations ignore both in a comparison with ``=``, which the index needs.
+    """
+    return Q(**{column: text, f"{column}__startswith": text, f"{column}__endswith": text})
+
+
+class Exact(Func):
+    """The text of a column for grouping, with letter case and trailing spaces.
+
+    If grouped by the column itself, MariaDB's default collations would ignore both.
+    """
+
+    output_field = models.CharField()
+    template = "%(expressions)s"
+
+    def as_mysql(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any
+    ) -> tuple[str, Any]:
+        """Compile to the bytes of the text."""
+        template = "CAST(CONVERT(%(expressions)s USING utf8mb4) AS BINARY)"
+        return super().as_sql(compiler, connection, template=template, **context)
+
+    def get_db_converters(self, connection: BaseDatabaseWrapper) -> list[Any]:
+        """Return what reads the bytes as text."""
+        return [_read_bytes] if connection.vendor == "mysql" else []
+
+
+def _read_bytes(value: bytes | None, _expression: Func, _connection: Any) -> str | None:
+    return None if value is None else value.decode()
+
+
+def starting(column: str, text: str, using: str) -> Q:
+    """Match rows whose ``column``, which is in lower case, begins with ``text`` in any case.
+
+    An index on the column serves it, on PostgreSQL one for patterns.
+    """
+    lowered = Lower(Value(text))
+    vendor = connections[using].vendor
+    if vendor == "sqlite":
+        # SQLite uses no index for LIKE. The last character of Unicode sorts after all others.
+        last = Concat(lowered, Value("\U0010ffff"))
+        return Q(**{f"{column}__gte": lowered, f"{column}__lt": last})
+    # MariaDB uses no index for LIKE BINARY, which Django writes if letter case matters.
+    lookup = "istartswith" if vendor == "mysql" else "startswith"
+    return Q(**{f"{column}__{lookup}": lowered})

@@ -16,13 +16,14 @@ from django.db import Error as DatabaseFailure
 from django.db import connections, models, router
 from django.db.models import Q, Value
 from django.db.models.expressions import RawSQL
-from django.db.models.functions import Lower
+from django.db.models.functions import Coalesce, Lower
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from tokenauth.client_info import NAME_LENGTH, parse_address
-from tokenauth.conf import get_settings
+from tokenauth.client_info import NAME_LENGTH, parse_address, stored_address
 from tokenauth.exceptions import Identity, Reason
+from tokenauth.models.indexes import PartlyIndexedModel
+from tokenauth.models.lifetimes import end_of, ended_by
 from tokenauth.principal import identify
 from tokenauth.scopes import ScopeSet
 from tokenauth.tokens import PUBLIC_ID_LENGTH
@@ -30,6 +31,8 @@ from tokenauth.tokens import PUBLIC_ID_LENGTH
 logger = logging.getLogger("tokenauth")
 
 LABEL_LENGTH = 100
+SOURCE_LENGTH = 150
+"""Characters of the name of a package, or of its model, that tokens are taken over from."""
 LAST_USE_INTERVAL = timedelta(minutes=1)
 """A token's last use is written at most this often."""
 _LONGEST_WAIT = 50
@@ -64,6 +67,8 @@ class StoredToken(NamedTuple):
     enabled: bool
     revoked_at: datetime | None
     created_at: datetime
+    imported_from: str
+    imported_at: datetime | None
     last_used_at: datetime | None
     user: Any
     """The owner, an instance of the user model; None for a client without an account."""
@@ -72,17 +77,8 @@ class StoredToken(NamedTuple):
 AnyToken: TypeAlias = "Token | StoredToken"
 
 
-def end_of(token: AnyToken) -> datetime | None:
-    """Return when ``token`` ends at the latest, ``MAX_LIFETIME`` included; None for never."""
-    limit = get_settings().max_lifetime
-    if limit is None:
-        return token.expires_at
-    longest = token.created_at + limit
-    return longest if token.expires_at is None else min(token.expires_at, longest)
-
-
 def status_of(token: AnyToken, now: datetime) -> TokenStatus:
-    """Return the status of ``token`` at ``now``; the gravest state comes first."""
+    """Return the status of ``token`` at ``now``; if several apply, the most serious one."""
     if token.revoked_at is not None:
         return TokenStatus.REVOKED
     if not token.enabled:
@@ -113,7 +109,7 @@ def parse_networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
 
 
 class TokenQuerySet(models.QuerySet["Token"]):
-    """Tokens, with the questions that the admin and the verifier ask."""
+    """Tokens, with the queries of the admin, the services and the verifier."""
 
     def primary(self) -> TokenQuerySet:
         """Read from the database that tokens are written to, because a replica may be behind."""
@@ -122,25 +118,27 @@ class TokenQuerySet(models.QuerySet["Token"]):
     def with_keys(self, keys: Iterable[int], column: str = "id") -> TokenQuerySet:
         """Return the tokens that have one of these keys in ``column``."""
         listed = ", ".join(str(int(key)) for key in keys) or "NULL"
-        # As numbers in the SQL: a thousand parameters take drivers longer than the query takes.
+        # As numbers in the SQL, because a thousand parameters take longer than the query.
         return self.filter(**{f"{column}__in": RawSQL(listed, [])})  # noqa: S611 - numbers only
 
     def of_client(self, *client_ids: str) -> TokenQuerySet:
-        """Return the tokens of these clients and of those whose names databases take for the same.
+        """Return the tokens of these clients, and of those with names that databases treat as equal.
 
-        These differ in letter case, and in accents with MariaDB's default collation.
+        Such names differ in letter case or, with MariaDB's default collation, in accents.
         """
         return self.filter(client_key__in=[Lower(Value(client_id)) for client_id in client_ids])
 
+    def with_name(self, name: str) -> TokenQuerySet:
+        """Return the tokens of this name in any letter case, found by an index."""
+        return self.filter(name_key=Lower(Value(name)))
+
     def with_status(self, status: TokenStatus, now: datetime) -> TokenQuerySet:
-        """Return the tokens whose ``status_at(now)`` is ``status``, told by the database."""
-        limit = get_settings().max_lifetime
+        """Return the tokens whose ``status_at(now)`` is ``status``, as a condition in SQL."""
         tests = {
             TokenStatus.REVOKED: Q(revoked_at__isnull=False),
             TokenStatus.DISABLED: Q(enabled=False),
             TokenStatus.NOT_YET_VALID: Q(not_before__isnull=False, not_before__gt=now),
-            TokenStatus.EXPIRED: Q(expires_at__isnull=False, expires_at__lte=now)
-            | (Q() if limit is None else Q(created_at__lte=now - limit)),
+            TokenStatus.EXPIRED: ended_by(now),
         }
         # Custom user models needn't have the field; then all their users are active.
         if any(field.name == "is_active" for field in get_user_model()._meta.get_fields()):
@@ -160,14 +158,14 @@ def mark_used(
 ) -> None:
     """Write a proven token's last use, at most once a minute, and its digest if that is old.
 
-    ``rehash`` is (pepper id, digest) if the stored digest is under an older pepper. It never raises
-    and never waits for a lock that another connection holds on the row: a statistic must not delay
-    or refuse a caller with a good token.
+    ``rehash`` is (pepper id, digest) if the stored digest is under an older pepper. Never raises an
+    error and never waits for a lock that another connection holds on the row, because a statistic
+    must not delay or refuse a caller with a valid token.
     """
     last = token.last_used_at
     if rehash is None and last is not None and last > now - LAST_USE_INTERVAL:
         return
-    changes: dict[str, Any] = {"last_used_at": now, "last_used_ip": ip}
+    changes: dict[str, Any] = {"last_used_at": now, "last_used_ip": stored_address(ip)}
     if rehash is not None:
         changes["pepper_id"], changes["digest"] = rehash
     tokens = Token.objects.primary()
@@ -195,7 +193,7 @@ def _is_unlocked(connection: Any, token: AnyToken) -> Q:
 
 @contextmanager
 def bounded_wait(connection: Any) -> Iterator[None]:
-    """On SQLite, which locks the whole file, wait for 50 milliseconds at most."""
+    """Limit the wait for a lock to 50 milliseconds on SQLite, which locks the whole file."""
     if connection.vendor != "sqlite":
         yield
         return
@@ -209,10 +207,10 @@ def bounded_wait(connection: Any) -> Iterator[None]:
         execute(f"PRAGMA busy_timeout = {before}")
 
 
-class Token(models.Model):
-    """An API token: who owns it, what it grants, for how long. Its text is not in here.
+class Token(PartlyIndexedModel):
+    """An API token with its owner, scopes and validity. The text of the token is not stored.
 
-    Write through ``tokenauth.services``: direct ORM writes leave no row in the audit.
+    Change tokens through ``tokenauth.services``: direct ORM writes leave no row in the audit.
     """
 
     public_id = models.CharField(
@@ -226,7 +224,7 @@ class Token(models.Model):
     client_id = models.CharField(
         _("client"),
         max_length=NAME_LENGTH,
-        help_text=_("Who calls with it, for example claude-desktop."),
+        help_text=_("The client that owns the token, for example claude-desktop."),
     )
     client_key = models.GeneratedField(
         expression=Lower("client_id"),
@@ -240,10 +238,15 @@ class Token(models.Model):
         blank=True,
         related_name="api_tokens",
         verbose_name=_("user"),
-        help_text=_("The user in whose name it acts; empty for a client without an account."),
+        help_text=_("The user that the token acts for. Empty for a client without an account."),
     )
     name = models.CharField(
         _("name"), max_length=LABEL_LENGTH, blank=True, help_text=_("A label to tell it by.")
+    )
+    name_key = models.GeneratedField(
+        expression=Lower("name"),
+        output_field=models.CharField(max_length=LABEL_LENGTH),
+        db_persist=True,
     )
     scopes = models.TextField(_("scopes"), blank=True)
     not_before = models.DateTimeField(_("valid from"), null=True, blank=True)
@@ -253,7 +256,7 @@ class Token(models.Model):
         _("rate"),
         max_length=20,
         blank=True,
-        help_text=_("How often it may be used, for example 600/m or 100/10s. Empty: the default."),
+        help_text=_("The rate limit, for example 600/m or 100/10s. If empty, the default applies."),
     )
     enabled = models.BooleanField(_("enabled"), default=True, editable=False)
     disabled_by = models.CharField(_("disabled by"), max_length=200, blank=True, editable=False)
@@ -262,8 +265,30 @@ class Token(models.Model):
     revoked_reason = models.CharField(_("reason"), max_length=200, blank=True, editable=False)
     created_at = models.DateTimeField(_("issued"), default=timezone.now, editable=False)
     created_by = models.CharField(_("issued by"), max_length=200, blank=True, editable=False)
+    imported_from = models.CharField(
+        _("taken over from"),
+        max_length=SOURCE_LENGTH,
+        blank=True,
+        editable=False,
+        help_text=_("The package whose credential became this token on its first use."),
+    )
+    imported_at = models.DateTimeField(_("taken over"), null=True, editable=False)
+    # When its life began here, as ``begin_of`` says: what ``MAX_LIFETIME`` counts from.
+    begun_at = models.GeneratedField(
+        expression=Coalesce("imported_at", "created_at"),
+        output_field=models.DateTimeField(),
+        db_persist=True,
+    )
     last_used_at = models.DateTimeField(_("last used"), null=True, editable=False)
     last_used_ip = models.GenericIPAddressField(_("last used from"), null=True, editable=False)
+    notice_claimed_at = models.DateTimeField(
+        _("notice begun"),
+        null=True,
+        editable=False,
+        help_text=_(
+            "When a run of notify began to send a mail about it; empty if none is sending."
+        ),
+    )
     replaced_by = models.OneToOneField(
         "self",
         on_delete=models.SET_NULL,
@@ -296,7 +321,35 @@ class Token(models.Model):
             models.UniqueConstraint(fields=["public_id"], name="tokenauth_token_public_id"),
             models.UniqueConstraint(fields=["digest"], name="tokenauth_token_digest"),
         ]
-        indexes: ClassVar = [models.Index(fields=["client_key"], name="tokenauth_token_client_key")]
+        # With this class of operators, PostgreSQL's LIKE uses an index in every collation.
+        # The admin sorts by expiry and last use; with the id, in either direction.
+        indexes: ClassVar = [
+            models.Index(
+                fields=["client_key"],
+                name="tokenauth_token_client_key",
+                opclasses=["varchar_pattern_ops"],
+            ),
+            models.Index(
+                fields=["name_key"],
+                name="tokenauth_token_name_key",
+                opclasses=["varchar_pattern_ops"],
+            ),
+            models.Index(fields=["created_by", "id"], name="tokenauth_token_created_by"),
+            models.Index(fields=["expires_at", "id"], name="tokenauth_token_expires_at"),
+            models.Index(fields=["last_used_at", "id"], name="tokenauth_token_last_used"),
+            models.Index(fields=["begun_at", "id"], name="tokenauth_token_begun_at"),
+            # For the states that few tokens are in. Other tokens don't maintain these.
+            models.Index(
+                "id", condition=Q(revoked_at__isnull=False), name="tokenauth_token_revoked"
+            ),
+            models.Index("id", condition=Q(enabled=False), name="tokenauth_token_disabled"),
+            models.Index(
+                "not_before",
+                "id",
+                condition=Q(not_before__isnull=False),
+                name="tokenauth_token_not_before",
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.client_id} ({self.public_id})"

@@ -1,15 +1,36 @@
 "use strict";
 
-// Each button copies the text of the element that its data-copy names, in the same paragraph.
+// Each button copies the text of the element whose id its data-copy names.
+const copied = document.querySelector(".tokenauth-copied");
+
+function select(source) {
+  const range = document.createRange();
+  range.selectNodeContents(source);
+  const selection = window.getSelection();
+  selection.removeAllRanges();
+  selection.addRange(range);
+}
+
+async function copy(source) {
+  try {
+    await navigator.clipboard.writeText(source.textContent);
+    return true;
+  } catch {
+    // Browsers have no clipboard on pages over plain HTTP.
+    select(source);
+    return document.execCommand("copy");
+  }
+}
+
 for (const button of document.querySelectorAll("button[data-copy]")) {
   button.addEventListener("click", async () => {
-    const source = button.parentElement.querySelector(button.dataset.copy);
-    try {
-      await navigator.clipboard.writeText(source.textContent);
-      button.textContent = button.dataset.done;
-    } catch {
-      // No clipboard without HTTPS: select the text, so that the usual keys copy it.
-      window.getSelection().selectAllChildren(source);
-    }
+    const isCopied = await copy(document.getElementById(button.dataset.copy));
+    const outcome = isCopied ? copied.dataset.copied : copied.dataset.selected;
+    copied.textContent = `${outcome} ${button.dataset.name}`;
   });
 }
+
+// A page that the browser keeps for "Back" must not show the plaintext again.
+window.addEventListener("pagehide", () => {
+  for (const source of document.querySelectorAll(".tokenauth-copy code")) source.textContent = "…";
+});

@@ -1,0 +1,1 @@
+"""A site whose admin has django-unfold's theme."""

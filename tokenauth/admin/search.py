@@ -1,0 +1,147 @@
+"""Finding the objects that a text in a search box names. Each query uses an index."""
+
+from __future__ import annotations
+
+import hmac
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.db import connections, router
+from django.db.models import Q, QuerySet
+
+from tokenauth.audit.statistics import find_ranges
+from tokenauth.client_info import parse_address
+from tokenauth.conf import get_settings
+from tokenauth.models import AuditEvent, Token, TokenQuerySet
+from tokenauth.models.charsets import exactly, find_unstorable, starting
+from tokenauth.models.paging import read_page
+from tokenauth.tokens import SHORTEST, digests, is_public_id
+
+MOST_TOKENS = 10_000
+"""The most tokens that a search by the beginning of a name finds: the newest ones."""
+MOST_OF_EVENTS = 1_000
+"""The most tokens whose events a search finds: those of the newest tokens."""
+
+
+def is_storable(text: str) -> bool:
+    """Return whether the tables of tokens and events can hold ``text``.
+
+    Databases raise errors for queries with other text.
+    """
+    patterns = [find_unstorable(model, router.db_for_write(model)) for model in (Token, AuditEvent)]
+    return "\0" not in text and not any(each and each.search(text) for each in patterns)
+
+
+def find_by_text(text: str) -> Token | None:
+    """Return the token with this text, without marking it as used; None if no token has it."""
+    if len(text) < SHORTEST:
+        return None
+    ring = digests(text, get_settings().peppers)
+    token = Token.objects.primary().filter(digest__in=ring.values()).first()
+    # Compared in Python as well: a database's collation may treat different texts as equal.
+    is_same = token is not None and hmac.compare_digest(token.digest, ring.get(token.pepper_id, ""))
+    return token if is_same else None
+
+
+def read_public_id(text: str) -> str:
+    """Return the public id in ``text``, which may have the prefix; "" for any other text."""
+    public_id = text.removeprefix(f"{get_settings().prefix}_")
+    return public_id if is_public_id(public_id) else ""
+
+
+def find_token(public_id: str) -> Token | None:
+    """Return the token with this public id; None if no token has it."""
+    return Token.objects.primary().filter(public_id=public_id).first() if public_id else None
+
+
+def read_address(text: str) -> str:
+    """Return ``text`` in canonical form if it is an address; "" for any other text."""
+    address = parse_address(text) if "." in text or ":" in text else None
+    return str(address) if address else ""
+
+
+def of_user(name: str) -> Q:
+    """Match the tokens of the user with this name."""
+    users: Any = get_user_model()
+    return Q(**{f"user__{users.USERNAME_FIELD}": name})
+
+
+def find_keys(text: str) -> list[int]:
+    """Return the keys of the tokens that ``text`` names, alone or by its beginning.
+
+    That is a public id, a user, or the beginning of clients or names. At most ``MOST_TOKENS`` each.
+    """
+    tokens = Token.objects.primary()
+    if not is_storable(text):
+        return []
+    questions = [
+        Q(public_id=read_public_id(text)),
+        of_user(text),
+        starting("client_key", text, tokens.db),
+        starting("name_key", text, tokens.db),
+    ]
+    # One query after the other: joined with OR, they would read the whole table.
+    found: set[int] = set()
+    for question in questions:
+        found.update(
+            tokens.filter(question).order_by("-pk").values_list("pk", flat=True)[:MOST_TOKENS]
+        )
+    return sorted(found, reverse=True)[:MOST_TOKENS]
+
+
+def all_events() -> QuerySet[AuditEvent]:
+    """Return all events, from the database that they are written to."""
+    return AuditEvent.objects.using(router.db_for_write(AuditEvent))
+
+
+def public_ids(tokens: TokenQuerySet) -> list[str]:
+    """Return the public ids of the newest of ``tokens``, by which their events are found."""
+    return list(tokens.order_by("-pk").values_list("public_id", flat=True)[:MOST_OF_EVENTS])
+
+
+def events_of_request(request_id: str) -> Q:
+    """Match the events of this request, in the form in which databases find their index."""
+    return exactly("request_id", request_id) & ~Q(request_id="")
+
+
+def _has_any(events: QuerySet[AuditEvent]) -> bool:
+    """Return whether there are such events, as far as they are found while there is time."""
+    if connections[events.db].features.supports_partial_indexes:
+        return events.exists()
+    # Without an index of requests, the whole log would be read.
+    return bool(read_page(events, size=1).rows)
+
+
+def name_events(text: str) -> dict[str, str]:
+    """Return the parameter of the list of events that shows what ``text`` names exactly.
+
+    It is empty if nothing with this name is stored. A short text that is an address is always used.
+    """
+    public_id, address, events = read_public_id(text), read_address(text), all_events()
+    if public_id and (find_token(public_id) or events.filter(token_id=public_id).exists()):
+        return {"token_id__exact": public_id}
+    if address and (len(text) < SHORTEST or find_ranges(using=events.db, ip=address)):
+        return {"ip__exact": address}
+    if _has_any(events.filter(events_of_request(text))):
+        return {"request_id__exact": text}
+    if Token.objects.primary().filter(of_user(text)).exists():
+        return {"user": text}
+    if events.filter(exactly("client_id", text)).exists():
+        return {"client_id__exact": text}
+    return {}
+
+
+def name_tokens(text: str, tokens: Any) -> dict[str, str]:
+    """Return the parameter of the list that shows those of ``tokens`` that ``text`` names exactly.
+
+    Only for texts that are too long for a search by their beginning.
+    """
+    if len(text) < SHORTEST:
+        return {}
+    if tokens.filter(of_user(text)).exists():
+        return {"user": text}
+    if tokens.of_client(text).filter(exactly("client_id", text)).exists():
+        return {"client": text}
+    if tokens.with_name(text).filter(exactly("name", text)).exists():
+        return {"name": text}
+    return {}
