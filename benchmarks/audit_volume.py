@@ -1,4 +1,4 @@
-"""Fill an audit with many rows, and print how fast it is sealed, verified, exported and pruned.
+"""Fill an audit with many rows, and print how fast each command of the audit handles them.
 
 Makes a database of its own and drops it: a SQLite file in a temporary folder, or beside the
 PostgreSQL database of ``--database URL``. Each command runs in a process of its own, whose peak
@@ -10,17 +10,15 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+
+from harness import steps
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -29,7 +27,7 @@ KEYS = {"volume": "v" * 32}
 ROWS_PER_INSERT = 2_000
 DAYS = 10
 """What the rows' times are spread over; the older half is pruned."""
-VERBS = ["seal", "verify", "export", "prune"]
+VERBS = ["seal", "verify", "export", "summarise", "prune"]
 AGENTS = [
     "python-requests/2.32.3",
     "curl/8.5.0",
@@ -40,16 +38,6 @@ AGENTS = [
 def say(text: str) -> None:
     """Tell whoever waits."""
     print(text, file=sys.stderr, flush=True)
-
-
-def set_up() -> None:
-    """Load Django with seal keys."""
-    os.environ["DJANGO_SETTINGS_MODULE"] = "project.settings"
-    import django  # noqa: PLC0415 - settings first
-    from django.conf import settings  # noqa: PLC0415
-
-    settings.TOKENAUTH = {**settings.TOKENAUTH, "AUDIT_SEAL_KEYS": KEYS}
-    django.setup()
 
 
 def events(count: int) -> Iterator[Any]:
@@ -129,7 +117,7 @@ def sizes() -> None:
 
 def run_step(step: str, count: int) -> None:
     """Do one thing, in the process that was started for it."""
-    set_up()
+    steps.set_up(AUDIT_SEAL_KEYS=KEYS)
     from django.core.management import call_command  # noqa: PLC0415
 
     if step == "fill":
@@ -142,17 +130,10 @@ def run_step(step: str, count: int) -> None:
         call_command("tokenauth_audit", step)
 
 
-def start(step: str, count: int, url: str, **options: Any) -> subprocess.Popen[str]:
-    """Start a process that does one step."""
-    command = [sys.executable, __file__, "--step", step, "--rows", str(count)]
-    environment = {**os.environ, "DATABASE_URL": url}
-    return subprocess.Popen(command, env=environment, text=True, **options)
-
-
 def measure(verb: str, count: int, url: str) -> tuple[float, float]:
     """Return how many seconds the command took and its peak memory in MB."""
     began = time.perf_counter()
-    process = start(verb, count, url, stdout=subprocess.DEVNULL)
+    process = steps.start(__file__, verb, url, {"rows": count}, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -162,37 +143,14 @@ def measure(verb: str, count: int, url: str) -> tuple[float, float]:
 
 def bytes_used(count: int, url: str) -> tuple[int, int]:
     """Return the bytes of the rows (on SQLite: of the file) and of the seals."""
-    process = start("sizes", count, url, stdout=subprocess.PIPE)
-    rows, seals = process.communicate()[0].split()
+    rows, seals = steps.ask(__file__, "sizes", url, {"rows": count}).split()
     return int(rows), int(seals)
-
-
-@contextmanager
-def database(url: str) -> Iterator[str]:
-    """Make an empty database; give its URL; drop it."""
-    if not url:
-        folder = tempfile.mkdtemp(prefix="audit_volume_")
-        try:
-            yield f"sqlite:///{folder}/volume.sqlite3"
-        finally:
-            shutil.rmtree(folder)
-        return
-    import psycopg  # noqa: PLC0415 - needed for PostgreSQL only
-
-    name, parts = f"audit_volume_{os.getpid()}", urlsplit(url)
-    with psycopg.connect(parts._replace(path="/postgres").geturl(), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name}")
-        try:
-            yield parts._replace(path=f"/{name}").geturl()
-        finally:
-            server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def report(count: int, url: str) -> None:
     """Fill one database, run all commands on it and print the tables."""
     say(f"filling {count} rows")
-    if start("fill", count, url).wait():
-        raise SystemExit("filling failed")
+    steps.ask(__file__, "fill", url, {"rows": count})
     rows_before, seals_before = bytes_used(count, url)
     print("| command | rows/s | seconds | peak MB |\n|---|---:|---:|---:|")
     seal_bytes = 0
@@ -220,7 +178,7 @@ def main() -> None:
     if options.step:
         run_step(options.step, options.rows)
         return
-    with database(options.database) as url:
+    with steps.fresh_database(options.database, "audit_volume") as url:
         report(options.rows, url)
 
 

@@ -99,7 +99,7 @@ def fill(alias: str, template: Model, count: int) -> None:
             # Until the next connection: nothing to lose yet, and a log would be as large again.
             cursor.execute("PRAGMA journal_mode=OFF")
             cursor.execute("PRAGMA synchronous=OFF")
-    with _without_indexes(alias, model._meta.db_table), connection.cursor() as cursor:
+    with without_indexes(alias, model._meta.db_table), connection.cursor() as cursor:
         cursor.execute(statement, [template.pk])
 
 
@@ -114,7 +114,7 @@ def settle(alias: str) -> None:
 
 
 @contextmanager
-def _without_indexes(alias: str, name: str) -> Iterator[None]:
+def without_indexes(alias: str, name: str) -> Iterator[None]:
     """Drop a table's indexes and unique constraints; make them anew at the end, which is faster."""
     connection = connections[alias]
     find = _postgresql_indexes if connection.vendor == "postgresql" else _sqlite_indexes
