@@ -1,7 +1,7 @@
 """The example site under ASGI, with its MCP server.
 
-``uvicorn --no-proxy-headers project.asgi:application``: it is ``TRUSTED_PROXIES`` that says whose
-word about addresses counts.
+Start it with ``uvicorn --no-proxy-headers project.asgi:application``, so that ``TRUSTED_PROXIES`` alone
+decides which forwarded addresses are trusted.
 """
 
 import os
@@ -15,7 +15,7 @@ from project.startup import start
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 django_application = get_asgi_application()
 for database in connections.settings.values():
-    # Each request has a thread of its own here: a connection that it keeps, nobody finds again.
+    # Each request has its own thread here, so a connection that it keeps is never used again.
     database["CONN_MAX_AGE"] = 0
 start()
 

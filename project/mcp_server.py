@@ -16,13 +16,13 @@ from tokenauth.mcp import DjangoTokenVerifier, MCPAdmission, get_principal
 PATH = "/mcp"
 METADATA_PATH = f"/.well-known/oauth-protected-resource{PATH}"
 SCOPE = "mcp:use"
-# Without sessions nothing is ever sent in a stream that a client opens by itself: it would only
-# stay open, after its token was revoked too. The protocol lets servers have none.
+# Without sessions, nothing is ever sent in a stream that a client opens with GET. It would only stay
+# open, even after its token was revoked. The protocol allows servers to offer no such stream.
 _NO_STREAM = Response("There is no stream to open here.", 405, {"Allow": "POST"})
 
 
 def whoami() -> dict[str, Any]:
-    """Tell who calls: the token's client and scopes, and ``request.user.pk`` as the subject."""
+    """Return the caller: the token's client and scopes, and ``request.user.pk`` as the subject."""
     principal = get_principal()
     return {
         "client_id": principal.client_id,
@@ -34,7 +34,7 @@ def whoami() -> dict[str, Any]:
 def make_application() -> MCPAdmission:
     """Return the ASGI application that serves ``PATH``, ``METADATA_PATH`` and lifespan.
 
-    The SDK lets each one run once. Raises ImproperlyConfigured when nobody could be let in.
+    The SDK lets each one run once. Raises ImproperlyConfigured if a class in VERIFIERS can't be used.
     """
     url = settings.PUBLIC_URL + PATH
     auth = AuthSettings.model_validate(
@@ -48,15 +48,15 @@ def make_application() -> MCPAdmission:
     verifier = DjangoTokenVerifier(resource=url, required_scopes=[SCOPE])
     handlers = logging.root.handlers[:]
     application = _make_sdk_application(auth=auth, token_verifier=verifier)
-    # The SDK gives the root logger a handler: every line of ours would be printed twice.
+    # The SDK adds a handler to the root logger, with which each of our lines would be printed twice.
     logging.root.handlers[:] = handlers
     return MCPAdmission(_at_its_path(application))
 
 
 def is_served(scope: Any) -> bool:
-    """Tell whether a connection is for the MCP server: its calls, its metadata, its start and end.
+    """Return whether a connection is for the MCP server: calls, metadata, and ASGI's lifespan.
 
-    Where ``MCP_PATHS`` is empty, no request is.
+    If ``MCP_PATHS`` is empty, no request is.
     """
     if scope["type"] == "http" and settings.MCP_PATHS:
         return _place(scope) in {METADATA_PATH, *settings.MCP_PATHS}
@@ -68,7 +68,7 @@ def _place(scope: Any) -> str:
 
 
 def _at_its_path(application: Any) -> Any:
-    """Show the SDK's application the one path that it knows; the audit has the one that was asked."""
+    """Give the SDK's application the one path that it serves; the audit has the requested path."""
 
     async def at_its_path(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
@@ -83,19 +83,19 @@ def _at_its_path(application: Any) -> Any:
 
 
 def _is_admitted(scope: Any) -> bool:
-    # MCPAdmission puts a handle there for verified callers, and takes away what others sent.
+    # MCPAdmission sets this header for verified callers, and removes it for all others.
     return any(name == b"authorization" for name, _ in scope["headers"])
 
 
-def _make_sdk_application(**door: Any) -> Any:
-    # Without sessions in its memory, any process can answer any request.
+def _make_sdk_application(**arguments: Any) -> Any:
+    # Without sessions in memory, any process can answer any request.
     options = {"stateless_http": True, "transport_security": _make_transport_security()}
-    door["log_level"] = "WARNING"
+    arguments["log_level"] = "WARNING"
     try:
-        server = import_module("mcp.server.mcpserver").MCPServer(settings.MCP_NAME, **door)
+        server = import_module("mcp.server.mcpserver").MCPServer(settings.MCP_NAME, **arguments)
     except ModuleNotFoundError:  # The SDK 1.x: another name, and the options in another place.
         fastmcp = import_module("mcp.server.fastmcp")
-        server = fastmcp.FastMCP(settings.MCP_NAME, **door, **options)
+        server = fastmcp.FastMCP(settings.MCP_NAME, **arguments, **options)
         options = {}
     server.add_tool(whoami)
     return server.streamable_http_app(**options)

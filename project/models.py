@@ -4,7 +4,7 @@ from django.db import models
 
 
 class Sample(models.Model):
-    """A named note that belongs to whoever created it."""
+    """A named note that belongs to the user or client that created it."""
 
     name = models.CharField(max_length=100)
     text = models.TextField(blank=True)

@@ -89,6 +89,8 @@ INSTALLED_APPS = [
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
     "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
     "tokenauth",
     "project",
 ]
@@ -200,6 +202,25 @@ REST_FRAMEWORK = {
     ],
     "DEFAULT_PAGINATION_CLASS": "rest_framework.pagination.LimitOffsetPagination",
     "PAGE_SIZE": 50,
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+}
+
+SPECTACULAR_SETTINGS = {
+    "TITLE": "drf-tokenauth example",
+    "VERSION": "1",
+    # The schema and its page are public, as the index is, and not part of the API.
+    "SERVE_AUTHENTICATION": [],
+    "SERVE_INCLUDE_SCHEMA": False,
+    # Requests may say what responses may not: that a text isn't empty, for instance.
+    "COMPONENT_SPLIT_REQUEST": True,
+    # The page's scripts and styles come from this site, not from others.
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+}
+
+# Expiry notices. Django before 6.1 doesn't read this, and sends mail as its EMAIL_… settings say.
+MAILERS: dict[str, dict[str, object]] = {
+    "default": {"BACKEND": "django.core.mail.backends.smtp.EmailBackend"}
 }
 
 LOGGING = {

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import render
+from django.views.defaults import page_not_found
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiResponse, extend_schema, extend_schema_view
 from rest_framework import mixins, serializers, viewsets
 from rest_framework.permissions import IsAuthenticated
 from rest_framework.request import Request
@@ -28,6 +31,32 @@ class SampleSerializer(serializers.ModelSerializer[Sample]):
         read_only_fields = ["owner", "client_id"]
 
 
+class WhoAmISerializer(serializers.Serializer[Any]):
+    """The caller, as its token names it."""
+
+    client_id = serializers.CharField()
+    user = serializers.CharField(allow_null=True)
+    scopes = serializers.ListField(child=serializers.CharField())
+
+
+class ErrorSerializer(serializers.Serializer[Any]):
+    """The body of DRF's own errors."""
+
+    detail = serializers.CharField()
+
+
+_NOT_FOUND = {404: OpenApiResponse(ErrorSerializer, "The caller has no such sample.")}
+_NOT_CREATED = {
+    400: OpenApiResponse(OpenApiTypes.OBJECT, "The body is invalid: what is wrong, by field."),
+    415: OpenApiResponse(ErrorSerializer, "The body is neither JSON nor a form."),
+}
+
+
+@extend_schema_view(
+    retrieve=extend_schema(responses={200: SampleSerializer, **_NOT_FOUND}),
+    create=extend_schema(responses={201: SampleSerializer, **_NOT_CREATED}),
+    destroy=extend_schema(responses={204: None, **_NOT_FOUND}),
+)
 class SampleViewSet(
     mixins.ListModelMixin,
     mixins.RetrieveModelMixin,
@@ -59,6 +88,7 @@ class WhoAmIView(APIView):
     authentication_classes = [TokenAuthentication]
     permission_classes = [IsAuthenticated]
 
+    @extend_schema(responses=WhoAmISerializer)
     def get(self, request: Request) -> Response:
         """Return the token's client, user and scopes."""
         principal = cast("Principal", request.auth)
@@ -69,6 +99,13 @@ class WhoAmIView(APIView):
                 "scopes": list(principal.scopes),
             }
         )
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponseBase:
+    """Answer 404: under ``/api/`` in JSON as DRF does, elsewhere with Django's page."""
+    if request.path_info.startswith("/api/"):
+        return JsonResponse({"detail": "Not found."}, status=404)
+    return page_not_found(request, exception)
 
 
 def index(request: HttpRequest) -> HttpResponse:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,10 +14,11 @@ from django.db import connection, models, transaction
 from django.db.models import F
 from django.utils import timezone
 
+from tests.locks import held
 from tokenauth.audit import cursors
 from tokenauth.audit.rows import make_row
 from tokenauth.audit.sealing.sealer import last_seal, seal
-from tokenauth.audit.sealing.seals import Head, unpack
+from tokenauth.audit.sealing.seals import Head, lists_of, unpack
 from tokenauth.audit.sealing.verification import Finding, Verification
 from tokenauth.client_info import Actor, ClientInfo
 from tokenauth.models import AuditEvent, AuditSeal, Event
@@ -82,28 +81,16 @@ def skip_id() -> None:
         transaction.set_rollback(True)
 
 
-@contextmanager
-def late_commit(count: int = 1) -> Iterator[None]:
+def late_commit(count: int = 1) -> AbstractContextManager[None]:
     """Have rows written before the block that are committed after it."""
-    written, release = threading.Event(), threading.Event()
 
-    def hold() -> None:
-        try:
-            with transaction.atomic():
-                write(count)
-                written.set()
-                release.wait(30)
-        finally:
-            connection.close()
-
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(hold)
-        try:
-            assert written.wait(30)
+    @contextmanager
+    def write_late() -> Iterator[None]:
+        with transaction.atomic():
+            write(count)
             yield
-        finally:
-            release.set()
-        future.result(30)
+
+    return held(write_late)
 
 
 @contextmanager
@@ -211,7 +198,7 @@ def head() -> Head:
 
 
 def entries_of(made: AuditSeal) -> list[int]:
-    return [entry.id for entry in unpack(bytes(made.entries))]
+    return [entry.id for entry in unpack(lists_of(made))]
 
 
 def sealed_ids() -> list[int]:

@@ -35,6 +35,7 @@ from tests.audit_log import settle
 from tests.postgresql import Roles
 from tests.processes import Processes
 from tests.sinks import ListSink
+from tests.thorough import IS_THOROUGH, examples, thorough
 from tokenauth import audit, services
 from tokenauth.audit.rows import make_row
 from tokenauth.client_info import ClientInfo
@@ -44,9 +45,12 @@ from tokenauth.tokens import generate
 # The servers that tests call are on this machine; a proxy is not on the way to them.
 os.environ |= {"NO_PROXY": "*", "no_proxy": "*"}
 
-# A busy machine is no failure. Each run draws other examples: a few dozen of a property are enough.
+# A busy machine is no failure. Each run draws other examples.
 hypothesis_settings.register_profile(
-    "tokenauth", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+    "tokenauth",
+    deadline=None,
+    max_examples=examples(10, thorough=50),
+    suppress_health_check=[HealthCheck.too_slow],
 )
 hypothesis_settings.load_profile("tokenauth")
 
@@ -62,6 +66,11 @@ DOORS = [
     for path in ("/drf/", "/plain/", "/async/")
     for server in ("wsgi", "asgi")
 ]
+# Of three things that differ, half of the doors have each two together.
+MARKED_DOORS = [
+    pytest.param(door, marks=thorough if sum(divmod(number, 2)) % 2 else ())
+    for number, door in enumerate(DOORS)
+]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -72,12 +81,13 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     special = ("DATABASE_URL", "TOKENAUTH_TEST_", "PYTEST_XDIST_WORKER")
+    names = os.environ.keys() - {"TOKENAUTH_TEST_THOROUGH"}
     options = config.option
     if (
         is_whole
         and getattr(options, "numprocesses", 0) is None
         and not (options.markexpr or options.keyword or options.usepdb)
-        and not any(name.startswith(special) for name in os.environ)
+        and not any(name.startswith(special) for name in names)
     ):
         options.numprocesses = min(os.cpu_count() or 1, 4)
         options.dist = "loadfile"
@@ -111,8 +121,12 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what takes long and is the same on every database."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the lane "thorough", and what takes long and is the same on every database."""
+    if not IS_THOROUGH:
+        left_out = [item for item in items if item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
     if os.environ.get("TOKENAUTH_TEST_SERVERS"):
         return
     skip = pytest.mark.skip(reason="set TOKENAUTH_TEST_SERVERS")
@@ -137,6 +151,9 @@ class Run:
 
     def json(self, *args: str) -> Any:
         return json.loads(self(*args, "--json"))
+
+    def json_lines(self, *args: str) -> list[Any]:
+        return [json.loads(line) for line in self(*args, "--json").splitlines()]
 
 
 @pytest.fixture(scope="session")
@@ -214,6 +231,25 @@ def make_user(db: None) -> Callable[..., Any]:
 
 
 @pytest.fixture
+def staff(make_user: Callable[..., Any]) -> Any:
+    """Somebody who may use the token pages, and neither issue for others nor grant anything."""
+    user = make_user("staff", is_staff=True)
+    user.user_permissions.set(
+        Permission.objects.filter(
+            codename__in=["view_token", "add_token", "change_token", "view_auditevent"]
+        )
+    )
+    return user
+
+
+@pytest.fixture
+def staff_client(staff: Any) -> Client:
+    browser = Client()
+    browser.force_login(staff)
+    return browser
+
+
+@pytest.fixture
 def configure(settings: Any) -> Callable[..., None]:
     """Change single keys of TOKENAUTH: ``configure(AUDIT_REQUIRED=False)``."""
 
@@ -236,7 +272,7 @@ def calls() -> list[str]:
     return views.CALLS
 
 
-@pytest.fixture(params=DOORS, ids=" ".join)
+@pytest.fixture(params=MARKED_DOORS, ids=" ".join)
 def knock(request: pytest.FixtureRequest, settings: Any, calls: list[str]) -> Knock:
     """Ask a guarded view, once of each kind: ``knock({"X-Api-Key": "…"}, method="post")``."""
     path, server, middleware = request.param
@@ -361,14 +397,24 @@ def use_middleware(settings: Any, replacement: str | None) -> None:
 
 
 def ask(
-    path: str, headers: dict[str, str] | None = None, *, asgi: bool = False, **options: Any
+    path: str,
+    headers: dict[str, str] | None = None,
+    *,
+    asgi: bool = False,
+    raises: bool = True,
+    **options: Any,
 ) -> Any:
-    """Return the answer to one request, ``method="get"`` unless told, over WSGI or ASGI."""
+    """Return the answer to one request, ``method="get"`` unless told, over WSGI or ASGI.
+
+    ``raises`` says whether an error of the view is raised here; else its answer is a 500.
+    """
     method = options.pop("method", "get")
+    client: Any = (AsyncClient if asgi else Client)(raise_request_exception=raises)
+    call = getattr(client, method)
     if not asgi:
-        return getattr(Client(), method)(path, headers=headers, **options)
+        return call(path, headers=headers, **options)
     with override_settings(MIDDLEWARE=without_sync_middleware()):
-        return async_to_sync(getattr(AsyncClient(), method))(path, headers=headers, **options)
+        return async_to_sync(call)(path, headers=headers, **options)
 
 
 def without_sync_middleware() -> list[str]:

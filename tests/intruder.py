@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from tests.audit_log import entries_of, new_row, raw, row_ids, sealed_ids
 from tokenauth.audit.sealing import seals
-from tokenauth.audit.sealing.seals import mac_of, pack, row_entry, unpack
+from tokenauth.audit.sealing.seals import lists_of, mac_of, pack, row_entry, unpack
 from tokenauth.audit.stored import STORED_COLUMNS, read_stored
-from tokenauth.models import AuditEvent, AuditSeal, SealKind
+from tokenauth.models import PRUNED_KINDS, AuditEvent, AuditSeal
 
 NOW = seals.now()
 Draw = Callable[[Any], Any]
@@ -91,6 +91,7 @@ def swap_rows(draw: Draw) -> Touched:
 
 SEAL_OTHERS: dict[str, Callable[[Any], Any]] = {
     "kind": lambda value: "pruned" if value != "pruned" else "rows",
+    "request_entries": lambda value: bytes(value)[32:] if value else b"x" * 32,
     "key_id": lambda value: "2025" if value != "2025" else "2026",
     "mac": lambda value: "é" + value[1:],
     "entries": lambda value: bytes(value)[32:] if value else b"x" * 32,
@@ -146,12 +147,14 @@ def seal_again(draw: Draw) -> Touched:
     changed = False
     previous = ""
     for made in all_seals():
-        entries = list(unpack(bytes(made.entries)))
+        entries = unpack(lists_of(made))
         if changed or set(rows) & {entry.id for entry in entries}:
             values = AuditEvent.objects.filter(pk__in=[entry.id for entry in entries])
             found = list(read_stored(values))
-            made.entries = pack([row_entry(row, b"guess") for row in found])
-            made.digest = seals.digest_of(bytes(made.entries))
+            forged = [row_entry(row, b"guess") for row in found]
+            made.entries = pack(entry for entry in forged if not entry.of_request)
+            made.request_entries = pack(entry for entry in forged if entry.of_request)
+            made.digest, made.request_digest = (seals.digest_of(one.data) for one in lists_of(made))
             made.count = len(found)
             made.previous = previous
             made.mac = mac_of(made, b"guess")
@@ -166,9 +169,10 @@ def forge_pruned(draw: Draw) -> Touched:
     gone, _ = delete_rows(draw)
     last = all_seals()[-1]
     forged = AuditSeal(
-        number=last.number + 1, kind=SealKind.PRUNED.value, sealed_at=NOW, key_id=last.key_id,
+        number=last.number + 1, kind=draw(st.sampled_from(sorted(PRUNED_KINDS))), sealed_at=NOW, key_id=last.key_id,
         first_id=0, last_id=0, count=9, oldest_at=NOW + 86_400_000_000, newest_at=NOW + 86_400_000_000,
-        digest=seals.digest_of(b""), cursor=last.cursor, previous=last.mac, entries=b"",
+        digest=seals.digest_of(b""), request_digest=seals.digest_of(b""), cursor=last.cursor,
+        previous=last.mac,
     )  # fmt: skip
     forged.mac = mac_of(forged, b"guess")
     put(forged)
@@ -176,10 +180,13 @@ def forge_pruned(draw: Draw) -> Touched:
 
 
 def blank_seal(draw: Draw) -> Touched:
-    made = draw(st.sampled_from([made for made in all_seals() if made.entries]))
-    rows = [row_id for row_id in entries_of(made) if row_id in present_ids()]
+    """Empty a list of rows, and perhaps delete the rows."""
+    made, one = draw(
+        st.sampled_from([(made, one) for made in all_seals() for one in lists_of(made) if one.data])
+    )
+    rows = [entry.id for entry in unpack([one]) if entry.id in present_ids()]
     gone = draw(st.booleans())
-    raw(AuditSeal).filter(pk=made.pk).update(entries=b"")
+    raw(AuditSeal).filter(pk=made.pk).update(**{one.column: b""})
     if gone:
         raw(AuditEvent).filter(pk__in=rows).delete()
     return [] if gone else rows, [made.number]

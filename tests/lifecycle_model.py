@@ -66,6 +66,17 @@ class Rights:
 
 
 @dataclass(kw_only=True, eq=False)
+class Foreign:
+    """A credential of another package, as it should be."""
+
+    plaintext: str = field(repr=False)
+    owner: str
+    gone: bool = False
+    token: Known | None = None
+    """What it was taken over as."""
+
+
+@dataclass(kw_only=True, eq=False)
 class Known:
     """A token as it should be."""
 
@@ -78,6 +89,7 @@ class Known:
     revoked: bool = False
     rotated: bool = False
     deleted: bool = False
+    source: Foreign | None = None
 
     def is_active(self, now: datetime) -> bool:
         stopped = self.deleted or self.revoked or self.disabled_by is not None
@@ -156,6 +168,7 @@ class World:
     """All that there is."""
 
     tokens: list[Known] = field(default_factory=list)
+    foreign: list[Foreign] = field(default_factory=list)
     users: set[str] = field(default_factory=lambda: set(PEOPLE))
 
     @property

@@ -212,7 +212,7 @@ def test_what_staff_disable_the_owner_does_not_enable(
     services.enable(child, by=by(jo))
     services.disable(parent, reason="incident", by=by(staff))
     for token in (parent, child):
-        with pytest.raises(NotPermitted, match="Somebody else disabled"):
+        with pytest.raises(NotPermitted, match="Another person disabled"):
             services.enable(token, by=by(jo))
     services.disable(parent, by=by(jo))  # Doesn't take it back.
     with pytest.raises(NotPermitted):

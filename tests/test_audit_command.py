@@ -269,6 +269,24 @@ def test_prune(run: Run, write: Write) -> None:
     run("verify")
 
 
+def test_prune_of_requests_only_and_not_for_real(run: Run, write: Write) -> None:
+    old = timezone.now() - 3 * timedelta(days=1)
+    write(3, at=old)
+    write(2, at=old, event="token.issued")
+    write(1)
+    run("seal")
+    before = event_counts()
+    assert run("prune", "--before", "2d", "--dry-run") == "auth.accepted: 3\ntoken.issued: 2\n"
+    assert re.fullmatch(r"Would remove 5 rows from before \S+\.\n", run.err)
+    options = ("prune", "--before", "2d", "--only", "requests")
+    assert run(*options, "--dry-run") == "auth.accepted: 3\n"
+    assert event_counts() == before
+    assert run(*options) == ""
+    assert re.fullmatch(r"Removed 3 rows from before \S+\.\n", run.err)
+    assert event_counts() == before | {"auth.accepted": 1, "audit.pruned": 1}
+    run("verify")
+
+
 def test_export(run: Run, write: Write) -> None:
     write(2)
     lines = run("export").splitlines()

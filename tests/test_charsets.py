@@ -212,10 +212,9 @@ def test_a_connection_that_holds_less_counts(charset: str) -> None:
     ("page", "field"),
     [
         ("token", "q"),
-        ("token", "client_id__exact"),
-        ("token", "scope"),
+        *(("token", "client"), ("token", "name"), ("token", "user")),
         ("auditevent", "q"),
-        ("auditevent", "event__exact"),
+        *(("auditevent", "client_id__exact"), ("auditevent", "user")),
     ],
 )
 def test_the_admin_finds_nothing_that_no_row_can_hold(
@@ -224,7 +223,7 @@ def test_the_admin_finds_nothing_that_no_row_can_hold(
     services.issue(client_id="c")
     for text in ("😀", "é\0"):
         answer = admin_client.get(f"/admin/tokenauth/{page}/", {field: text})
-        assert answer.context["cl"].result_count == 0
+        assert list(answer.context["cl"].result_list) == []
 
 
 def test_the_database_is_asked_once_in_a_process(

@@ -372,8 +372,8 @@ BAD_TOKENS = [
     ("a" * 20 + "\x7f", "visible ASCII"),
     ("a" * 20 + "é", "visible ASCII"),
     ("\ufeff" + "a" * 20, "visible ASCII"),
-    ("${API_TOKEN}", "a variable that nobody filled in"),
-    ("tka_${API_TOKEN}aaaaaa", "a variable that nobody filled in"),
+    ("${API_TOKEN}", "a variable that was not filled in"),
+    ("tka_${API_TOKEN}aaaaaa", "a variable that was not filled in"),
     ("a" * 4_097, "longer than 4096"),
     ("a" * 9_000, "longer than 4096"),
 ]

@@ -25,6 +25,7 @@ from tokenauth.models import AuditEvent, Token, TokenStatus
 
 pytestmark = pytest.mark.django_db
 
+BY_ID = ("show", "change", "rotate", "revoke", "enable", "disable")
 PLAINTEXT = re.compile(r"tka_[0-9a-z]{12}_[0-9A-Za-z]{38}")
 
 
@@ -61,7 +62,7 @@ def test_issue_as_json(run: Run, make_user: Callable[..., Any]) -> None:
         (["--ttl", "0d"], "longer than zero"),
         (["--ttl", "99999999d"], "hundred years"),
         (["--ttl", "400d"], "--ttl: Tokens live for 365 days at most"),
-        (["--scope", "nope"], "--scope: No such scope: nope"),
+        (["--scope", "nope"], "--scope: Unknown scope: nope"),
         (["--network", "here"], "--network: 'here' is not a network"),
         (["--user", "nobody"], "no user 'nobody'"),
         (["--name", "a\nb"], "--name: Use at most"),
@@ -109,7 +110,7 @@ def test_what_cannot_be_placed_is_not_repeated(run: Run, args: list[str], messag
     assert not Token.objects.exists()
 
 
-@pytest.mark.parametrize("verb", ["show", "rotate", "revoke", "enable", "disable"])
+@pytest.mark.parametrize("verb", BY_ID)
 def test_a_token_given_for_an_id_is_not_repeated(run: Run, issue: Issue, verb: str) -> None:
     plaintext = str(issue().plaintext)
     with pytest.raises(CommandError, match="public id") as raised:
@@ -117,23 +118,28 @@ def test_a_token_given_for_an_id_is_not_repeated(run: Run, issue: Issue, verb: s
     assert plaintext not in f"{raised.value}{run.out}{run.err}"
 
 
-@pytest.mark.parametrize("verb", ["show", "rotate", "revoke", "enable", "disable"])
+@pytest.mark.parametrize("verb", BY_ID)
 def test_an_unknown_id_is_said_so(run: Run, verb: str) -> None:
     with pytest.raises(CommandError, match="no token with the id aaaaaaaaaaaa"):
         run(verb, "aaaaaaaaaaaa")
+
+
+def listed(run: Run, *options: str) -> list[str]:
+    """Return the ids that ``list --json`` prints, one object a line."""
+    return [token["id"] for token in run.json_lines("list", *options)]
 
 
 def test_list(run: Run, issue: Issue) -> None:
     first = issue(client_id="first", scopes=["samples:read"]).token
     second = issue(client_id="second").token
     run("revoke", first.public_id)
-    assert [token["id"] for token in run.json("list")] == [second.public_id, first.public_id]
-    assert [token["id"] for token in run.json("list", "--client", "first")] == [first.public_id]
-    assert [t["id"] for t in run.json("list", "--status", "active")] == [second.public_id]
+    assert listed(run) == [second.public_id, first.public_id]
+    assert listed(run, "--client", "first") == [first.public_id]
+    assert listed(run, "--status", "active") == [second.public_id]
     lines = run("list").splitlines()
     assert lines[0].split() == ["ID", "STATUS", "CLIENT", "EXPIRES", "SCOPES"]
     assert lines[2].split()[:3] == [first.public_id, "revoked", "first"]
-    assert "token" not in run.json("list")[0]
+    assert "token" not in run.json_lines("list")[0]
 
 
 def test_show(run: Run, issue: Issue) -> None:
@@ -193,7 +199,7 @@ def test_a_token_of_an_inactive_user_comes_with_a_warning(
         "keyfile": ["--path", str(tmp_path / "key")],
     }
     run(verb, *options[verb], "--user", "jo")
-    assert "Warning: the token is refused until its user is active again" in run.err
+    assert "Warning: the token is refused while its user is inactive" in run.err
     if verb == "issue":
         run(verb, *options[verb], "--user", "eva")
         assert "Warning" not in run.err
@@ -237,13 +243,17 @@ VERBS: list[tuple[BaseCommand, list[str]]] = [
             ["import", "--env", "X"],
             ["keyfile", "--path", "x"],
             ["list"],
-            *([verb, "0" * 12] for verb in ("show", "rotate", "revoke", "enable", "disable")),
+            ["incident", "-"],
+            ["notify"],
+            *([verb, "0" * 12] for verb in BY_ID),
         )
     ],
     *[
         (tokenauth_audit.Command(), line)
         for line in (
             *(["seal"], ["verify"], ["prune", "--before", "2026-01-31"], ["export"], ["drain"]),
+            ["summarise"],
+            ["status"],
             ["harden", "--role", "web"],
         )
     ],
@@ -279,6 +289,23 @@ def test_djangos_options_before_and_after_the_verb(command: BaseCommand, line: l
     assert after.no_color
     assert parser.parse_args([*line, "--force-color"]).force_color
     assert parser.parse_args(line).verbosity == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "line"), VERBS, ids=[f"{c.__module__}-{v[0]}" for c, v in VERBS]
+)
+def test_the_help_of_each_verb_ends_with_an_example_that_works(
+    command: BaseCommand, line: list[str]
+) -> None:
+    name = command.__module__.rpartition(".")[2]
+    parser = command.create_parser("manage.py", name)
+    verbs: Any = next(a for a in parser._actions if a.dest == "verb")
+    assert set(verbs.choices) == {line[0] for one, line in VERBS if type(one) is type(command)}
+    verb = verbs.choices[line[0]]
+    start, example = verb.epilog.split(f"Example: manage.py {name} ")
+    assert verb.format_help().endswith(f"\n{verb.epilog}\n")
+    assert start == ""
+    assert parser.parse_args(example.split()).verb == line[0]
 
 
 def test_settings_after_the_verb(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ DEFAULTS: dict[str, object] = {
     "audit_required": True,
     "audit_successes": True,
     "audit_sink": "tokenauth.audit.database.DatabaseSink",
+    "audit_addresses": "full",
     "audit_seal_keys": {},
 }
 
@@ -77,6 +78,7 @@ def test_default(attribute: str, default: object) -> None:
         ("AUDIT_REQUIRED", False, False),
         ("AUDIT_SUCCESSES", False, False),
         ("AUDIT_SYNCHRONOUS_COMMIT", False, False),
+        ("AUDIT_ADDRESSES", "truncated", "truncated"),
         ("AUDIT_SINK", "a.B", "a.B"),
         ("AUDIT_SEAL_KEYS", {}, {}),
         ("AUDIT_SEAL_KEYS", {"a.b_c-9" * 4: "k" * 32}, {"a.b_c-9" * 4: "k" * 32}),
@@ -152,6 +154,7 @@ WRONG: dict[str, list[object]] = {
     "AUDIT_REQUIRED": [None, 0, 1, "False"],
     "AUDIT_SUCCESSES": [None, 0, 1, "False"],
     "AUDIT_SYNCHRONOUS_COMMIT": [None, 0, 1, "off"],
+    "AUDIT_ADDRESSES": [None, "", "Full", ["full"], 24],
     "AUDIT_SINK": [None, 1, b"a.B", ["a.B"]],
     "AUDIT_SEAL_KEYS": [
         None,

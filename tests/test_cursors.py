@@ -36,6 +36,7 @@ from tests.audit_log import (
     verify,
     write,
 )
+from tests.thorough import examples
 from tokenauth.audit import cursors
 from tokenauth.audit.cursors import Cursor, Mark
 from tokenauth.audit.sealing.sealer import last_seal
@@ -86,7 +87,7 @@ def covers(made: Cursor, row_id: int, xid: int) -> bool:
     return bool(made.window) and row_id <= made.after and xid < made.until
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(15, thorough=60))
 @given(cursor=CURSORS)
 def test_both_ways_to_tell_what_is_covered_agree(cursor: Cursor) -> None:
     if not AuditEvent.objects.exists():

@@ -22,16 +22,19 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 from asgiref.sync import async_to_sync
 from django.core.management import call_command, get_commands, load_command_class
 from django.test import Client
 from django.urls import path
 from django.utils.module_loading import import_string
+from drf_spectacular.generators import SchemaGenerator
 from pytest_django import Settings
 from rest_framework.viewsets import ViewSetMixin
 
 from tests.conftest import Issue, bearer
-from tokenauth import checks, conf, responses
+from tests.jwt_keys import OLD_KEYS, as_pem
+from tokenauth import checks, conf, responses, services
 from tokenauth.audit.rows import make_row
 from tokenauth.client_info import ClientInfo
 from tokenauth.clients.source import TokenSender
@@ -42,11 +45,13 @@ from tokenauth.models import AuditEvent, AuditSeal, Event, Token
 from tokenauth.principal import Principal
 from tokenauth.rates import parse_rate
 from tokenauth.responses import Refusal
+from tokenauth.signals import audited
 from tokenauth.verifiers.database import DatabaseVerifier
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = {page.name: page for page in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]}
+TOP = [ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY")]
+PAGES = {page.name: page for page in [*TOP, *sorted(DOCS.rglob("*.md"))]}
 
 _BLOCK = re.compile(
     r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S
@@ -149,10 +154,11 @@ def run(db: None, monkeypatch: pytest.MonkeyPatch) -> Run:
     there, and a block that says which module of ``myproject`` it is becomes that module.
     """
     monkeypatch.setitem(sys.modules, "myproject", ModuleType("myproject"))
+    monkeypatch.setattr(audited, "receivers", [])
 
     def run_block(block: Block) -> dict[str, Any]:
         for variable in _ENVIRONMENT.findall(block.text):
-            monkeypatch.setenv(variable, "partner-secret" if "PARTNER" in variable else "k" * 32)
+            monkeypatch.setenv(variable, _value_of(variable))
         named = _MODULE.match(block.text)
         module = ModuleType(".".join(named.groups()) if named else "snippet")
         if "INSTALLED_APPS +=" in block.text:
@@ -162,6 +168,13 @@ def run(db: None, monkeypatch: pytest.MonkeyPatch) -> Run:
         return vars(module)
 
     return run_block
+
+
+def _value_of(variable: str) -> str:
+    """Return what an environment variable of the documentation may hold."""
+    if "PRIVATE_KEY" in variable:
+        return as_pem(OLD_KEYS["ES256"])
+    return "partner-secret" if "PARTNER" in variable else "k" * 32
 
 
 @pytest.fixture
@@ -183,7 +196,16 @@ def view_at(run: Run, settings: Settings, client: Client, issue: Issue) -> Answe
 # Python.
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=str)
+# Those of an app run in the project of test_realistic.py, where the app is installed, and those of
+# the tutorial in .ci/try_tutorial.py, which does everything that the page says.
+RUNNABLE = [
+    block
+    for block in blocks("python")
+    if block.page != "tutorial.md" and not block.text.startswith("# teams/")
+]
+
+
+@pytest.mark.parametrize("block", RUNNABLE, ids=str)
 def test_every_python_block_runs(block: Block, run: Run, settings: Settings) -> None:
     names = run(block)
     if "TOKENAUTH" in names:
@@ -251,8 +273,6 @@ READ, WRITE = "samples:read", "samples:write"
         ("throttling.md", "Search", "get", [READ], 200),
         ("throttling.md", "Search", "get", [], 403),
         ("throttling.md", "Search", "get", None, 401),
-        ("principal.md", "MySamples", "get", [], 200),
-        ("principal.md", "MySamples", "get", None, 401),
     ],
 )
 def test_views(
@@ -338,7 +358,7 @@ def test_services_do_what_their_snippet_says(run: Run) -> None:
 
 
 def test_the_test_client_calls_with_its_token(run: Run) -> None:
-    client = run(snippet("authentication.md", "APIClient"))["client"]
+    client = run(snippet("authentication.md", "TokenClient"))["client"]
     assert client.get("/api/v1/samples/").status_code == 200
 
 
@@ -348,6 +368,17 @@ def test_the_test_case_passes(run: Run) -> None:
     unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
     assert result.testsRun == 1
     assert result.wasSuccessful(), (result.errors, result.failures)
+
+
+def test_the_receiver_warns_of_revoked_tokens(
+    run: Run, issue: Issue, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(snippet("extending.md", "@receiver(audited)"))
+    revoked = issue()
+    services.revoke(revoked.token)
+    client.get("/api/v1/whoami/", **bearer(revoked))
+    alarms = [record for record in caplog.records if record.name == "myproject.alarms"]
+    assert [revoked.token.public_id in record.getMessage() for record in alarms] == [True]
 
 
 def test_the_closed_site_is_closed(run: Run, settings: Settings, client: Client) -> None:
@@ -460,6 +491,18 @@ def test_error_bodies(run: Run, settings: Settings, client: Client) -> None:
     error = {"code": plain["code"], "message": plain["detail"], "path": "/api/v1/whoami/"}
     assert answer.json() == {"success": False, "error": error}
     assert (answer.status_code, answer["Cache-Control"]) == (401, "no-store")
+
+
+def test_the_excerpt_of_the_openapi_schema() -> None:
+    def part_of(excerpt: Any, whole: Any) -> Any:
+        """Return what ``whole`` has under the keys of ``excerpt``."""
+        if not isinstance(excerpt, dict):
+            return whole
+        return {key: part_of(value, whole[key]) for key, value in excerpt.items()}
+
+    [block] = blocks("yaml", "openapi.md")
+    excerpt = yaml.safe_load(block.text)
+    assert part_of(excerpt, SchemaGenerator().get_schema(public=True)) == excerpt
 
 
 def test_a_site_starts_with_the_logging_that_is_printed() -> None:
@@ -615,7 +658,7 @@ def test_events_are_complete() -> None:
 
 def test_reasons_are_complete() -> None:
     [paragraph] = re.findall(r"^Reasons of refusals:.*?\n\n", prose("audit.md"), re.M | re.S)
-    assert sorted(codes(paragraph)) == sorted([*Reason, "deleted", "owner_deleted"])
+    assert sorted(codes(paragraph)) == sorted([*Reason, "deleted", "owner_deleted", "source_gone"])
 
 
 def test_columns_are_complete() -> None:
@@ -695,3 +738,25 @@ def test_dotted_names_exist(page: str) -> None:
 def permissions() -> set[str]:
     """Return the names of the app's own permissions."""
     return {f"tokenauth.{codename}" for codename, _ in Token._meta.permissions}
+
+
+def test_rows_are_selected_in_three_ways(
+    run: Run, settings: Settings, issue: Issue, client: Client, make_user: Callable[..., Any]
+) -> None:
+    names = run(snippet("principal.md", "class ByEither"))
+    views = {
+        name: names[name].as_view({"get": "list"}) for name in ("ByClient", "ByUser", "ByEither")
+    }
+    settings.ROOT_URLCONF = Routes(*(path(f"{name}/", view) for name, view in views.items()))
+    jo = make_user("jo")
+    for owner in ("ci", "jo", str(jo.pk), "client:ci"):
+        names["Sample"].objects.create(name=f"of {owner}", owner=owner)
+
+    def lists(**options: Any) -> list[Any]:
+        token = bearer(issue(client_id="ci", **options))
+        return [client.get(f"/{name}/", **token).json() for name in views]
+
+    assert lists(user=jo) == [["of ci"], ["of jo"], [f"of {jo.pk}"]]
+    by_client, refused, by_either = lists()
+    assert (by_client, by_either) == (["of ci"], ["of client:ci"])
+    assert refused["code"] == "user_required"

@@ -16,6 +16,7 @@ from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet, ModelViewSet
 
 from tests.conftest import Issue, events
+from tests.thorough import pairs
 from tokenauth.authentication import TokenAuthentication
 from tokenauth.guards import may_skip_guard, stray_keys
 from tokenauth.permissions import HasScopes
@@ -114,8 +115,9 @@ def test_scopes_of_an_action(declared: dict[str, Any], needed: list[str], issue:
     assert status(made, issue, R, "delete") == 403
 
 
-@pytest.mark.parametrize("method", ["get", "post", "put", "patch", "delete"])
-@pytest.mark.parametrize("granted", [R, W, ["*"]])
+@pytest.mark.parametrize(
+    ("method", "granted"), pairs(["get", "post", "put", "patch", "delete"], [R, W, ["*"]])
+)
 @pytest.mark.parametrize(
     "made",
     [

@@ -359,7 +359,7 @@ def test_one_token_in_a_variable(run: Run, env: Env, make_user: MakeUser) -> Non
     env(FOREIGN)
     args = ("import", "--env", "TOKENS", *CLIENT, "--user", "jo", "--ttl", "30d")
     out = run(*args, "--scope", "samples:read", "--scope", "samples:write")
-    assert (out, run.err) == ("1 imported, 0 there already.\n", "")
+    assert (out, run.err) == ("1 imported, 0 already stored.\n", "")
     token = Token.objects.get()
     assert (token.client_id, token.user, token.name) == ("c", user, "")
     assert token.scopes == "samples:read samples:write"
@@ -369,7 +369,7 @@ def test_one_token_in_a_variable(run: Run, env: Env, make_user: MakeUser) -> Non
     assert token.created_by.startswith("command:")
     assert whoami(FOREIGN).json()["client_id"] == "c"
     before = everything()
-    assert run(*args) == "0 imported, 1 there already.\n"
+    assert run(*args) == "0 imported, 1 already stored.\n"
     assert run.err == ""
     assert everything() == before
 
@@ -379,7 +379,7 @@ def test_json_tells_of_each_token(run: Run, env: Env, db: None) -> None:
     run("import", "--env", "TOKENS", *CLIENT)
     env(",".join([LONG["a"], LONG["b"]]))
     old, new = run.json("import", "--csv-env", "TOKENS", *CLIENT)
-    assert run.err == "1 imported, 1 there already.\n"
+    assert run.err == "1 imported, 1 already stored.\n"
     assert (old["created"], new["created"]) == (False, True)
     assert (new["client_id"], new["status"]) == ("c", "active")
     assert "token" not in new
@@ -400,7 +400,7 @@ def test_whose_a_token_is(
 
 def test_an_object_of_tokens_and_clients(run: Run, env: Env, db: None) -> None:
     env(json.dumps({LONG["a"]: "one", LONG["b"]: "two", LONG["c"]: "one"}))
-    assert run("import", "--json-env", "TOKENS") == "3 imported, 0 there already.\n"
+    assert run("import", "--json-env", "TOKENS") == "3 imported, 0 already stored.\n"
     assert whoami(LONG["a"]).json()["client_id"] == "one"
     assert whoami(LONG["b"]).json()["client_id"] == "two"
     assert whoami(LONG["c"]).json()["client_id"] == "one"
@@ -409,7 +409,7 @@ def test_an_object_of_tokens_and_clients(run: Run, env: Env, db: None) -> None:
 def test_a_list_of_tokens(run: Run, env: Env, db: None) -> None:
     a, b, c = (LONG[name] for name in "abc")
     env(f" {a}, {b} ,,{a},\t{c}\n, ")
-    assert run("import", "--csv-env", "TOKENS", *CLIENT) == "3 imported, 0 there already.\n"
+    assert run("import", "--csv-env", "TOKENS", *CLIENT) == "3 imported, 0 already stored.\n"
     assert [whoami(text).status_code for text in (a, b, c)] == [200] * 3
 
 
@@ -418,13 +418,13 @@ def test_a_list_of_tokens(run: Run, env: Env, db: None) -> None:
 def test_a_token_in_a_file(run: Run, tmp_path: Path, db: None, text: str, end: str) -> None:
     file = tmp_path / "token"
     file.write_bytes((text + end).encode())
-    assert run("import", "--file", str(file), *CLIENT) == "1 imported, 0 there already.\n"
+    assert run("import", "--file", str(file), *CLIENT) == "1 imported, 0 already stored.\n"
     assert whoami(text).status_code == 200
 
 
 def test_a_token_on_standard_input(run: Run, db: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(FOREIGN + "\n"))
-    assert run("import", "--file", "-", *CLIENT) == "1 imported, 0 there already.\n"
+    assert run("import", "--file", "-", *CLIENT) == "1 imported, 0 already stored.\n"
     assert whoami(FOREIGN).status_code == 200
 
 
@@ -444,7 +444,7 @@ def test_what_was_there_and_does_not_work_is_named(run: Run, env: Env, db: None)
     services.revoke(stopped)
     before = everything()
     env(",".join(LONG[name] for name in "abc"))
-    assert run("import", "--csv-env", "TOKENS", *CLIENT) == "0 imported, 3 there already.\n"
+    assert run("import", "--csv-env", "TOKENS", *CLIENT) == "0 imported, 3 already stored.\n"
     assert run.err.splitlines() == [
         f"TOKENS, entry 1 is already stored as {stopped}, revoked; it was not changed.",
         f"TOKENS, entry 2 is already stored as {others}, active; it was not changed.",
@@ -456,7 +456,7 @@ def test_a_user_is_compared_too(run: Run, env: Env, make_user: MakeUser) -> None
     make_user("jo")
     env(LONG["a"])
     args = ("import", "--env", "TOKENS", "--user", "jo")
-    for out in ("1 imported, 0 there already.\n", "0 imported, 1 there already.\n"):
+    for out in ("1 imported, 0 already stored.\n", "0 imported, 1 already stored.\n"):
         assert (run(*args), run.err) == (out, "")
     nobodys, _ = services.import_plaintext(LONG["b"], client_id="jo")
     env(LONG["b"])
@@ -472,7 +472,7 @@ def test_what_is_there_is_not_measured_by_settings_of_today(
     run(*args)
     before = everything()
     configure(MAX_LIFETIME="30d", SCOPES={"other": "Other"})
-    assert (run(*args), run.err) == ("0 imported, 1 there already.\n", "")
+    assert (run(*args), run.err) == ("0 imported, 1 already stored.\n", "")
     assert everything() == before
 
 
@@ -493,11 +493,11 @@ REFUSED: list[tuple[str, str, str]] = [
     ("--env", f"{FOREIGN}é", "TOKENS: This holds a space, a line end or something else"),
     ("--env", f"{FOREIGN}\udcff", "TOKENS: This holds a space, a line end or something else"),
     ("--env", FORGED, "TOKENS: This begins with tka_ as our tokens do, but a part is"),
-    ("--env", f'"{FOREIGN}"', "TOKENS: This has quotes around it, "),
+    ("--env", f'"{FOREIGN}"', "TOKENS: This has quotes around it. "),
     ("--env", f"{LONG['a']},{LONG['b']}", "TOKENS holds a comma; use --csv-env"),
     ("--env", f"{FOREIGN},", "TOKENS holds a comma; use --csv-env"),
     ("--csv-env", f'"{LONG["a"]},{LONG["b"]}"', "TOKENS has quotes around it; "),
-    ("--csv-env", f'{LONG["a"]},"{LONG["b"]}"', "TOKENS, entry 2: This has quotes around it, "),
+    ("--csv-env", f'{LONG["a"]},"{LONG["b"]}"', "TOKENS, entry 2: This has quotes around it. "),
     ("--csv-env", "", "TOKENS is empty; "),
     ("--csv-env", ", ,,", "TOKENS holds no token; separate tokens with commas."),
     ("--csv-env", f"{LONG['a']},,{SHORT}", "TOKENS, entry 3: This is too short: "),
@@ -551,7 +551,7 @@ def test_refused_whole_and_unspoken(
 def test_a_long_name_is_a_name(run: Run, env: Env, db: None) -> None:
     names = [NAME, "0b5a7c9e-1d2f-4a6b-8c3d-5e7f9a1b2c3d", "robot@ci.eu-west-1.internal.example"]
     env(json.dumps(dict(zip(LONG.values(), names, strict=False))))
-    assert run("import", "--json-env", "TOKENS") == "3 imported, 0 there already.\n"
+    assert run("import", "--json-env", "TOKENS") == "3 imported, 0 already stored.\n"
 
 
 @pytest.mark.parametrize(
@@ -562,7 +562,7 @@ def test_beside_a_token_a_client_may_look_like_one(
     run: Run, env: Env, client: str, db: None
 ) -> None:
     env(json.dumps({FOREIGN: client}))
-    assert run("import", "--json-env", "TOKENS") == "1 imported, 0 there already.\n"
+    assert run("import", "--json-env", "TOKENS") == "1 imported, 0 already stored.\n"
 
 
 def test_refusals_hold_no_token_in_their_frames(run: Run, env: Env, db: None) -> None:
@@ -628,14 +628,14 @@ def test_a_file_that_holds_no_token(
     ("args", "message"),
     [
         (("--json-env", "TOKENS", *CLIENT), "--json-env names the clients: leave --client out."),
-        ((*CLIENT,), "one of the arguments --env --json-env --csv-env --file is required"),
+        ((*CLIENT,), "one of the arguments --env --json-env --csv-env --file --from is required"),
         (("--env", "A", "--file", "b", *CLIENT), "not allowed with argument"),
         ((FOREIGN, "--env", "A", *CLIENT), "don't give the token itself"),
-        (("--env", "TOKENS", *CLIENT, "--scope", "nope"), "--scope: No such scope: nope"),
+        (("--env", "TOKENS", *CLIENT, "--scope", "nope"), "--scope: Unknown scope: nope"),
         (("--env", "TOKENS", *CLIENT, "--ttl", "400d"), "--ttl: Tokens live for 365 days"),
         (("--env", "TOKENS", *CLIENT, "--user", "nobody"), "There is no user 'nobody'"),
         (("--env", "TOKENS", "--client", ""), "--client: Name the client"),
-        (("--env", "TOKENS", "--client", FOREIGN), "--client: This holds the token's text"),
+        (("--env", "TOKENS", "--client", FOREIGN), "--client: This contains the text of the token"),
     ],
 )
 def test_wrong_usage(args: tuple[str, ...], message: str, run: Run, env: Env, db: None) -> None:
@@ -669,8 +669,8 @@ def test_exit_codes_and_words_in_a_process(
 
     env_args = ("--env", "TOKENS", *CLIENT)
     first = processes.run("tokenauth", "import", *env_args, TOKENS=FOREIGN)
-    assert first == (0, "1 imported, 0 there already.\n", "")
-    assert run_here(*env_args, text=FOREIGN) == (0, "0 imported, 1 there already.\n", "")
+    assert first == (0, "1 imported, 0 already stored.\n", "")
+    assert run_here(*env_args, text=FOREIGN) == (0, "0 imported, 1 already stored.\n", "")
     code, out, err = run_here(*env_args, text=SHORT)
     assert (code, out) == (1, "")
     assert err.startswith("CommandError: TOKENS: This is too short: ")

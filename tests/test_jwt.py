@@ -79,12 +79,15 @@ ED = ed25519.Ed25519PrivateKey.generate()
 OTHER_ED = ed25519.Ed25519PrivateKey.generate()
 RSA = rsa.generate_private_key(public_exponent=65_537, key_size=2_048)
 SMALL_RSA = rsa.generate_private_key(public_exponent=65_537, key_size=1_024)
-CURVE = ec.generate_private_key(ec.SECP256R1())
+CURVE, OTHER_CURVE, LARGE_CURVE = (
+    ec.generate_private_key(kind) for kind in (ec.SECP256R1(), ec.SECP256R1(), ec.SECP384R1())
+)
 
 RINGS: dict[str, dict[str, str]] = {
     "HS256": {"2026": SECRET},
     "EdDSA": {"2026": private_pem(ED)},
     "RS256": {"2026": private_pem(RSA)},
+    "ES256": {"2026": private_pem(CURVE)},
 }
 
 
@@ -263,9 +266,24 @@ def test_scopes(issue: Issue, source: list[str], wanted: Any, granted: list[str]
     assert known(minted.plaintext).scopes == ScopeSet(granted)
 
 
+@pytest.mark.parametrize("scopes", [None, ["a:read"]])
+def test_the_scopes_of_this_app_are_left_out(issue: Issue, scopes: Any) -> None:
+    minted = mint(issue(scopes=["tokenauth:manage", "a:read"]), scopes=scopes)
+    assert list(minted.scopes) == ["a:read"]
+
+
+def test_the_scopes_of_this_app_have_no_effect_in_a_jwt(issue: Issue) -> None:
+    issued = issue(scopes=["tokenauth:manage", "a:read"])
+    text = forge(issued, scope="tokenauth:manage a:read")
+    assert known(text).scopes == ScopeSet(["a:read"])
+
+
 @pytest.mark.parametrize(
     ("source", "wanted"),
     [
+        (["tokenauth:manage"], ["tokenauth:manage"]),
+        (["*"], ["tokenauth:manage"]),
+        (["*"], ["tokenauth:*"]),
         (["a:read"], ["a:write"]),
         (["a:read"], ["a:*"]),
         (["a:*"], ["*"]),
@@ -583,9 +601,12 @@ def test_an_hour_that_comes_twice(issue: Issue, settings: Settings) -> None:
 def test_keys_are_changed_one_after_the_other(
     issue: Issue, use: Callable[..., None], algorithm: str
 ) -> None:
-    new = {"HS256": OTHER_SECRET, "EdDSA": private_pem(OTHER_ED), "RS256": private_pem(RSA)}[
-        algorithm
-    ]
+    new = {
+        "HS256": OTHER_SECRET,
+        "EdDSA": private_pem(OTHER_ED),
+        "RS256": private_pem(RSA),
+        "ES256": private_pem(OTHER_CURVE),
+    }[algorithm]
     use(algorithm)
     issued = issue()
     old = mint(issued).plaintext
@@ -614,6 +635,8 @@ def test_a_public_key_that_only_verifies(issue: Issue, use: Callable[..., None])
         ("EdDSA", private_pem(RSA)),
         ("EdDSA", private_pem(CURVE)),
         ("RS256", private_pem(ED)),
+        ("ES256", private_pem(ED)),
+        ("ES256", private_pem(LARGE_CURVE)),
         ("HS256", "ssh-rsa " + "QmFzZTY0" * 12),
         ("HS256", "ecdsa-sha2-nistp256 " + "QmFzZTY0" * 12),
         (
@@ -636,7 +659,7 @@ def test_keys_that_cannot_be_used(
     assert ids() == ["tokenauth.E017"]
 
 
-NO_ALGORITHMS: list[Any] = ["none", "hs256", "ES256", "HS512", "", None, [], 256]
+NO_ALGORITHMS: list[Any] = ["none", "hs256", "ES512", "HS512", "", None, [], 256]
 NO_NAMES: list[Any] = ["", " ", "a ", "a\nb", None, 1, ["a"], "a" * 201]
 NO_RINGS: list[Any] = [
     {},
@@ -1015,6 +1038,7 @@ class OwnVerifier(JWTVerifier):
         ({"JWT": jwt_settings("RS256", keys={"1": private_pem(SMALL_RSA)})}, ["tokenauth.E017"]),
         ({"JWT": jwt_settings("EdDSA")}, []),
         ({"JWT": jwt_settings("RS256")}, []),
+        ({"JWT": jwt_settings("ES256")}, []),
     ],
 )
 def test_checks(configure: Callable[..., None], options: Any, expected: list[str]) -> None:

@@ -84,7 +84,7 @@ def test_a_key_is_made(keyfile: Ask, run: Run, file: Path) -> None:
     text = file.read_text()
     token = Token.objects.get()
     assert out == f"API key authentication ready (key file: {file})\n"
-    assert run.err == f"{token}: a new key was made.\n"
+    assert run.err == f"{token}: a new key was issued.\n"
     assert text[17:] not in out + run.err
     assert text.split("_")[:2] == ["tka", token.public_id]
     assert text == text.strip()
@@ -175,7 +175,7 @@ def test_a_relative_path(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--scope", "nope"), "--scope: No such scope"),
+        (("--scope", "nope"), "--scope: Unknown scope"),
         (("--ttl", "400d"), "--ttl: Tokens live for 365 days"),
         (("--user", "nobody"), "There is no user"),
         (("--client", ""), "--client: Name the client"),
@@ -278,7 +278,7 @@ def test_a_key_made_elsewhere_is_imported(keyfile: Ask, run: Run, file: Path, en
         keyfile("--scope", "samples:read") == f"API key authentication ready (key file: {file})\n"
     )
     token = Token.objects.get()
-    assert run.err == f"{token}: the key in it was imported.\n"
+    assert run.err == f"{token}: the key in the file was imported.\n"
     assert (token.name, token.scopes) == (f"keyfile:{file}", "samples:read")
     assert events() == ["token.imported"]
     assert status_of(FOREIGN) == 200
@@ -305,7 +305,7 @@ def test_a_key_that_is_known_already_gets_the_label(keyfile: Ask, run: Run, file
     token.refresh_from_db()
     assert token.name == f"keyfile:{file}"
     assert run.err == (
-        f"{token}: the key in it was stored already, and is labelled with the file now.\n"
+        f"{token}: the key in the file was already stored; its label now names the file.\n"
     )
     assert events() == ["token.imported", "token.changed"]
     assert AuditEvent.objects.get(event="token.changed").actor.startswith("command:")
@@ -322,7 +322,7 @@ def test_a_file_open_to_others_is_refused(keyfile: Ask, file: Path, mode: int) -
         keyfile()
     assert str(caught.value) == (
         f"The key file {file} can't be used: others can read or write it (mode {mode:04o}). "
-        "Delete it and run again: a new key is made."
+        "To create a new key, delete the file and run the command again."
     )
     assert state() == ([], 0)
 
@@ -349,7 +349,7 @@ def test_a_file_that_holds_no_key_is_refused(
         keyfile()
     said = str(caught.value)
     assert said.startswith(f"The key file {file} can't be used: {problem}")
-    assert said.endswith(" Delete it and run again: a new key is made.")
+    assert said.endswith(" To create a new key, delete the file and run the command again.")
     assert text.strip()[:12] not in said or len(text) < 12
     assert file.read_text() == text
     assert (run.out, state()) == ("", ([], 0))
@@ -410,7 +410,7 @@ def test_a_key_that_does_not_work_is_refused(
     with pytest.raises(CommandError) as caught:
         keyfile()
     public_id = Token.objects.get().public_id
-    assert f"can't be used: its key, {public_id}, is {status}. Delete it and" in str(caught.value)
+    assert f"can't be used: its key, {public_id}, is {status}. To create" in str(caught.value)
     assert state() == before
     assert file.exists()
 
@@ -424,11 +424,11 @@ def test_deleting_the_file_and_running_again_rotates(keyfile: Ask, run: Run, fil
     file.unlink()
     keyfile()
     new = Token.objects.exclude(pk=old.pk).get()
-    assert run.err == f"{new}: a new key was made.\n{old}, the previous key, was revoked.\n"
+    assert run.err == f"{new}: a new key was issued.\n{old}, the previous key, was revoked.\n"
     old.refresh_from_db()
     assert old.status is TokenStatus.REVOKED
     assert old.revoked_by == new.created_by
-    assert old.revoked_reason == "another key has taken its place in the file"
+    assert old.revoked_reason == "replaced by another key in the key file"
     assert (status_of(old_text), status_of(file.read_text())) == (401, 200)
     assert sorted(events()[:3]) == ["token.issued", "token.issued", "token.revoked"]
 
@@ -532,7 +532,7 @@ def test_whoever_links_first_makes_the_key(
     monkeypatch.setattr(os, "link", late)
     keyfile()
     token = Token.objects.get()
-    assert run.err == f"{token}: the key in it was imported.\n"
+    assert run.err == f"{token}: the key in the file was imported.\n"
     assert events() == ["token.imported"]
     assert file.read_text() == FOREIGN
     assert [*file.parent.iterdir()] == [file]
@@ -555,7 +555,7 @@ def test_a_slow_run_does_not_undo_a_rotation(
         return real(*args)
 
     monkeypatch.setattr(keyfiles, "_adopt", late)
-    with pytest.raises(CommandError, match=r"was changed meanwhile; run again\.$"):
+    with pytest.raises(CommandError, match=r"was changed while it was read; run again\.$"):
         keyfile()
     assert Token.objects.get().status is TokenStatus.ACTIVE
     assert (status_of(FOREIGN), status_of(FOREIGN[::-1])) == (401, 200)
@@ -588,7 +588,7 @@ def test_of_many_runs_at_once_one_makes_the_key(
     processes.fetch()
     errors = [log.read_text() for log in tmp_path.glob("*.err")]
     assert process.returncode == 0, errors
-    assert sorted("a new key was made" in text for text in errors) == [False] * 2 + [True]
+    assert sorted("a new key was issued" in text for text in errors) == [False] * 2 + [True]
     active = Token.objects.get(revoked_at=None)
     assert file.read_text().split("_")[1] == active.public_id
     assert Token.objects.count() == 1 + is_rotation

@@ -10,9 +10,12 @@ from random import Random
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.core.exceptions import ValidationError
+from django.http import HttpResponse
+from django.test import RequestFactory
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 from hypothesis import HealthCheck, Phase, note, settings
@@ -24,6 +27,8 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from rest_framework.response import Response
+from rest_framework.views import APIView
 
 from tests.lifecycle_model import (
     COVERED_NETWORKS,
@@ -38,15 +43,22 @@ from tests.lifecycle_model import (
     RATES,
     SELF_SERVICE,
     Acting,
+    Foreign,
     Known,
     Rights,
     World,
 )
+from tests.thorough import examples
 from tokenauth import admission, services
+from tokenauth.authentication import TokenAuthentication
 from tokenauth.client_info import Actor, ActorKind, ClientInfo
 from tokenauth.credentials import Credential
+from tokenauth.decorators import scopes_required
 from tokenauth.exceptions import NotPermitted, Refused
-from tokenauth.models import AuditEvent, Token
+from tokenauth.middleware import TokenAuthMiddleware
+from tokenauth.models import AuditEvent, Takeover, Token
+from tokenauth.permissions import HasScopes
+from tokenauth.principal import Principal
 from tokenauth.tokens import Plaintext
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -57,9 +69,26 @@ MANY = {
     "disable": services.disable_many,
     "enable": services.enable_many,
 }
+AUTHTOKEN: Any = "authtoken.Token"
+HAS_AUTHTOKEN = apps.is_installed("rest_framework.authtoken")
+"""Under tests.moving.settings, where takeovers are among the actions."""
 EVENTS = {"revoke": "token.revoked", "disable": "token.disabled", "enable": "token.enabled"}
 
 Choice = Callable[[Random], Any]
+
+
+def answer(request: Any) -> HttpResponse:
+    return HttpResponse()
+
+
+def drf_view(scopes: list[str]) -> Any:
+    """Return a DRF view that requires ``scopes``."""
+    classes: dict[str, Any] = {
+        "authentication_classes": [TokenAuthentication],
+        "permission_classes": [HasScopes],
+    }
+    get = {"get": lambda self, request: Response()}
+    return type("View", (APIView,), {**classes, **get, "required_scopes": scopes}).as_view()  # type: ignore[attr-defined]
 
 
 def one_of(*values: Any) -> Choice:
@@ -107,7 +136,7 @@ class Lifecycle(RuleBasedStateMachine):
         super().__init__()
         # MariaDB checks each row's references at once.
         Token.objects.update(parent=None, replaced_by=None)
-        for model in (AuditEvent, Token):
+        for model in (AuditEvent, Takeover, Token):
             model.objects.all()._raw_delete("default")
         get_user_model().objects.all().delete()
         self.world, self.now = World(), START
@@ -434,6 +463,8 @@ class Lifecycle(RuleBasedStateMachine):
             rows=lambda _: [("token.revoked", t.public_id) for t in gone if not t.revoked],
         )
         self.world.users.discard(name)
+        for foreign in self.world.foreign:
+            foreign.gone = foreign.gone or foreign.owner == name
         for token in gone:
             token.deleted = True
 
@@ -462,6 +493,7 @@ class Lifecycle(RuleBasedStateMachine):
         token = self.token(which)
         self.now += timedelta(seconds=1)
         ip = ADDRESSES.get(token.rights.network, "192.0.2.7")
+        changing = self.disown(token)
         credential = Credential(text=Plaintext(token.plaintext), transport=None)
         with contextlib.suppress(Refused):
             principal = admission.admit(credential, ClientInfo(ip=ip))
@@ -471,7 +503,99 @@ class Lifecycle(RuleBasedStateMachine):
             assert self.new_rows() == [("auth.accepted", token.public_id)]
             return
         assert not token.is_active(self.now), "refused"
-        assert ("auth.rejected", "" if token.deleted else token.public_id) in self.new_rows()
+        rows = self.new_rows()
+        assert ("auth.rejected", "" if token.deleted else token.public_id) in rows
+        revoked = [token_id for event, token_id in rows if event == "token.revoked"]
+        assert sorted(revoked) == sorted(each.public_id for each in changing)
+
+    def log_in_elsewhere(self, name: str) -> None:
+        """Have the other package make a credential."""
+        kept = {foreign.owner for foreign in self.world.foreign if not foreign.gone}
+        if name in self.world.users and name not in kept:
+            row = apps.get_model(AUTHTOKEN).objects.create(user=self.users[name])
+            self.world.foreign.append(Foreign(plaintext=row.key, owner=name))
+
+    def log_out_elsewhere(self, which: int) -> None:
+        if self.world.foreign:
+            foreign = self.world.foreign[which % len(self.world.foreign)]
+            apps.get_model(AUTHTOKEN).objects.filter(key=foreign.plaintext).delete()
+            foreign.gone = True
+
+    def use_elsewheres(self, which: int) -> None:
+        """Use a credential of the other package, for the first time or again."""
+        if not self.world.foreign:
+            return
+        foreign = self.world.foreign[which % len(self.world.foreign)]
+        if foreign.token is not None:
+            self.use(self.world.tokens.index(foreign.token))
+            return
+        self.now += timedelta(seconds=1)
+        credential = Credential(text=Plaintext(foreign.plaintext), transport=None)
+        with contextlib.suppress(Refused):
+            principal = admission.admit(credential, ClientInfo(ip="192.0.2.7"))
+            assert not foreign.gone, "taken over"
+            self.remember_takeover(foreign, principal)
+            rows = [("auth.accepted", principal.token_id), ("token.imported", principal.token_id)]
+            assert self.new_rows() == rows
+            return
+        assert foreign.gone, "refused"
+        assert self.new_rows() == [("auth.rejected", "")]
+
+    def remember_takeover(self, foreign: Foreign, principal: Principal) -> None:
+        client, owner = principal.client_id, foreign.owner
+        is_usable = not (self.world.is_taken(owner, owner) or self.world.has_double(owner))
+        assert client == owner if is_usable else client.startswith(f"{owner}-")
+        rights = Rights(
+            owner=owner,
+            client=client,
+            scopes=frozenset({"a:read"}),
+            ends_at=self.now + LIFETIME,
+        )
+        foreign.token = Known(
+            public_id=principal.token_id,
+            plaintext=foreign.plaintext,
+            rights=rights,
+            created_at=self.now,
+            source=foreign,
+        )
+        self.world.tokens.append(foreign.token)
+
+    def disown(self, token: Known) -> list[Known]:
+        """Expect a use to revoke ``token`` if its source row is gone; return what that changes."""
+        if token.source is None or not token.source.gone or not token.is_active(self.now):
+            return []
+        changing = self.changing("revoke", [token], Acting(kind="code"))
+        self.remember_change("revoke", changing, Acting(kind="code"))
+        return changing
+
+    @action(which=numbers, needed=some_of("a:read", "a:write", "b"), is_drf=one_of(False, True))
+    def call(self, which: int, needed: frozenset[str], is_drf: bool) -> None:
+        """Call a view that requires scopes, of which ``b`` is only observed."""
+        if not needed:
+            return
+        token = self.token(which)
+        self.now += timedelta(seconds=1)
+        ip = ADDRESSES.get(token.rights.network, "192.0.2.7")
+        request = RequestFactory().get(
+            "/", headers={"Authorization": f"Bearer {token.plaintext}"}, REMOTE_ADDR=ip
+        )
+        view = drf_view(sorted(needed)) if is_drf else scopes_required(*sorted(needed))(answer)
+        status = TokenAuthMiddleware(view)(request).status_code
+        self.disown(token)
+        if not token.is_active(self.now):
+            assert status == 401
+            self.new_rows()
+            return
+        granted = {one for scope in token.rights.scopes for one in COVERED_SCOPES[scope]}
+        rows = AuditEvent.objects.filter(pk__gt=self.last, event="access.denied")
+        denied = [(row.reason, row.outcome) for row in rows]
+        lacking = needed - granted
+        expected = {
+            frozenset(): (200, []),
+            frozenset({"b"}): (200, [("observed", "success")]),
+        }.get(lacking, (403, [("insufficient_scope", "failure")]))
+        assert (status, denied) == expected
+        assert len(self.new_rows()) == 1 + len(denied)
 
     @action(hours=one_of(1, 1, 24))
     def wait(self, hours: int) -> None:
@@ -547,6 +671,12 @@ class Lifecycle(RuleBasedStateMachine):
         assert replay() == expected
 
 
+if HAS_AUTHTOKEN:
+    ACTIONS += [("log_in_elsewhere", {"name": one_of(*PEOPLE)})] * 2
+    ACTIONS += [("use_elsewheres", {"which": numbers})] * 4
+    ACTIONS += [("log_out_elsewhere", {"which": numbers})]
+
+
 def replay() -> dict[str, tuple[Any, ...]]:
     """Return the tokens' state as the audit alone tells it."""
     states: dict[str, dict[str, Any]] = {}
@@ -554,7 +684,7 @@ def replay() -> dict[str, tuple[Any, ...]]:
     names = ("event", "token_id", "user_name", "client_id", "details")
     for row in rows.order_by("pk").values_list(*names, named=True):
         details = row.details
-        if row.event == "token.issued":
+        if row.event in {"token.issued", "token.imported"}:
             owner = row.user_name or None
             states[row.token_id] = {
                 "owner": owner,
@@ -599,13 +729,15 @@ def test_any_sequence_of_changes_keeps_the_rules(configure: Callable[..., None])
         SELF_SERVICE_SCOPES=sorted(SELF_SERVICE),
         MAX_LIFETIME="10d",
         ROTATION_GRACE="1h",
+        OBSERVE_SCOPES=["b"],
         TOKEN_RATE="100/m",
+        IMPORTED_SCOPES=["a:read"],
     )
     run_state_machine_as_test(
         Lifecycle,
         settings=settings(
             phases=[Phase.generate],  # Shrinking takes minutes; the steps are printed.
-            max_examples=10,
+            max_examples=examples(3, thorough=10),
             stateful_step_count=40,
             deadline=None,
             derandomize=True,

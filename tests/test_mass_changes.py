@@ -198,7 +198,7 @@ def test_a_name_of_another_is_found_among_many(
     if holder == "token":
         issue(user=eva, client_id="laptop")
     services.disable_many(Token.objects.filter(user=jo), by=by(jo))
-    with pytest.raises(NotPermitted, match="belongs to somebody else"):
+    with pytest.raises(NotPermitted, match="belongs to another owner"):
         services.enable_many(Token.objects.filter(user=jo), by=by(jo))
     assert AuditEvent.objects.get(event="token.refused").token_id == tokens[3].public_id
     assert not Token.objects.filter(user=jo, enabled=True).exists()

@@ -28,7 +28,14 @@ from tests.conftest import Issue
 from tests.locks import locked_elsewhere
 from tokenauth import services
 from tokenauth.exceptions import Reason
-from tokenauth.models import Token, TokenStatus, mark_used
+from tokenauth.models import (
+    Token,
+    TokenStatus,
+    begin_of,
+    ends_between,
+    find_ending,
+    mark_used,
+)
 from tokenauth.models.tokens import bounded_wait
 
 NOW = timezone.now()
@@ -122,21 +129,46 @@ def _all_kinds_of_tokens() -> Iterator[Token]:
         )
 
 
-@pytest.mark.django_db
-@pytest.mark.parametrize("limit", [None, "10d"])
-def test_the_database_tells_each_status_as_python_does(
-    limit: str | None, configure: Callable[..., None]
-) -> None:
-    configure(MAX_LIFETIME=limit)
+@pytest.fixture(params=[None, "10d"])
+def every_kind(
+    request: pytest.FixtureRequest, db: None, configure: Callable[..., None]
+) -> list[Token]:
+    """Store tokens of all kinds, under each MAX_LIFETIME."""
+    configure(MAX_LIFETIME=request.param)
     for user in (ACTIVE_USER, INACTIVE_USER):
         user.save()
     Token.objects.bulk_create(_all_kinds_of_tokens())
-    tokens = list(Token.objects.select_related("user"))
+    return list(Token.objects.select_related("user"))
+
+
+def test_the_database_tells_each_status_as_python_does(every_kind: list[Token]) -> None:
     for status in TokenStatus:
-        expected = {token.public_id for token in tokens if token.status_at(NOW) is status}
+        expected = {token.public_id for token in every_kind if token.status_at(NOW) is status}
         found = [token.public_id for token in Token.objects.with_status(status, NOW)]
         assert expected, f"no token in the grid is {status}"
         assert sorted(found) == sorted(expected), status
+
+
+def test_the_database_tells_which_tokens_end_as_python_does(every_kind: list[Token]) -> None:
+    start, end = NOW - MINUTE, NOW + MINUTE
+    expected = sorted(
+        token.public_id
+        for token in every_kind
+        if token.ends_at is not None and start < token.ends_at <= end
+    )
+    assert expected
+    found = Token.objects.filter(ends_between(start, end))
+    assert sorted(token.public_id for token in found) == expected
+    parts = [Token.objects.filter(each) for each in find_ending(start, end).values()]
+    assert sorted(token.public_id for part in parts for token in part) == expected
+
+
+def test_the_life_of_a_token_begins_where_python_says(issue: Issue) -> None:
+    issued, imported = issue().token, issue().token
+    Token.objects.filter(pk=imported.pk).update(imported_at=NOW, created_at=NOW - DAY)
+    for token in (issued, imported):
+        token.refresh_from_db()
+        assert token.begun_at == begin_of(token)
 
 
 def test_with_status_narrows_what_was_selected(issue: Issue) -> None:
@@ -294,6 +326,32 @@ def test_the_name_of_a_client_is_found_by_an_index(issue: Issue) -> None:
         issue(client_id=f"client-{number}")
     assert "tokenauth_token_client_key" in find_index(Token.objects.of_client("Client-7"))
     assert [token.client_id for token in Token.objects.of_client("CLIENT-7")] == ["client-7"]
+
+
+SELECTIONS: dict[str, Callable[[], QuerySet[Token]]] = {
+    "revoked": lambda: Token.objects.with_status(TokenStatus.REVOKED, NOW),
+    "disabled": lambda: Token.objects.with_status(TokenStatus.DISABLED, NOW),
+    "not_before": lambda: Token.objects.with_status(TokenStatus.NOT_YET_VALID, NOW),
+    "expires_at": lambda: Token.objects.filter(find_ending(NOW, NOW + DAY)["expires_at"]),
+    "begun_at": lambda: Token.objects.filter(find_ending(NOW, NOW + DAY)["begun_at"]),
+}
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_tokens_are_found_by_an_index(name: str, issue: Issue) -> None:
+    index, table = f"tokenauth_token_{name}", Token._meta.db_table
+    with connection.cursor() as cursor:
+        if index not in connection.introspection.get_constraints(cursor, table):
+            pytest.skip("this database has no partial indexes")
+        for _ in range(50):
+            issue()
+        if connection.vendor != "mysql":  # There, it would commit these tokens.
+            cursor.execute(f"ANALYZE {table}")
+    assert index in find_index(SELECTIONS[name]())
+
+
+def test_the_check_is_silent_about_indexes_that_a_database_does_not_have() -> None:
+    assert Token.check(databases=["default"]) == []
 
 
 @pytest.mark.parametrize(

@@ -223,8 +223,8 @@ def test_m10_the_old_token_is_imported(
     old = secrets.token_urlsafe(32)
     monkeypatch.setenv("MCRIT_AUTH_TOKEN", old)
     args = ("import", "--env", "MCRIT_AUTH_TOKEN", "--client", "mcrit")
-    assert run(*args) == "1 imported, 0 there already.\n"
-    assert run(*args) == "0 imported, 1 there already.\n"
+    assert run(*args) == "1 imported, 0 already stored.\n"
+    assert run(*args) == "0 imported, 1 already stored.\n"
     assert mcrit("/status", {"apitoken": old}).status_code == 200
     assert old not in repr([*Token.objects.values(), *AuditEvent.objects.values()])
 
@@ -519,7 +519,7 @@ def test_our_own_auth_object(server: PresetServer) -> None:
 
 @pytest.mark.servers
 def test_the_token_of_the_environment_is_nowhere(server: PresetServer) -> None:
-    assert "1 imported, 0 there already." in server.log.read_text()
+    assert "1 imported, 0 already stored." in server.log.read_text()
     for file in server.log.parent.iterdir():
         assert OLD.encode() not in file.read_bytes(), file
 

@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AnonymousUser
+from django.http import HttpRequest
+from django.test import Client
 
-from tokenauth.principal import ClientUser, Principal
+from tests import views
+from tests.conftest import Issue, ask, header, use_middleware
+from tokenauth.principal import ClientUser, Principal, get_principal
 from tokenauth.scopes import ScopeSet
 
 PRINCIPAL = Principal(
@@ -95,3 +99,45 @@ def test_principal_of_a_user() -> None:
     principal = replace(PRINCIPAL, user=user)
     assert principal.identity.user_id == "7"
     assert principal.identity.user_name == "jo"
+
+
+# The typed way to the caller.
+
+
+@pytest.mark.urls("tests.urls")
+@pytest.mark.parametrize("middleware", ["TokenAuthMiddleware", "TokenRequiredMiddleware", None])
+@pytest.mark.parametrize("path", ["/drf/", "/function/", "/plain/", "/async/"])
+def test_a_guarded_view_gets_its_caller(
+    path: str, middleware: str | None, issue: Issue, settings: Any, monkeypatch: Any
+) -> None:
+    use_middleware(settings, middleware and f"tokenauth.middleware.{middleware}")
+    monkeypatch.setattr(views, "describe", lambda request: {"id": get_principal(request).token_id})
+    issued = issue(scopes=["samples:read"])
+    assert ask(path, header(issued)).json()["id"] == issued.token.public_id
+
+
+@pytest.mark.urls("tests.urls")
+def test_a_view_behind_the_closed_site_gets_its_caller(
+    issue: Issue, settings: Any, monkeypatch: Any
+) -> None:
+    use_middleware(settings, "tokenauth.middleware.TokenRequiredMiddleware")
+    monkeypatch.setattr(views, "describe", lambda request: {"id": get_principal(request).token_id})
+    issued = issue()
+    assert ask("/open/", header(issued)).json()["id"] == issued.token.public_id
+
+
+@pytest.mark.urls("tests.urls")
+def test_a_session_is_no_principal_even_with_a_token_beside_it(
+    client: Client, issue: Issue, make_user: Any, monkeypatch: Any
+) -> None:
+    """The session's class comes first, so DRF never asks ours."""
+    monkeypatch.setattr(views, "describe", get_principal)
+    client.force_login(make_user())
+    for headers in ({}, header(issue())):
+        with pytest.raises(TypeError, match="No API token authenticated this request"):
+            client.get("/session-or-token/", headers=headers)
+
+
+def test_no_request_of_ours_is_an_error() -> None:
+    with pytest.raises(TypeError):
+        get_principal(HttpRequest())

@@ -16,13 +16,21 @@ from tests.audit_log import settle
 from tests.conftest import Issue, Write, ask, header
 from tests.postgresql import EVENTS, Roles, acting_as, permit, quoted, sql
 from tokenauth import services
+from tokenauth.audit import summary
 from tokenauth.audit.rows import make_row
 from tokenauth.audit.sealing.retention import prune
 from tokenauth.audit.sealing.roles import apply, harden
 from tokenauth.audit.sealing.sealer import seal
 from tokenauth.audit.sealing.verification import Verification
 from tokenauth.client_info import Actor, ClientInfo
-from tokenauth.models import AuditDrained, AuditEvent, AuditSeal, Event
+from tokenauth.models import (
+    AuditDrained,
+    AuditEvent,
+    AuditPosition,
+    AuditSeal,
+    AuditSummary,
+    Event,
+)
 
 pytestmark = [pytest.mark.urls("tests.urls"), pytest.mark.django_db(transaction=True)]
 on_postgresql = pytest.mark.skipif(
@@ -170,6 +178,7 @@ FORBIDDEN = [
     "SET session_replication_role = replica",
     f"SET ROLE {connection.settings_dict['USER']}",
     f"UPDATE {SEALS} SET entries = ''",
+    f"UPDATE {SEALS} SET request_entries = ''",
     f"DELETE FROM {SEALS}",
     f"TRUNCATE {SEALS}",
     f"INSERT INTO {SEALS} SELECT * FROM {SEALS}",
@@ -238,6 +247,17 @@ def test_the_application_cannot_seal_or_prune(hardened: Hardened, write: Write) 
     with acting_as(hardened.app), pytest.raises(DatabaseError):
         prune(before=timezone.now(), using="default", by=Actor.from_command())
     assert AuditEvent.objects.filter(event="auth.accepted").count() == 2
+
+
+@on_postgresql
+@pytest.mark.parametrize("which", ["app", "upkeep"])
+def test_both_roles_can_fill_the_summary(which: str, hardened: Hardened, write: Write) -> None:
+    write(3)
+    with acting_as(getattr(hardened, which)):
+        assert summary.catch_up(using="default")
+        summary.start_over(using="default")
+        assert sum(summary.summarise(using="default")) == 3
+        assert refuses(f"TRUNCATE {AuditSummary._meta.db_table}")
 
 
 # As the role for upkeep.
@@ -395,7 +415,8 @@ def test_an_owner_of_the_tables_only_is_told_who_must_do_it(roles: Roles) -> Non
     """Where the database is another role's, REVOKE only warns."""
     app, upkeep, owner = roles("app"), roles("upkeep"), roles("owner")
     usual = connection.settings_dict["USER"]
-    for table in (EVENTS, SEALS, DRAINED):
+    tables = (EVENTS, SEALS, DRAINED, AuditSummary._meta.db_table, AuditPosition._meta.db_table)
+    for table in tables:
         sql(f"ALTER TABLE {table} OWNER TO {owner}")
     sql(f"GRANT CREATE ON SCHEMA public TO {owner}")
     try:
@@ -404,7 +425,7 @@ def test_an_owner_of_the_tables_only_is_told_who_must_do_it(roles: Roles) -> Non
             with pytest.raises(DatabaseError, match="Revoke that as the owner of the database"):
                 apply(statements, "default")
     finally:
-        for table in (EVENTS, SEALS, DRAINED):
+        for table in tables:
             sql(f"ALTER TABLE {table} OWNER TO {quoted(usual)}")
 
 

@@ -48,6 +48,9 @@ VERDICTS = {
     "security.limits_degraded": ("failure", "high"),
     "audit.sealed": ("success", "info"),
     "audit.pruned": ("success", "low"),
+    "audit.exported": ("success", "low"),
+    "token.exchanged": ("success", "low"),
+    "token.notified": ("success", "low"),
 }
 
 

@@ -34,7 +34,7 @@ from tests.audit_log import (
 from tokenauth import audit
 from tokenauth.audit.sealing import sealer
 from tokenauth.audit.sealing.retention import prune
-from tokenauth.audit.sealing.seals import digest_of, mac_of, microseconds, now
+from tokenauth.audit.sealing.seals import digest_of, lists_of, mac_of, microseconds, now
 from tokenauth.exceptions import SealError
 from tokenauth.models import AuditEvent, AuditSeal
 
@@ -68,6 +68,8 @@ def test_a_seal_tells_its_rows() -> None:
     )
     assert microseconds(before) <= stored.sealed_at <= now()
     assert stored.digest == digest_of(bytes(stored.entries))
+    assert stored.request_digest == digest_of(bytes(stored.request_entries))
+    assert [len(one.data) // 32 for one in lists_of(stored)] == [1, 2]
     assert stored.mac == mac_of(stored, KEYS["2026"].encode()) == made.mac
     assert sealed_ids() == ids
 

@@ -16,7 +16,7 @@ from tokenauth.audit.sealing import seals
 from tokenauth.audit.sealing.seals import Entry, Head, IdSet
 from tokenauth.audit.stored import STORED_COLUMNS
 from tokenauth.exceptions import SealError
-from tokenauth.models import AuditEvent, AuditSeal
+from tokenauth.models import REQUEST_EVENTS, AuditEvent, AuditSeal, Event
 
 NOON = datetime(2026, 1, 31, 12, 0, 0, 7, tzinfo=UTC)
 SECRET = b"k" * 32
@@ -42,6 +42,7 @@ def make_seal(**changes: Any) -> AuditSeal:
         "number": 3, "kind": "rows", "sealed_at": MICROSECOND, "key_id": "1", "first_id": 4, "last_id": 9,
         "count": 5, "oldest_at": MICROSECOND - 2, "newest_at": MICROSECOND - 1,
         "digest": "d" * 64, "cursor": "{}", "previous": "p" * 64, "entries": b"",
+        "request_digest": "e" * 64, "request_entries": b"",
     }  # fmt: skip
     made = AuditSeal(**{**values, **changes})
     made.mac = changes.get("mac", seals.mac_of(made, SECRET))
@@ -94,7 +95,8 @@ def test_times_are_read_from_any_text(at: str | None, read: int) -> None:
     """One that is none is never old enough to be pruned."""
     assert entry(at=at).at == read
     assert entry(at=at).mac != entry().mac
-    assert list(seals.unpack(seals.pack([entry(at=at)]))) == [entry(at=at)]
+    made = make_seal(request_entries=seals.pack([entry(at=at)]))
+    assert seals.unpack(seals.lists_of(made)) == [entry(at=at)]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,7 @@ def test_a_mac_stays_what_it_is() -> None:
     """Seals that were made once are verified for years."""
     assert entry().mac.hex() == "0fabe9e0123d0a874ce6cb392a045f0f"
     assert seals.mac_of(make_seal(), SECRET) == (
-        "b4a45f0c688a4ea41930975bfc188743bbf9c8d71199c677d56ed8ec05778a0b"
+        "37ac1eb9825fed5b5f3b7e91e76b0fba4920434a43390a85e14a0ba4efd9bfee"
     )
 
 
@@ -125,12 +127,29 @@ def test_microseconds() -> None:
     assert seals.microseconds(datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC)) == -1_000_000
 
 
-@given(st.lists(st.builds(Entry, INT64, INT64, st.binary(min_size=16, max_size=16))))
+ENTRIES = st.builds(Entry, INT64, INT64, st.binary(min_size=16, max_size=16), st.booleans())
+
+
+@given(st.lists(ENTRIES))
 def test_packing_and_unpacking(entries: list[Entry]) -> None:
-    data = seals.pack(entries)
-    assert len(data) == 32 * len(entries)
-    assert list(seals.unpack(data)) == entries
-    assert list(seals.unpack(data + b"x" * 31)) == entries
+    others, requests = (
+        seals.pack(entry for entry in entries if entry.of_request is kind) for kind in (False, True)
+    )
+    assert len(others) + len(requests) == 32 * len(entries)
+    for rest in (b"", b"x" * 31):
+        made = make_seal(entries=others + rest, request_entries=requests + rest)
+        assert seals.unpack(seals.lists_of(made)) == sorted(entries)
+
+
+@pytest.mark.parametrize("event", [*map(str, Event), "AUTH.ACCEPTED", "auth.", None])
+def test_rows_of_requests_are_told_by_their_event(event: str | None) -> None:
+    assert entry(event=event).of_request == (event in REQUEST_EVENTS)
+
+
+def test_events_of_requests_are_those_of_the_sink() -> None:
+    beginnings = {event.split(".")[0] for event in REQUEST_EVENTS}
+    others = {event.split(".")[0] for event in set(Event.values) - REQUEST_EVENTS}
+    assert (beginnings, others) == ({"auth", "access", "security"}, {"token", "audit"})
 
 
 def test_digests_differ() -> None:
@@ -147,7 +166,7 @@ def test_digests_differ() -> None:
         {"number": 4}, {"kind": "pruned"}, {"sealed_at": MICROSECOND + 1},
         {"key_id": "2"}, {"first_id": 5}, {"last_id": 10}, {"count": 6},
         {"oldest_at": MICROSECOND - 3}, {"newest_at": MICROSECOND}, {"digest": "e" * 64},
-        {"cursor": "{ }"}, {"previous": "q" * 64}, {"previous": ""},
+        {"cursor": "{ }"}, {"previous": "q" * 64}, {"previous": ""}, {"request_digest": "d" * 64},
     ],
     ids=str,
 )  # fmt: skip
@@ -159,9 +178,9 @@ def test_every_column_of_a_seal_is_covered(changes: dict[str, Any]) -> None:
 
 def test_no_column_of_a_seal_is_forgotten() -> None:
     signed = {"number", "kind", "sealed_at", "key_id", "first_id", "last_id", "count", "oldest_at",
-              "newest_at", "digest", "cursor", "previous"}  # fmt: skip
+              "newest_at", "digest", "request_digest", "cursor", "previous"}  # fmt: skip
     names = {field.name for field in AuditSeal._meta.concrete_fields}
-    assert names == signed | {"mac", "entries"}
+    assert names == signed | {"mac", "entries", "request_entries"}
 
 
 @pytest.mark.parametrize("mac", ["", "é" * 64, "0" * 64, "\U0001f512"])

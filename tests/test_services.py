@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timedelta
 from functools import partial
@@ -20,6 +19,7 @@ from django.test import RequestFactory
 from django.utils import timezone
 
 from tests.conftest import Issue
+from tests.thorough import pairs
 from tokenauth import services
 from tokenauth.client_info import Actor, ActorKind
 from tokenauth.exceptions import NotPermitted
@@ -702,11 +702,6 @@ WEAKENING: dict[str, Operation] = {
 
 NOT_ROOT = ["scopes", "client", "other user", "client of another"]
 BEYOND = [*NOT_ROOT, "superuser"]
-
-
-def pairs(names: Iterable[str], kinds: Iterable[str]) -> list[tuple[str, str]]:
-    """Return each operation with each kind of token."""
-    return list(itertools.product(names, kinds))
 
 
 @pytest.fixture

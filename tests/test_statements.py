@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import Issue
+from tests.thorough import examples, thorough
 from tokenauth import statements
 from tokenauth.audit import rows as audit_rows
 from tokenauth.audit.rows import Row, columns_of, make_row
@@ -39,7 +40,7 @@ pytestmark = pytest.mark.django_db
 NOW = datetime(2026, 11, 21, 12, 0, 0, 123456, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 EXAMPLES = settings(
-    max_examples=60,
+    max_examples=examples(15, thorough=60),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
@@ -232,7 +233,13 @@ def test_event_ids_come_in_the_order_of_time(monkeypatch: pytest.MonkeyPatch) ->
     assert [i.int >> 80 for i in ids] == sorted(i.int >> 80 for i in ids)
 
 
-@pytest.mark.parametrize("model", ["Account", "Member", "Colleague", "Visitor"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "Account",
+        *(pytest.param(model, marks=thorough) for model in ("Member", "Colleague", "Visitor")),
+    ],
+)
 def test_every_kind_of_user_comes_out_whole(model: str) -> None:
     environment = {
         **os.environ,

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tests.audit_log import ACTOR, Configure, new_row, prepare, row_ids, seal_all
 from tests.intruder import put_twice, without_constraints
+from tests.thorough import examples
 from tokenauth.audit import stored
 from tokenauth.audit.export import export
 from tokenauth.audit.sealing.retention import prune
@@ -44,7 +45,7 @@ def parts() -> list[list[int]]:
 
 
 @given(sizes=st.lists(st.integers(0, 5_000), min_size=1, max_size=9))
-@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(8, thorough=25), suppress_health_check=list(HealthCheck))
 def test_parts_are_all_rows_once_and_in_order(sizes: list[int]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stored, "ROWS_PER_READ", 3)

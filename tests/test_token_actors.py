@@ -16,6 +16,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from tests.conftest import Issue
+from tests.thorough import pairs
 from tokenauth import services
 from tokenauth.client_info import Actor, ActorKind
 from tokenauth.exceptions import NotPermitted
@@ -209,8 +210,7 @@ BEYOND: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", BEYOND)
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize(("name", "kind"), pairs(OPERATIONS, BEYOND))
 def test_other_tokens_are_out_of_reach(
     kind: str, name: str, own: Token, issue: Issue, configure: Configure
 ) -> None:
@@ -318,7 +318,7 @@ def test_what_is_revoked_already_has_no_second_row(family: list[Token]) -> None:
     assert len(rows("token.revoked")) == 3
 
 
-# Who enables what somebody else disabled.
+# Who enables what another actor disabled.
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def test_enabling_what_somebody_else_disabled(
         lambda: services.enable(token, by=actors[enabler]),
         lambda: services.enable_many(Token.objects.filter(pk=token.pk), by=actors[enabler]),
     ):
-        with pytest.raises(NotPermitted, match="Somebody else"):
+        with pytest.raises(NotPermitted, match="Another person"):
             attempt()
     assert len(refused()) == 2
 

@@ -1,7 +1,7 @@
-"""The only way in: verify a credential, write its audit row durably, return the verdict.
+"""Admission: verify a credential, write its audit row durably, return the verdict.
 
-:func:`admit` works for any protocol. :func:`authenticate_request` decides once for each HTTP
-request and remembers the verdict for the middleware, the guards and the way out.
+All authentication uses it. ``admit`` works for any protocol. ``authenticate_request`` decides once
+for each HTTP request and stores the verdict on the request, for the middleware and the guards.
 """
 
 from __future__ import annotations
@@ -15,9 +15,18 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from tokenauth import audit, limits
-from tokenauth.client_info import ClientInfo, address_key, client_address, read_client_info
+from tokenauth.audit import observations
+from tokenauth.client_info import (
+    ClientInfo,
+    address_key,
+    client_address,
+    is_vouching,
+    names_its_client,
+    read_client_info,
+    waits_for_disk,
+)
 from tokenauth.conf import get_settings
-from tokenauth.credentials import Credential, read_credential
+from tokenauth.credentials import Credential, read_credential, read_left
 from tokenauth.exceptions import (
     Identity,
     OpenTransaction,
@@ -33,7 +42,6 @@ from tokenauth.scopes import missing
 from tokenauth.verifiers import get_verifiers
 
 logger = logging.getLogger("tokenauth")
-
 _DENIALS = {
     Reason.INSUFFICIENT_SCOPE,
     Reason.NO_SCOPES_DECLARED,
@@ -45,43 +53,53 @@ _DENIALS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the credential of one request is: good, bad, absent or unclaimed. Audited."""
+    """The result for the credential of one request: valid, bad, absent or unclaimed. Audited."""
 
     principal: Principal | None = None
     """The verified caller; None if there is no accepted credential."""
     error: Refused | Unavailable | None = None
     """Why the credential is refused, or can't be verified."""
     unclaimed: bool = False
-    """The request has a credential that no verifier knows; another class of the view might."""
+    """Whether no verifier knows the credential, and it is left to other classes of the view."""
     in_query: bool = False
-    """The credential was a query parameter, which proves less than a header."""
+    """Whether the credential was a query parameter, which proves less than a header."""
 
 
 @dataclass(kw_only=True)
 class RequestState:
-    """What is known of one request on its way; an attribute of the request."""
+    """What is known of one request while it is handled; stored on the request."""
 
     client_info: ClientInfo
     """Who calls, for the audit."""
+    has_client_address: bool = True
+    """Whether ``client_info.ip`` is the client's address, as far as ``TRUSTED_PROXIES`` tells.
+
+    False if it may be a gateway's: then tokens that are limited to networks are refused.
+    """
     verdict: Verdict | None = None
-    """The verdict; None before the credential was looked at."""
+    """The verdict; None before the credential was verified."""
     denied: Refused | None = None
     """The last denial by a permission of ours; counts only if DRF stops the request for it."""
     refusal: Refused | Unavailable | None = None
     """The refusal that a guard ended the request with."""
+    observing: bool = False
+    """Whether our permissions ignore that scopes in ``OBSERVE_SCOPES`` are missing."""
     settled: bool = False
-    """Whether the refusal is audited and the answer in our form."""
+    """Whether the refusal is audited and the answer formatted."""
     usages: list[Usage] = field(default_factory=list)
     """The limits that this request was counted against, for the answer's headers."""
 
 
 def state_of(request: HttpRequest) -> RequestState:
-    """Return the state of ``request``, made on the first call."""
+    """Return the state of ``request``, which the first call creates."""
     # A decorator below DRF's ``@api_view`` gets DRF's request.
     django_request: Any = getattr(request, "_request", request)
     state: RequestState | None = getattr(django_request, "_tokenauth", None)
     if state is None:
-        state = RequestState(client_info=read_client_info(django_request))
+        state = RequestState(
+            client_info=read_client_info(django_request),
+            has_client_address=not is_vouching(django_request) or names_its_client(django_request),
+        )
         django_request._tokenauth = state
     return state
 
@@ -89,11 +107,11 @@ def state_of(request: HttpRequest) -> RequestState:
 def admit(credential: Credential, client_info: ClientInfo) -> Principal:
     """Return the principal of ``credential``, its audit row durably written.
 
-    An address in ``client_info`` that can't be parsed is recorded as None. Raises Refused,
-    audited, for a bad credential; Unavailable when the tokens or the audit can't be reached;
-    OpenTransaction inside a transaction.
+    An unparsable address in ``client_info`` is recorded as None. Raises Refused, audited, for a bad
+    credential, Unavailable if the tokens or the audit can't be reached, and OpenTransaction inside
+    a transaction.
     """
-    # In the one form that every database stores alike, as that of a request is.
+    # In canonical form, like the address of a request, so that every database stores it alike.
     ip = client_address(client_info.ip or "", "", 0)
     state = RequestState(client_info=replace(client_info, ip=ip))
     try:
@@ -103,13 +121,20 @@ def admit(credential: Credential, client_info: ClientInfo) -> Principal:
 
 
 def authenticate_request(
-    request: HttpRequest, *, shared: bool = False, wait_for_disk: bool = False
+    request: HttpRequest,
+    *,
+    shared: bool = False,
+    left: frozenset[str] = frozenset(),
+    wait_for_disk: bool = False,
 ) -> Verdict:
     """Return the verdict on the credential of ``request``, its audit row durably written.
 
-    The first call decides; later calls return the same verdict. ``shared`` says that the view has
-    other classes that read credentials: one that no verifier knows is left to them.
-    ``wait_for_disk`` overrules ``AUDIT_SYNCHRONOUS_COMMIT=False``. Never raises a refusal; raises OpenTransaction like :func:`admit`.
+    The first call decides; later calls return the same verdict. With ``shared``, the view has other
+    classes that read credentials, and a credential that no verifier knows is left to them. ``left``
+    are the transports that permissions of the view read, as ``guards.left_transports`` returns
+    them. ``wait_for_disk`` overrules ``AUDIT_SYNCHRONOUS_COMMIT=False``; it is always on for a view
+    with the attribute ``tokenauth_waits_for_disk``. Raises no refusal, and OpenTransaction like
+    ``admit``.
     """
     state = state_of(request)
     # A cache around the guard would store one caller's answer and serve it to every other.
@@ -118,12 +143,18 @@ def authenticate_request(
     if state.verdict is None:
         # Set only on success: after OpenTransaction, a retry must raise again instead of
         # reporting an anonymous request.
-        state.verdict = _decide(django_request, state, shared=shared, wait_for_disk=wait_for_disk)
+        state.verdict = _decide(
+            django_request,
+            state,
+            shared=shared,
+            left=left,
+            wait_for_disk=wait_for_disk or waits_for_disk(django_request),
+        )
     return state.verdict
 
 
 def admit_request(request: HttpRequest, *, shared: bool = False) -> Principal | None:
-    """Return the principal of ``request``, None without a credential; raises like :func:`admit`."""
+    """Return the principal of ``request``, None without a credential; raises like ``admit``."""
     verdict = authenticate_request(request, shared=shared)
     if verdict.error is not None:
         raise verdict.error
@@ -139,27 +170,50 @@ def find_refusal(
     if principal is None:
         reason = Reason.UNKNOWN if verdict.unclaimed else Reason.MISSING
         state.refusal = verdict.error or Refused(reason)
-    elif missing(scopes, principal.scopes):
-        state.refusal = deny(Reason.INSUFFICIENT_SCOPE, principal, scopes)
+    elif refusal := judge_scopes(request, principal, scopes):
+        state.refusal = refusal
     else:
         return None
     return state.refusal
 
 
+def judge_scopes(
+    request: HttpRequest, principal: Principal, scopes: tuple[str, ...]
+) -> Refused | Unavailable | None:
+    """Return why ``principal`` is refused for a missing scope; None if it isn't refused.
+
+    If ``OBSERVE_SCOPES`` has all scopes that it lacks, that is audited and not refused.
+    """
+    lacking = missing(scopes, principal.scopes)
+    if not lacking:
+        return None
+    denied = deny(Reason.INSUFFICIENT_SCOPE, principal, scopes)
+    return denied if lacking != observations.excuse(scopes, principal) else observe(request, denied)
+
+
+def observe(request: HttpRequest, denied: Refused) -> Unavailable | None:
+    """Note that ``request`` is accepted only because the missing scopes are observed.
+
+    Returns Unavailable if the row has to be written at once and can't be.
+    """
+    django_request = getattr(request, "_request", request)
+    return observations.note(django_request, state_of(request).client_info, denied)
+
+
 def settle(state: RequestState, error: Refused | Unavailable) -> Refused | Unavailable:
-    """Audit the refusal that a request ends with; return what the client is told."""
+    """Audit the refusal that a request ends with; return the error that the client is told."""
     state.settled = True
     # The verdict's own error is audited already.
     if isinstance(error, Unavailable) or (state.verdict and error is state.verdict.error):
         return error
-    # A credential that no verifier knew, and no other class of the view either.
+    # Neither a verifier nor another class of the view knew the credential.
     return _account(error, state, is_failure=error.reason is Reason.UNKNOWN)
 
 
 def audit_refusal(refused: Refused, client_info: ClientInfo) -> None:
-    """Write the rows of a refusal durably; raises Unavailable or OpenTransaction if they can't be.
+    """Write the rows of a refusal durably; raises Unavailable or OpenTransaction if that fails.
 
-    Of a flood there are the 1st, the 10th, the 100th … row, each with the count so far.
+    Beyond a limit, only the 1st, 10th, 100th … refusal writes a row, with the count so far.
     """
     if isinstance(refused, Throttled):
         _audit_throttled(refused, client_info)
@@ -175,7 +229,7 @@ def audit_refusal(refused: Refused, client_info: ClientInfo) -> None:
 
 
 def report_outage(client_info: ClientInfo) -> None:
-    """Tell the audit, once an outage, that limits are counted in this process alone."""
+    """Write, once for each outage, an audit row that limits are counted in this process alone."""
     breaker = limits.find_breaker()
     if breaker is None or not breaker.take_report():
         return
@@ -187,14 +241,14 @@ def report_outage(client_info: ClientInfo) -> None:
 
 
 def deny(reason: Reason, principal: Principal, scopes: tuple[str, ...] = ()) -> Refused:
-    """Return the refusal of a verified caller who may not do what it asked for."""
+    """Return the refusal of a verified caller that lacks a right."""
     return Refused(reason, scopes=scopes, identity=principal.identity)
 
 
 def throttle(
     reason: Reason, usage: Usage, identity: Identity, *, refused_for: str = ""
 ) -> Throttled:
-    """Return the refusal of a caller who came too often."""
+    """Return the refusal of a caller that exceeded a limit."""
     return Throttled(
         reason,
         retry_after=usage.reset,
@@ -205,10 +259,20 @@ def throttle(
 
 
 def _decide(
-    request: HttpRequest, state: RequestState, *, shared: bool, wait_for_disk: bool
+    request: HttpRequest,
+    state: RequestState,
+    *,
+    shared: bool,
+    left: frozenset[str],
+    wait_for_disk: bool,
 ) -> Verdict:
     try:
-        credential = read_credential(request)
+        credential = read_credential(request, left)
+        for other in read_left(request, left) if left else ():
+            if credential is None:
+                credential, shared = other, True
+            elif other.text != credential.text and _is_ours(other, state.client_info):
+                raise Refused(Reason.AMBIGUOUS)  # noqa: TRY301 - as the other ambiguous ones
         if credential is None:
             return Verdict()
         principal = _admit(credential, state, shared=shared, wait_for_disk=wait_for_disk)
@@ -223,7 +287,7 @@ def _decide(
 def _account(
     refused: Refused, state: RequestState, *, is_failure: bool = True
 ) -> Refused | Unavailable:
-    """Audit a refusal, and count it if the credential was bad; return what the client is told.
+    """Audit a refusal, and count it if the credential was bad; return the error for the client.
 
     That is Throttled after too many failures, and Unavailable if the row can't be written.
     """
@@ -238,10 +302,10 @@ def _account(
 
 
 def _count_failure(refused: Refused, state: RequestState) -> Refused:
-    """Count a bad credential; return its refusal, Throttled where there were too many.
+    """Count a bad credential; return its refusal, or Throttled if there were too many.
 
-    Counted after the verdict and by address: a valid token passes from a locked-out address,
-    which others may share, and a client can't lock out another client's token.
+    It is counted by address, and only after it was found to be bad: so a valid token is accepted
+    from a locked-out address, and a client can't lock out another client's token.
     """
     rate = limits.read_rate(get_settings().failure_rate)
     usage = limits.count("failure", address_key(state.client_info.ip), rate)
@@ -255,8 +319,11 @@ def _count_failure(refused: Refused, state: RequestState) -> Refused:
 def _admit(
     credential: Credential, state: RequestState, *, shared: bool, wait_for_disk: bool
 ) -> Principal | None:
-    """Return the audited principal; None only if ``shared``. Raises refusals before their audit."""
-    principal = _verify(credential, state.client_info)
+    """Return the audited principal; None only if ``shared``. Refusals it raises aren't audited yet."""
+    client_info = state.client_info
+    if not state.has_client_address:
+        client_info = replace(client_info, ip=None)
+    principal = _verify(credential, client_info)
     if principal is None:
         if shared:
             return None
@@ -286,6 +353,14 @@ def _verify(credential: Credential, client_info: ClientInfo) -> Principal | None
     return None
 
 
+def _is_ours(credential: Credential, client_info: ClientInfo) -> bool:
+    """Return whether a verifier knows the credential, valid or not."""
+    try:
+        return _verify(credential, client_info) is not None
+    except Refused:
+        return True
+
+
 def _throttle(principal: Principal, state: RequestState) -> None:
     """Count a verified token against its rate; raises Throttled when it is over."""
     rate = limits.read_rate(principal.rate or get_settings().token_rate)
@@ -299,12 +374,12 @@ def _throttle(principal: Principal, state: RequestState) -> None:
 
 
 def _details(credential: Credential, principal: Principal) -> dict[str, Any] | None:
-    """Return what of an accepted credential is out of the ordinary."""
+    """Return the details of the row of an accepted credential; None for an ordinary token."""
     details = {}
     if credential.transport is None:
         details["sent_in"] = "query"
     if principal.source != DATABASE:
-        # A JWT's row has the id of its source token: say that it wasn't the token itself.
+        # A JWT's row has the id of its source token, so it needs to say that a JWT was sent.
         details["source"] = principal.source
     return details or None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
 from django.db.models.signals import pre_delete
 from django.utils.translation import gettext_lazy as _
 
@@ -22,3 +22,7 @@ class TokenAuthConfig(AppConfig):
         pre_delete.connect(
             on_token_deleted, sender="tokenauth.Token", dispatch_uid="tokenauth.deleted"
         )
+        if apps.is_installed("drf_spectacular"):
+            # It finds the extensions of the modules that are imported.
+            from tokenauth import openapi  # noqa: F401, PLC0415
+            from tokenauth.api import openapi as _api  # noqa: F401, PLC0415

@@ -1,8 +1,8 @@
 """A Redis cache for counters that continues to count while Redis fails.
 
-Django's own Redis backend waits for a frozen server and raises for one that is gone. This one
-bounds each call, stops asking for a while after a failure, and counts in this process meanwhile:
-limits get looser by the number of processes, never off.
+Django's own Redis backend waits for a frozen server, and raises if the server is down. This one
+limits the time of each call, doesn't call Redis for a while after a failure, and counts in this
+process until then. During an outage each process allows the whole limit, but limits never end.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ logger = logging.getLogger("tokenauth")
 CALL_TIMEOUT_SECONDS = 0.03
 """The limit for connecting, and for each answer. A call asks twice at most: under 100 ms."""
 PAUSE_SECONDS = 1.0
-"""How long Redis is left alone after a failure; then one call tries it again."""
+"""Seconds without calls to Redis after a failure; then one call tries it again."""
 LOCAL_ENTRIES = 100_000
-"""How many counters a process keeps meanwhile."""
+"""The most counters that a process keeps during an outage."""
 OUTAGES = (
     exceptions.ConnectionError,
     exceptions.TimeoutError,
@@ -37,7 +37,7 @@ OUTAGES = (
     exceptions.ReadOnlyError,
     OSError,
 )
-"""After these Redis is left alone; other errors are mistakes of the caller."""
+"""Errors that count as an outage of Redis; other errors are mistakes of the caller."""
 
 
 def bounds(timeout_seconds: float) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class Breaker:
             return True
 
     def failed(self, error: Exception) -> None:
-        """Leave Redis alone for ``PAUSE_SECONDS``."""
+        """Record a failed call: Redis isn't called for ``PAUSE_SECONDS``."""
         with self.lock:
             self.retry_at = time.monotonic() + PAUSE_SECONDS
             if not self.opened:
@@ -84,7 +84,7 @@ class Breaker:
                 logger.error("Redis doesn't answer; limits are counted per process: %r", error)
 
     def succeeded(self) -> None:
-        """Go back to Redis, after a call that was made to try it."""
+        """Record a successful trial call: all callers use Redis again."""
         with self.lock:
             self.opened = False
         logger.warning("Redis answers again; limits are counted there")

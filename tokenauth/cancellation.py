@@ -1,7 +1,7 @@
-"""Finishing what a request has begun although its client hung up.
+"""Finishing the work of a request after its client has hung up.
 
-ASGI servers cancel the task of such a request at any ``await``. Work in a thread goes on then,
-but nobody waits for it: a refusal that it decides on would never be audited.
+ASGI servers cancel the task of such a request at any ``await``. Work in a thread continues, but
+without this module its result would be lost: a refusal that it decides would never be audited.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 PATIENCE_SECONDS = 5.0
-"""How long after a cancellation a request may take to finish; then it is cancelled too."""
+"""How many seconds after a cancellation the work may still take before it is cancelled too."""
 _POLL_SECONDS = 0.02
 
 
 def permit(request: Any) -> None:
-    """Let a hang-up cancel the rest of ``request``: nothing of ours is left to decide."""
+    """Allow a hang-up to cancel the rest of ``request``, because our decision is made."""
     request._tokenauth_may_cancel = True
 
 
@@ -48,7 +48,7 @@ async def run_to_end(
     _adopt(context)
     if interruption is not None:
         if not task.cancelled():
-            task.exception()  # Retrieved: nobody is left to answer.
+            task.exception()  # Retrieved, so that asyncio doesn't log it as never retrieved.
         raise interruption
     return task.result()
 

@@ -1,6 +1,6 @@
-"""Who calls, from where, and for what: the only reader of these parts of a request.
+"""The caller of a request, its address and its target. No other module reads these parts.
 
-Its results may be stored and logged: control characters are escaped, lengths are cut, and
+The results may be stored and logged: control characters are escaped, lengths are cut, and the
 secrets of tokens are removed.
 """
 
@@ -19,7 +19,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 from django.http import HttpRequest
-from django.urls import Resolver404, resolve
+from django.urls import Resolver404, ResolverMatch, resolve
 
 from tokenauth.conf import TrustedProxies, get_settings
 from tokenauth.tokens import redact
@@ -32,6 +32,11 @@ PATH_LENGTH = 500
 NAME_LENGTH = 150
 METHOD_LENGTH = 16
 
+_ORIGINALS = (
+    ("HTTP_X_ORIGINAL_METHOD", "HTTP_X_ORIGINAL_URI"),
+    ("HTTP_X_FORWARDED_METHOD", "HTTP_X_FORWARDED_URI"),
+)
+"""The headers in which gateways send the method and the URL of the request they ask about."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _WITH_PORT = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<v4>[0-9.]+))(?::[0-9]{1,5})?")
 
@@ -85,10 +90,10 @@ class Actor:
 
     @classmethod
     def from_request(cls, request: HttpRequest) -> Actor:
-        """Return who acts in ``request``: the caller's token if it has one, else its user.
+        """Return the actor of ``request``: the caller's token if it has one, or else its user.
 
-        Only a stored token has rights of its own to give. What a JWT or another verifier's
-        credential grants is less than its source's row: its ``token_id`` stays "".
+        ``token_id`` is "" for a JWT and for the credentials of other verifiers. Policy reads an
+        actor's rights from the row of its token, and a JWT has fewer rights than its source token.
         """
         principal = _principal_of(request)
         if principal is None:
@@ -102,9 +107,9 @@ class Actor:
 
     @classmethod
     def current(cls) -> Actor | None:
-        """Return who acts in the request that is being served.
+        """Return the actor of the request that is being served.
 
-        None outside of a request that passes our middleware, and for an anonymous one.
+        None outside of a request that passes our middleware, and for an anonymous request.
         """
         request: Any = current_request()
         is_known = _principal_of(request) is not None or _has_user(request)
@@ -112,7 +117,7 @@ class Actor:
 
     @classmethod
     def from_command(cls) -> Actor:
-        """Return the operator at the command line, who may do everything."""
+        """Return the operator of a command, whom policy doesn't restrict."""
         try:
             name = os.environ.get("SUDO_USER") or getpass.getuser()
         except (ImportError, KeyError, OSError):  # What Python raises differs by version.
@@ -133,12 +138,12 @@ def _has_user(request: Any) -> bool:
 
 
 _served: ContextVar[list[HttpRequest]] = ContextVar("tokenauth_served")
-"""The request that is being served; emptied when that ends, for tasks that outlive it."""
+"""The request that is being served. Emptied at its end, because tasks may outlive it."""
 
 
 @contextmanager
 def serving(request: HttpRequest) -> Iterator[None]:
-    """Let :func:`current_request` return ``request`` in the code that runs meanwhile."""
+    """Let ``current_request`` return ``request`` in the body of the ``with``."""
     served = [request]
     reset = _served.set(served)
     try:
@@ -159,8 +164,8 @@ def sanitise(text: str, limit: int) -> str:
     Characters that aren't printable (controls, line ends, bidi controls, lone surrogates) are
     escaped as in Python, ``\n`` or ``\u202e``, and so is the backslash, which could forge them.
     """
-    # Cut first, to escape no more than is kept. The function below remembers texts, so it gets
-    # none with a secret.
+    # Cut first, to escape only what is kept. Secrets are removed before the call, because the
+    # cache of the function below keeps its arguments.
     return _sanitise(redact(text[:limit], get_settings().prefix), limit)
 
 
@@ -187,8 +192,8 @@ def read_header(request: HttpRequest, meta_key: str) -> str | None:
 def parse_address(text: str) -> IPAddress | None:
     """Read an IP address as proxies write it: bare, ``1.2.3.4:5678`` or ``[2001:db8::1]:443``.
 
-    An IPv4 address mapped into IPv6 becomes IPv4, and a zone (``%eth0``) is dropped, which only
-    has a meaning on that proxy. None for any other text.
+    An IPv4 address mapped into IPv6 becomes IPv4. A zone (``%eth0``) is dropped, because it is
+    meaningful on that proxy only. None for any other text.
     """
     text = text.strip()
     if match := _WITH_PORT.fullmatch(text):
@@ -201,14 +206,14 @@ def parse_address(text: str) -> IPAddress | None:
 
 
 def client_address(remote_addr: str, forwarded_for: str, trusted: TrustedProxies) -> str | None:
-    """Return the right-most address that is not a trusted proxy's; None if there is none.
+    """Return the right-most address that is not a trusted proxy's; None if no address is known.
 
-    Each proxy appends the address it was called from to X-Forwarded-For. Only entries by trusted
-    proxies count; one that can't be parsed is ignored, with all before it.
+    Each proxy appends the address of its caller to X-Forwarded-For. Only entries of trusted proxies
+    count. An entry that can't be parsed is ignored, together with all entries before it.
     """
     client = parse_address(remote_addr)
     # Bounded, because a client can send 100 kB. No chain of real proxies is longer.
-    hops = forwarded_for[-4_096:].split(",")[-32:]
+    hops = forwarded_for[-4_096:].split(",")[-32:] if forwarded_for else ()
     for passed, hop in enumerate(reversed(hops)):
         if not _is_trusted(client, passed, trusted) or (address := parse_address(hop)) is None:
             break
@@ -224,30 +229,121 @@ def _is_trusted(address: IPAddress | None, passed: int, trusted: TrustedProxies)
 
 
 def address_key(ip: str | None) -> str:
-    """Return the key under which requests from ``ip`` are counted together.
+    """Return the key by which requests from ``ip`` are counted.
 
-    In IPv6 that is its /64, within which one host can take any address.
+    For IPv6 it is the /64, because one host can use any address in it.
     """
     if ip is None:
         return "unknown"
     return ip if ":" not in ip else str(ip_network((ip, 64), strict=False))
 
 
+def stored_address(ip: str | None) -> str | None:
+    """Return ``ip`` as ``AUDIT_ADDRESSES`` has it stored: whole, or only the first 24 or 48 bits."""
+    if ip is None or get_settings().audit_addresses == "full":
+        return ip
+    return _truncate(ip)
+
+
+def possible_addresses(ip: str) -> set[str]:
+    """Return the forms in which rows of ``ip`` are stored: whole, and as ``AUDIT_ADDRESSES`` says."""
+    return {ip, stored_address(ip) or ip}
+
+
+@lru_cache(maxsize=1_024)
+def _truncate(ip: str) -> str:
+    return str(ip_network((ip, 48 if ":" in ip else 24), strict=False).network_address)
+
+
+def is_vouching(request: HttpRequest) -> bool:
+    """Return whether the view of ``request`` answers a gateway, about a request to the gateway.
+
+    Such a view has the attribute ``tokenauth_vouches``.
+    """
+    return _is_marked(request, "tokenauth_vouches")
+
+
+def waits_for_disk(request: HttpRequest) -> bool:
+    """Return whether the audit rows of ``request`` wait for the disk regardless of the settings.
+
+    Its view then has the attribute ``tokenauth_waits_for_disk``.
+    """
+    return _is_marked(request, "tokenauth_waits_for_disk")
+
+
+def _is_marked(request: HttpRequest, mark: str) -> bool:
+    match = _find_match(request)
+    return match is not None and hasattr(getattr(match.func, "cls", match.func), mark)
+
+
+def names_its_client(request: HttpRequest) -> bool:
+    """Return whether a trusted proxy says which address ``request`` comes from."""
+    last_hop = (read_header(request, "HTTP_X_FORWARDED_FOR") or "").rpartition(",")[2]
+    return _comes_from_proxy(request) and parse_address(last_hop) is not None
+
+
+def _comes_from_proxy(request: HttpRequest) -> bool:
+    peer = parse_address(read_header(request, "REMOTE_ADDR") or "")
+    return _is_trusted(peer, 0, get_settings().trusted_proxies)
+
+
 def read_client_info(request: HttpRequest) -> ClientInfo:
-    """Return what the audit keeps of ``request``."""
+    """Return the data of ``request`` for the audit.
+
+    If a gateway that is a trusted proxy asks about a request, method and path are those of the
+    request that it asks about.
+    """
     settings = get_settings()
     keys = ("REMOTE_ADDR", "HTTP_X_FORWARDED_FOR", "HTTP_USER_AGENT", "HTTP_X_REQUEST_ID")
     headers = [read_header(request, key) or "" for key in (*keys, settings.actor_header)]
     remote_addr, forwarded_for, agent, request_id, actor = headers
+    method, path = _read_original(request) or (request.method or "", _path(request))
     return ClientInfo(
         ip=client_address(remote_addr, forwarded_for, settings.trusted_proxies),
         user_agent=sanitise(agent, AGENT_LENGTH),
         request_id=_clean_request_id(request_id),
         claimed_actor=sanitise(actor, NAME_LENGTH),
-        method=sanitise(request.method or "", METHOD_LENGTH),
-        path=sanitise(_path(request), PATH_LENGTH),
+        method=sanitise(method, METHOD_LENGTH),
+        path=sanitise(path, PATH_LENGTH),
         view_name=_view_name(request),
     )
+
+
+def _read_original(request: HttpRequest) -> tuple[str, str] | None:
+    """Return the method and the path of the request that a trusted gateway asks about.
+
+    None if it doesn't name them, or if both pairs of headers are present, because the client may
+    have sent one of them.
+    """
+    if not (is_vouching(request) and _comes_from_proxy(request)):
+        return None
+    given = _originals_of(request)
+    if len(given) != 1:
+        return None
+    [(method, address)] = given
+    # Cut before it is searched, because a header can be long. A query may hold secrets.
+    path = address[: 2 * PATH_LENGTH].partition("?")[0].partition("#")[0]
+    return method, path
+
+
+def _originals_of(request: HttpRequest) -> list[tuple[str, str]]:
+    """Return (method, address) of each kind of headers that ``request`` has."""
+    found = [
+        (read_header(request, method) or "", read_header(request, address) or "")
+        for method, address in _ORIGINALS
+    ]
+    return [original for original in found if any(original)]
+
+
+def has_query_of_client(request: HttpRequest) -> bool:
+    """Return whether the query may be the one of the client's request to the gateway.
+
+    Caddy passes the client's query on if its configuration has no query.
+    """
+    # Without the fragment, because some proxies remove it.
+    query = request.META.get("QUERY_STRING", "").partition("#")[0]
+    addresses = (address.partition("#")[0] for _, address in _originals_of(request))
+    return bool(query) and any(address.partition("?")[2] == query for address in addresses)
 
 
 def parameter_at(path: str) -> str | None:
@@ -272,11 +368,15 @@ def _clean_request_id(text: str) -> str:
 
 
 def _view_name(request: HttpRequest) -> str:
+    match = _find_match(request)
+    return "" if match is None else sanitise(match.view_name, NAME_LENGTH)
+
+
+def _find_match(request: HttpRequest) -> ResolverMatch | None:
+    """Return the view that ``request`` is routed to, also before routing; None for no view."""
+    if request.resolver_match is not None:
+        return request.resolver_match
     try:
-        # Before routing, the row must be written too.
-        match = request.resolver_match or resolve(
-            request.path_info, getattr(request, "urlconf", None)
-        )
+        return resolve(request.path_info, getattr(request, "urlconf", None))
     except Resolver404:
-        return ""
-    return sanitise(match.view_name, NAME_LENGTH)
+        return None

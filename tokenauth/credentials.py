@@ -1,12 +1,13 @@
-"""From an HTTP request to the credential in it, if there is one.
+"""Reading the credential of an HTTP request.
 
-The rules follow RFC 6750 and fail closed: a credential that can't be read, or can be read in two
-ways, is refused, never skipped.
+The rules follow RFC 6750 and fail closed: a malformed or ambiguous credential is refused, never
+skipped.
 """
 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, unquote_plus
@@ -27,8 +28,8 @@ _TEXT = re.compile(r"[\x21-\x7e]+")
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _HOST = re.compile(r"\A[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 
-_ADDRESSES = ("QUERY_STRING", "_URI", "_URL", "_REFERER")
-"""How keys of ``META`` with addresses end: gunicorn adds RAW_URI, uWSGI REQUEST_URI."""
+_URLS = ("QUERY_STRING", "_URI", "_URL", "_REFERER")
+"""Endings of the keys of ``META`` that hold URLs: gunicorn adds RAW_URI, uWSGI REQUEST_URI."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +41,19 @@ class Credential:
     """The header that held it; None for a query parameter."""
 
 
-def read_credential(request: HttpRequest) -> Credential | None:
-    """Return the credential of ``request``; None if it has none of ours.
+def read_credential(request: HttpRequest, left: frozenset[str] = frozenset()) -> Credential | None:
+    """Return the credential of ``request``; None if it has no credential for this app.
 
     Raises Refused: ``malformed`` for a header that can't be a token, ``ambiguous`` for two
     different tokens. Authorization headers of other schemes (Basic, Digest) count as absent. A
-    query parameter counts only if no header has a credential.
+    query parameter counts only if no header has a credential. Skips the transports in ``left``,
+    as ``read_left`` takes them.
     """
     found: Credential | None = None
     for transport in get_settings().transports:
         value = read_header(request, transport.meta_key)
+        if value is not None and left and str(transport).lower() in left:
+            continue
         text = None if value is None else _extract(value, transport)
         if text is None:
             continue
@@ -59,12 +63,28 @@ def read_credential(request: HttpRequest) -> Credential | None:
     return found or _read_taken(request)
 
 
+def read_left(request: HttpRequest, left: frozenset[str]) -> list[Credential]:
+    """Return the credentials in the transports that the view leaves to its permissions.
+
+    ``left`` has the transports as in ``TRANSPORTS``, in lower case. Malformed credentials are
+    skipped.
+    """
+    found = []
+    for transport in get_settings().transports if left else ():
+        value = read_header(request, transport.meta_key)
+        if value is not None and str(transport).lower() in left:
+            with suppress(Refused):
+                text = _extract(value, transport)
+                found += [] if text is None else [Credential(text=text, transport=transport)]
+    return found
+
+
 def take_from_query(request: Any) -> None:
-    """Remove the parameter of ``QUERY_PARAMS`` from the request's addresses, and keep it aside.
+    """Move the parameter of ``QUERY_PARAMS`` from the request's URLs to a private attribute.
 
     Call it before anything logs the request: servers write their access log from ASGI's scope,
-    which holds addresses too. If the final slash is missing, or a host precedes the path, the
-    parameter is removed and not kept: Django would redirect to the address.
+    which holds URLs too. If the final slash is missing, or a host precedes the path, the parameter is
+    removed and not kept, because Django would redirect to the URL.
     """
     name = parameter_at(_HOST.sub("", request.path_info, count=1))
     if name is not None:
@@ -72,7 +92,7 @@ def take_from_query(request: Any) -> None:
         if request.path_info in get_settings().query_params:
             request._tokenauth_taken = taken
         for key, value in request.META.items():
-            if key.endswith(_ADDRESSES) and isinstance(value, str):
+            if key.endswith(_URLS) and isinstance(value, str):
                 request.META[key] = _scrub(key, value, name)
     if not _scrub_referer(request) and name is None:
         return
@@ -84,12 +104,12 @@ def take_from_query(request: Any) -> None:
 
 
 def was_in_query(request: HttpRequest) -> bool:
-    """Tell whether :func:`take_from_query` found the parameter, used or not."""
+    """Tell whether ``take_from_query`` found the parameter, used or not."""
     return bool(getattr(request, "_tokenauth_taken", ()))
 
 
 def _scrub_referer(request: HttpRequest) -> bool:
-    """Scrub the address of the previous page by its own path; tell whether it may have changed."""
+    """Remove the parameter of its own path from ``Referer``; return whether it may have changed."""
     referer = request.META.get("HTTP_REFERER")
     if not referer or not isinstance(referer, str):
         return False
@@ -103,12 +123,12 @@ def _scrub_referer(request: HttpRequest) -> bool:
 
 
 def _scrub_scope(scope: dict[str, Any], meta: dict[str, Any]) -> None:
-    """Give ASGI's scope the addresses that ``meta`` has now."""
+    """Give ASGI's scope the URLs that ``meta`` has now."""
     scope["query_string"] = meta["QUERY_STRING"].encode()
     headers = []
     for name, value in scope.get("headers", ()):
         key = header_meta_key(name.decode("latin-1"))
-        scrubbed = meta.get(key) if key.endswith(_ADDRESSES) else None
+        scrubbed = meta.get(key) if key.endswith(_URLS) else None
         headers.append((name, scrubbed.encode("latin-1") if isinstance(scrubbed, str) else value))
     scope["headers"] = headers
 
@@ -126,11 +146,11 @@ def _split(query: str, name: str) -> tuple[str, tuple[Plaintext, ...]]:
     return "&".join(kept), tuple(taken)
 
 
-def _scrub(key: str, address: str, name: str) -> str:
+def _scrub(key: str, url: str, name: str) -> str:
     is_query = key.endswith("QUERY_STRING")
-    path, mark, query = ("", "", address) if is_query else address.partition("?")
+    path, mark, query = ("", "", url) if is_query else url.partition("?")
     kept, taken = _split(query, name)
-    return f"{path}{mark if kept else ''}{kept}" if taken else address
+    return f"{path}{mark if kept else ''}{kept}" if taken else url
 
 
 def _read_taken(request: HttpRequest) -> Credential | None:

@@ -1,4 +1,4 @@
-"""Guards for plain Django views, sync and async. They decide and note; they never write."""
+"""Guards for plain Django views, sync and async. The middleware audits their refusals."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _is_async(view: Any) -> bool:
 
 
 def _enter(request: Any, scopes: tuple[str, ...]) -> HttpResponse | None:
-    """Put the caller on the request; return the answer if the caller is refused."""
+    """Set the caller on the request and return None; return the answer if it is refused."""
     refusal = find_refusal(request, scopes)
     if refusal is not None:
         return responses.render(refusal, request)

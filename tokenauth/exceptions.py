@@ -1,20 +1,25 @@
-"""What can go wrong, in stable codes. Nothing here knows HTTP."""
+"""Exceptions and their stable codes, independent of HTTP."""
 
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from django.core.exceptions import ImproperlyConfigured
 
+if TYPE_CHECKING:
+    from django.utils.functional import _StrPromise
+
 
 class Reason(StrEnum):
-    """Why a request was refused. Goes to the audit, never to the client."""
+    """Why a request was refused. Recorded in the audit, never sent to the client."""
 
     MISSING = "missing"
     MALFORMED = "malformed"
     AMBIGUOUS = "ambiguous"
     BAD_CHECKSUM = "bad_checksum"
+    TOO_SHORT = "too_short"
     UNKNOWN = "unknown"
     BAD_SIGNATURE = "bad_signature"
     WRONG_AUDIENCE = "wrong_audience"
@@ -84,7 +89,7 @@ class Refused(Exception):
 
     @property
     def code(self) -> Code:
-        """All that the client learns, the same for every bad credential."""
+        """The code for the client. It is the same for every bad credential."""
         return _PUBLIC_CODES.get(self.reason, Code.INVALID_TOKEN)
 
 
@@ -115,7 +120,8 @@ class OpenTransaction(RuntimeError):
 class NotPermitted(Exception):
     """The policy forbids the actor to do this to a token."""
 
-    message: str
+    message: str | _StrPromise
+    """What people are told, in the language that is active when it is shown."""
     _: KW_ONLY
     field: str = ""
     """The input that asks for too much; "" for the whole operation."""
@@ -131,3 +137,7 @@ class InvalidSettings(ImproperlyConfigured):
 
 class SealError(Exception):
     """The audit can't be sealed, verified or pruned; the message says why and what to do."""
+
+
+class SummaryBusy(Exception):
+    """Another process is filling the summary."""

@@ -16,6 +16,8 @@ from rest_framework.authentication import (
     SessionAuthentication,
 )
 
+from tokenauth.conf import get_settings
+
 # These never read a bearer token or an API key.
 _OTHER_CREDENTIALS = (SessionAuthentication, BasicAuthentication, RemoteUserAuthentication)
 _BEFORE_THE_HANDLER = (
@@ -25,13 +27,47 @@ _BEFORE_THE_HANDLER = (
     "perform_authentication",
     "get_authenticators",
 )
-"""Methods of a DRF view that may keep its authentication classes from being asked."""
+"""Methods of a DRF view that, if overridden, may skip its authentication classes."""
+_API_KEY_PERMISSION = "rest_framework_api_key.permissions.BaseHasAPIKey"
+"""The permission of djangorestframework-api-key, by its name: it needn't be installed."""
 _ACTIONS = frozenset({"list", "create", "retrieve", "update", "partial_update", "destroy"})
 
 
 def is_shared(classes: Iterable[type]) -> bool:
     """Return whether one of a view's authentication classes reads tokens that aren't ours."""
     return any(not _is_ours(cls) and not issubclass(cls, _OTHER_CREDENTIALS) for cls in classes)
+
+
+def left_transports(permissions: Any) -> frozenset[str]:
+    """Return the transports, in lower case, from which a view's permission classes read keys.
+
+    A permission, alone or composed, names its header in ``reads_header``, in the form of
+    ``TRANSPORTS``.
+    """
+    is_listed = isinstance(permissions, (list, tuple))
+    readers = _find_readers(tuple(permissions)) if is_listed else ()
+    return frozenset(_header_of(reader).lower() for reader in readers)
+
+
+@lru_cache(maxsize=1_024)
+def _find_readers(permissions: tuple[Any, ...]) -> tuple[Any, ...]:
+    found: list[Any] = []
+    for permission in permissions:
+        operands = (getattr(permission, name, None) for name in ("op1_class", "op2_class"))
+        found += _find_readers(tuple(operand for operand in operands if operand is not None))
+        names = {f"{cls.__module__}.{cls.__name__}" for cls in getattr(permission, "__mro__", ())}
+        if getattr(permission, "reads_header", "") or _API_KEY_PERMISSION in names:
+            found.append(permission)
+    return tuple(found)
+
+
+def _header_of(reader: Any) -> str:
+    if header := getattr(reader, "reads_header", ""):
+        return str(header)
+    key = getattr(django_settings, "API_KEY_CUSTOM_HEADER", None)
+    if key is None:
+        return f"Authorization: {getattr(reader.key_parser, 'keyword', '')}"
+    return str(key).removeprefix("HTTP_").replace("_", "-")
 
 
 def authentication_classes_of(view: Any) -> list[type]:
@@ -98,21 +134,22 @@ def required_scopes(view: Any, method: str) -> list[str]:
     """Return the scopes that a DRF view requires when it is called with ``method``.
 
     The most specific declaration counts: ``action_scopes`` for the handler, ``required_scopes``
-    of its ``@action`` (or of ``as_view``), ``read_scopes`` or ``write_scopes``, and
-    ``required_scopes`` of the class. Empty if nothing is declared, or if a key of
-    ``action_scopes`` names no handler: such a view refuses every token. Raises
+    of its ``@action`` (or of ``as_view``), ``read_scopes`` or ``write_scopes``,
+    ``required_scopes`` of the class, and ``DEFAULT_SCOPES``. Empty if nothing is declared, or if
+    a key of ``action_scopes`` names no handler: such a view refuses every token. Raises
     ImproperlyConfigured for a lone string: it would be read letter by letter.
     """
     by_handler = getattr(view, "action_scopes", None) or {}
     handler = _handler_of(view, method)
     if stray_keys(type(view), by_handler, getattr(view, "action_map", None)):
         return []
-    by_method = "read_scopes" if method in {"GET", "HEAD"} else "write_scopes"
+    kind = "read" if method in {"GET", "HEAD"} else "write"
     declared = (
         (by_handler[handler] or ()) if handler in by_handler else None,
         _own_scopes(view),
-        getattr(view, by_method, None),
+        getattr(view, f"{kind}_scopes", None),
         getattr(view, "required_scopes", None),
+        get_settings().default_scopes.get(kind),
     )
     scopes: Any = next((scopes for scopes in declared if scopes is not None), ())
     if isinstance(scopes, str):
@@ -120,6 +157,27 @@ def required_scopes(view: Any, method: str) -> list[str]:
             f"{type(view).__name__} declares the scopes {scopes!r}; write a list: [{scopes!r}]."
         )
     return list(scopes)
+
+
+def leaves_scopes(view: Any) -> bool:
+    """Return whether ``TokenAuthentication`` has to enforce the scopes that a DRF view requires.
+
+    It has to if ``DEFAULT_SCOPES`` is set and no permission in ``permission_classes`` reads scopes,
+    alone or under ``&`` and ``|``. A view with its own ``get_permissions`` counts as having none,
+    because the result can depend on the caller, who isn't known yet.
+    """
+    if not get_settings().default_scopes or getattr(view, "scopes_exempt", False):
+        return False
+    is_computed = not view.get_permissions.__module__.startswith("rest_framework.")
+    return is_computed or not any(map(reads_scopes, view.permission_classes))
+
+
+def reads_scopes(permission: Any) -> bool:
+    """Return whether a permission class reads a view's scopes, alone or under ``&`` and ``|``."""
+    # Only & and | have a second operand.
+    both = hasattr(permission, "op2_class")
+    operands = (permission.op1_class, permission.op2_class) if both else ()
+    return getattr(permission, "reads_scopes", False) or any(map(reads_scopes, operands))
 
 
 def _own_scopes(view: Any) -> Any:

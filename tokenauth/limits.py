@@ -58,6 +58,21 @@ def count(policy: str, value: str, rate: Rate | None, *, group: str = "") -> Usa
 
     ``group`` separates counts of the same policy. Raises Unavailable if the cache fails.
     """
+    return _read_usage(policy, value, rate, group, increment=True)
+
+
+def is_used_up(policy: str, value: str, rate: Rate | None) -> bool:
+    """Return whether one more request of ``value`` would exceed ``rate``. Counts nothing.
+
+    Raises Unavailable if the cache fails.
+    """
+    usage = _read_usage(policy, value, rate, "", increment=False)
+    return usage is not None and not usage.remaining
+
+
+def _read_usage(
+    policy: str, value: str, rate: Rate | None, group: str, *, increment: bool
+) -> Usage | None:
     if rate is None:
         return None
     # Again if the cache was flushed between the library's two calls, which leaves no count.
@@ -69,7 +84,7 @@ def count(policy: str, value: str, rate: Rate | None, *, group: str = "") -> Usa
                 group=f"tokenauth.{policy}.{group}:",
                 key=lambda _group, _request: value,
                 rate=tuple(rate),
-                increment=True,
+                increment=increment,
             )
         except Exception as error:
             # The exceptions of cache backends are those of their libraries.

@@ -21,7 +21,7 @@ _NAMES = {
     "path": "resource",
     "method": "action",
 }
-"""Columns that log readers know by another name."""
+"""Columns that have another name in log lines."""
 
 
 class JSONFormatter(logging.Formatter):

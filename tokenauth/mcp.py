@@ -1,8 +1,8 @@
-"""Tokens for MCP servers built with the MCP Python SDK, 2.x or 1.x: the extra ``mcp``.
+"""Tokens for MCP servers built with the MCP Python SDK, 2.x or 1.x. Needs the extra ``mcp``.
 
-The SDK gives a verifier the token and nothing else of an HTTP request. So there are two parts:
-:class:`MCPAdmission` is around the SDK's application, sees the whole request and admits it;
-:class:`DjangoTokenVerifier` tells the SDK the result. See docs/mcp.md.
+The SDK gives a verifier only the token of an HTTP request. So there are two parts.
+``MCPAdmission``, an application around the SDK's, sees the whole request and authenticates it.
+``DjangoTokenVerifier`` tells the SDK the result. See docs/mcp.md.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ VIEW_NAME = "mcp"
 
 
 class AdmittedToken(AccessToken):
-    """What the SDK knows of a verified caller. Its repr shows no token."""
+    """The verified caller for the SDK. Its repr shows no token."""
 
     token: str = Field(repr=False)
     _principal: Principal = PrivateAttr()
@@ -51,10 +51,10 @@ class AdmittedToken(AccessToken):
 class DjangoTokenVerifier:
     """Verifies API tokens for the SDK, as its ``TokenVerifier``.
 
-    ``resource`` is the MCP server's URL, for which tokens are then said to be (RFC 8707).
-    ``required_scopes`` are those of the SDK's ``AuthSettings``: it compares scopes by name, so
-    a token's ``*`` and ``ns:*`` are spelled out as what they cover of these and of ``SCOPES``.
-    Raises ImproperlyConfigured if ``VERIFIERS`` can't be used.
+    ``resource`` is the MCP server's URL, which becomes the resource of all tokens (RFC 8707).
+    ``required_scopes`` are those of the SDK's ``AuthSettings``. The SDK compares scopes by name, so a
+    token's ``*`` and ``ns:*`` are replaced by those of these scopes and of ``SCOPES`` that they
+    cover. Raises ImproperlyConfigured if a class in ``VERIFIERS`` can't be used.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class DjangoTokenVerifier:
         self.required_scopes = tuple(required_scopes)
 
     async def verify_token(self, token: str) -> AccessToken | None:
-        """Return what ``token`` grants, its audit row written durably; None if it is refused.
+        """Return the caller with this token, its audit row written durably; None if it is refused.
 
-        Without :class:`MCPAdmission` the caller's address isn't known, so that a token with
-        allowed networks is refused. Raises Unavailable if the tokens or the audit can't be reached.
+        Without ``MCPAdmission`` the caller's address is unknown, so a token with allowed
+        networks is refused. Raises Unavailable if the tokens or the audit can't be reached.
         """
         call = _call.get()
         if call is not None and token == call.handle:
@@ -99,12 +99,12 @@ class DjangoTokenVerifier:
 
 
 class MCPAdmission:
-    """ASGI: admits the requests to the SDK's application as Django's are.
+    """An ASGI application that authenticates the requests to the SDK's application.
 
-    Audits what the SDK refuses, and answers 429 and 503 itself. The SDK gets a handle instead of
-    the token. Without a verified caller it gets no body, so that it can answer 401 or show its
-    metadata and runs no tool, even if its own verifier was forgotten. Raises ImproperlyConfigured
-    as :class:`DjangoTokenVerifier` does.
+    It audits what the SDK refuses, and answers 429 and 503 itself. The SDK gets a handle instead of
+    the token. Without a verified caller the SDK gets no request body: it can answer 401 or show its
+    metadata, but runs no tool, even if it was set up without a verifier. Raises ImproperlyConfigured
+    like ``DjangoTokenVerifier``.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -117,7 +117,7 @@ class MCPAdmission:
             await self.app(scope, receive, send)
             return
         call = _Call(scope, send)
-        # The application may act in other databases, where the row would not come first.
+        # The application may write to other databases, so the row must be on disk before that.
         verdict = await _in_thread(lambda: authenticate_request(call.request, wait_for_disk=True))
         if isinstance(verdict.error, (Throttled, Unavailable)):
             await call.refuse(verdict.error)
@@ -132,9 +132,9 @@ class MCPAdmission:
 
 
 def get_principal() -> Principal:
-    """Return who calls the tool, resource or prompt that is running.
+    """Return the caller of the tool, resource or prompt that is running.
 
-    Raises LookupError outside of a call that :class:`DjangoTokenVerifier` verified.
+    Raises LookupError outside of a call that ``DjangoTokenVerifier`` verified.
     """
     current = getattr(sdk, "request_ctx", None)
     if current is None:
@@ -150,7 +150,7 @@ def get_principal() -> Principal:
 
 
 def close_idle_connections() -> None:
-    """Close this thread's connections to databases, but for one whose transaction is open."""
+    """Close this thread's database connections, except those with an open transaction."""
     for connection in connections.all(initialized_only=True):
         # Below async_to_sync the thread is the caller's, whose transaction may be open.
         if not connection.in_atomic_block:
@@ -164,13 +164,13 @@ class _Call:
         self.request = _read_request(scope)
         self.state = state_of(self.request)
         self.pass_on = send
-        # The SDK gets it instead of the token. It never leaves the process.
+        # The SDK gets the handle instead of the token. It never leaves the process.
         self.handle = secrets.token_urlsafe()
         self.required_scopes: tuple[str, ...] = ()
         self.is_refused = False
 
     async def send(self, message: Message) -> None:
-        """Send a message of the application's."""
+        """Send a message of the application, after auditing a refusal in it."""
         if message["type"] == "http.response.start":
             refused = self._refusal_in(message)
             try:
@@ -208,9 +208,9 @@ class _Call:
         return headers + _encode_headers(ours)
 
     def _refusal_in(self, message: Message) -> Refused | None:
-        """Return what the SDK refused by itself; None for other answers, and if it is audited.
+        """Return the SDK's own refusal; None for other answers, and for one that is audited.
 
-        Its 403 for a foreign Origin has no challenge.
+        The SDK's 403 for a foreign Origin has no challenge.
         """
         challenge = dict(message.get("headers", ())).get(b"www-authenticate", b"")
         verdict = authenticate_request(self.request)
@@ -241,14 +241,14 @@ def _require_verifiers() -> None:
 
 
 def _spell_out(principal: Principal, required: Iterable[str]) -> list[str]:
-    """Return the scopes of ``principal`` by name, wildcards as what is known that they cover."""
+    """Return the scopes of ``principal`` by name; wildcards become the known scopes they cover."""
     known = dict.fromkeys([*principal.scopes, *required, *get_settings().scopes])
     return [scope for scope in known if scope in principal.scopes and not scope.endswith("*")]
 
 
 def _read_request(scope: Scope) -> HttpRequest:
-    # The protocol forbids tokens in the address, whose bytes may be no text. Nor do we read the
-    # body, on whose type Django fails if its parameters are odd.
+    # Without the query: the protocol forbids tokens in it, and its bytes may not be text. Without
+    # the content type: the body isn't read, and Django fails if the type's parameters are odd.
     headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-type"]
     request = ASGIRequest({**scope, "query_string": b"", "headers": headers}, BytesIO())
     request.resolver_match = ResolverMatch(MCPAdmission, (), {}, url_name=VIEW_NAME)
@@ -296,5 +296,5 @@ def _leaving_no_connection(function: Callable[[], Result]) -> Result:
     try:
         return function()
     finally:
-        # The thread ends with the call, so no later call would find a connection that is kept.
+        # The thread ends with the call, so no later call could use the connection.
         close_idle_connections()

@@ -23,13 +23,21 @@ from tokenauth.admission import (
     settle,
     state_of,
 )
+from tokenauth.audit import observations
 from tokenauth.audit.attempts import has_attempts, write_attempts
 from tokenauth.cancellation import is_permitted, permit, run_to_end
 from tokenauth.client_info import serving
 from tokenauth.conf import get_settings
 from tokenauth.credentials import take_from_query, was_in_query
 from tokenauth.exceptions import Reason, Refused, Throttled, Unavailable
-from tokenauth.guards import authentication_classes_of, is_guarded, is_shared, may_skip_guard
+from tokenauth.guards import (
+    authentication_classes_of,
+    is_guarded,
+    is_shared,
+    left_transports,
+    may_skip_guard,
+    option_of,
+)
 
 logger = logging.getLogger("tokenauth")
 
@@ -38,12 +46,12 @@ _REFUSED = {*_DENIED, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILAB
 
 
 class TokenAuthMiddleware(MiddlewareMixin):
-    """Authenticates requests to guarded views, outside any transaction of theirs.
+    """Authenticates requests to guarded views, before a view's transaction begins.
 
-    List it before CsrfViewMiddleware. A view is guarded when it carries the marker of
-    ``TokenAuthentication`` or of our decorators; others are left alone. Sets
-    ``request.tokenauth`` to the Principal or None, never ``request.user``: a token must not
-    open the admin. The guard on the view answers; the middleware audits what it decided.
+    List it before CsrfViewMiddleware. A view is guarded if it has the marker of
+    ``TokenAuthentication`` or of our decorators; requests to other views aren't authenticated. Sets
+    ``request.tokenauth`` to the Principal or None, and never ``request.user``, because a token must
+    not give access to the admin. The guard on the view answers; the middleware audits its decision.
     """
 
     get_response: Any
@@ -65,7 +73,7 @@ class TokenAuthMiddleware(MiddlewareMixin):
 
     async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
         with serving(request):
-            # A guard in a thread may still refuse when the client has hung up: that is audited.
+            # A guard in a thread may refuse after the client has hung up, which must be audited.
             may_cancel = partial(is_permitted, request)
             return await run_to_end(self._answer(request), may_cancel=may_cancel)
 
@@ -82,27 +90,28 @@ class TokenAuthMiddleware(MiddlewareMixin):
         return _finish(request, response)
 
     def is_closed(self, request: HttpRequest) -> bool:
-        """Return whether the request needs a token whatever its view."""
+        """Return whether the request needs a token to reach any view."""
         return False
 
     def process_view(self, request: Any, view: Any, args: Any, kwargs: Any) -> HttpResponse | None:
-        """Authenticate a request to a guarded view: outside ATOMIC_REQUESTS, before the view.
+        """Authenticate a request to a guarded view, before the transaction of ATOMIC_REQUESTS.
 
-        Answers nothing, so that decorators around the guard see each answer, unless the guard
-        might never be asked.
+        Returns None, so that decorators around the guard see each answer. Returns the refusal only
+        if the guard might never be asked.
         """
         if not is_guarded(view):
             if iscoroutinefunction(view):
                 permit(request)
             if self.is_closed(request):
-                # Again, because a cache for the whole site has marked the request meanwhile.
+                # Called again, because a cache for the whole site may have marked the request.
                 verdict = authenticate_request(request)
                 if django_settings.SESSION_COOKIE_NAME not in request.COOKIES:
                     _waive_csrf(request, view, verdict)
             return None
         is_decorated = getattr(view, "tokenauth_guard", False)
         shared = not is_decorated and is_shared(authentication_classes_of(view))
-        verdict = authenticate_request(request, shared=shared)
+        left = left_transports(option_of(view, "permission_classes", ()))
+        verdict = authenticate_request(request, shared=shared, left=left)
         if verdict.error is not None and may_skip_guard(view):
             state_of(request).refusal = verdict.error
             return responses.render(verdict.error, request)
@@ -111,9 +120,9 @@ class TokenAuthMiddleware(MiddlewareMixin):
         return None
 
     def process_template_response(self, request: HttpRequest, response: Any) -> Any:
-        """Put a refusal by a DRF view in our form before it is rendered.
+        """Format a refusal by a DRF view before it is rendered.
 
-        Here, not later: the browsable API asks the permissions again for each form it draws.
+        Not later, because the browsable API asks the permissions again for each form it renders.
         """
         if _has_state(request) and state_of(request).refusal is not None:
             return _settle_refusal(request, response)
@@ -123,8 +132,8 @@ class TokenAuthMiddleware(MiddlewareMixin):
 class TokenRequiredMiddleware(TokenAuthMiddleware):
     """Refuses every request without a valid token, before routing: default-deny for a site.
 
-    ``PUBLIC_PATHS`` (exact) are open, and what lies under ``EXEMPT_PREFIXES`` is left to its own
-    protection, as the admin is. Replaces ``TokenAuthMiddleware``.
+    ``PUBLIC_PATHS`` (exact) are open. Paths under ``EXEMPT_PREFIXES`` are left to their own
+    protection, such as the login of the admin. Replaces ``TokenAuthMiddleware``.
     """
 
     def is_closed(self, request: HttpRequest) -> bool:
@@ -135,7 +144,7 @@ class TokenRequiredMiddleware(TokenAuthMiddleware):
 
 
 def _prepare(request: Any) -> None:
-    # Both middlewares may be listed: the inner one must not undo what the outer one found.
+    # Both middlewares may be listed: the inner one must not reset the outer one's result.
     if not hasattr(request, "tokenauth"):
         request.tokenauth = None
         if get_settings().query_params:
@@ -152,11 +161,11 @@ def _require(request: Any) -> HttpResponse | None:
 
 
 def _waive_csrf(request: Any, view: Any, verdict: Verdict) -> None:
-    """Waive Django's CSRF protection for a request that acts as its token.
+    """Waive Django's CSRF protection for a request that a token in a header authenticates.
 
-    Never for DRF views: DRF enforces it itself, for sessions, and a token beside a session cookie
-    must not waive it for the session's user. No page of another site can make a browser send a
-    header unasked, but it can choose an address.
+    A page of another site can't make a browser send such a header, but it can choose a URL. Never
+    for DRF views: DRF enforces CSRF protection for sessions itself, and a token beside a session
+    cookie must not waive it for the session's user.
     """
     if verdict.principal is not None and not verdict.in_query and not hasattr(view, "cls"):
         request._dont_enforce_csrf_checks = True
@@ -167,17 +176,17 @@ def _has_state(request: HttpRequest) -> bool:
 
 
 def _has_work(request: HttpRequest, response: Any) -> bool:
-    """Return whether the way out has something to write, which takes a thread under ASGI."""
-    if has_attempts(request):
+    """Return whether ``_settle`` may have to write, which needs a thread under ASGI."""
+    if has_attempts(request) or observations.has_observations(request):
         return True
     if not _has_state(request):
         return False
-    # Only what was counted can have met an outage of the cache.
+    # Only a request that was counted can have found an outage of the cache.
     return _find_error(request, response) is not None or bool(state_of(request).usages)
 
 
 def _settle(request: HttpRequest, response: Any) -> Any:
-    """Write what the request still has to write, once; return the answer in our form.
+    """Write the audit rows that the request still needs, once; return the formatted answer.
 
     ``response`` is None if the request was cancelled.
     """
@@ -185,9 +194,13 @@ def _settle(request: HttpRequest, response: Any) -> Any:
     if _has_state(request):
         response = _settle_refusal(request, response)
         state = state_of(request)
+        # A request that was refused for another reason was not accepted.
+        is_refused = state.refusal is not None or getattr(response, "status_code", 0) in _DENIED
+        if not is_refused and observations.has_observations(request):
+            outage = observations.write(request, state.client_info) or outage
         if state.usages:
             with suppress(Unavailable):
-                # The view may have run: its answer stays, and it is reported another time.
+                # The view may have run, so its answer stays. A later request reports the outage.
                 report_outage(state.client_info)
     return responses.render(outage, request) if outage else response
 
@@ -204,8 +217,8 @@ def _settle_refusal(request: HttpRequest, response: Any) -> Any:
     if _is_success(response) and not is_guarded_answer:
         logger.error("%s answered a bad credential; no guard was asked", request.resolver_match)
         return responses.render(told, request)
-    # Another class's refusal stays its own, until there are too many failures. The project may
-    # also hide a refusal, as a 404 for instance.
+    # The refusal of another class is not reformatted, unless there were too many failures. The
+    # project may also turn a refusal into another answer, such as a 404.
     is_bad = state.verdict is not None and error is state.verdict.error
     is_ours = is_guarded_answer or is_bad or getattr(error, "reason", "") is Reason.MISSING
     is_foreign = hasattr(response, "tokenauth_foreign") or not is_ours
@@ -216,13 +229,13 @@ def _settle_refusal(request: HttpRequest, response: Any) -> Any:
 
 
 def _find_error(request: HttpRequest, response: Any) -> Refused | Unavailable | None:
-    """Return the error that ended the request and is not settled yet; None for none."""
+    """Return the error that ended the request and is not settled yet; None without an error."""
     state = state_of(request)
     if state.settled:
         return None
     refusal, verdict = state.refusal, state.verdict
     if refusal is not None:
-        # The project may have overruled the throttle; then it refused nothing.
+        # If the project overruled the throttle, nothing was refused.
         is_view_rate = isinstance(refusal, Throttled) and refusal.reason is Reason.VIEW_RATE
         overruled = response is not None and response.status_code < HTTPStatus.BAD_REQUEST
         return None if is_view_rate and overruled else refusal
@@ -237,7 +250,7 @@ def _find_error(request: HttpRequest, response: Any) -> Refused | Unavailable | 
 
 
 def _find_unnoted(request: Any, verdict: Verdict, status: int) -> Refused | None:
-    """Return the refusal of a caller whom no guard had refused; None for other answers."""
+    """Return the refusal that no guard of ours noted; None if the answer is no such refusal."""
     if status not in _DENIED or _is_authenticated(request, verdict):
         return None
     if verdict.principal is not None:
@@ -249,7 +262,7 @@ def _find_unnoted(request: Any, verdict: Verdict, status: int) -> Refused | None
 
 
 def _is_authenticated(request: Any, verdict: Verdict) -> bool:
-    """Return whether a guard passed the caller, or DRF knows it by another class."""
+    """Return whether a guard accepted the caller, or another DRF class authenticated it."""
     if not hasattr(request, "auth"):
         return False
     is_ours = verdict.principal is not None and request.auth is verdict.principal

@@ -1,8 +1,9 @@
-"""DRF permissions on scopes and on users. They decide and note; they never write."""
+"""DRF permissions on scopes and on users. They never write; the middleware audits denials."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rest_framework.permissions import BasePermission
@@ -10,14 +11,15 @@ from rest_framework.request import Request
 
 from tokenauth import responses
 from tokenauth.admission import authenticate_request, deny, state_of
+from tokenauth.audit.observations import excuse
 from tokenauth.exceptions import Code, Reason
 from tokenauth.guards import required_scopes
 from tokenauth.principal import ClientUser, Principal
-from tokenauth.scopes import missing
+from tokenauth.scopes import ScopeSet, missing
 
 
 class _TokenPermission(BasePermission):
-    """What permissions of ours share: how they deny."""
+    """The base of our permissions, with the way they deny."""
 
     tokenauth_permission = True
     """Marks the permission as ours to the authentication class."""
@@ -37,12 +39,15 @@ class HasScopes(_TokenPermission):
     """Allows tokens that grant all of the scopes that the view requires.
 
     The view declares them in ``read_scopes`` and ``write_scopes``, ``required_scopes`` and
-    ``action_scopes`` (see :func:`tokenauth.guards.required_scopes`). HEAD counts as GET; OPTIONS
-    takes any valid token. False for anything but a token, so that ``HasScopes | IsAdminUser``
-    composes; a view that declares nothing refuses every token.
+    ``action_scopes``, or leaves them to ``DEFAULT_SCOPES`` (see
+    ``tokenauth.guards.required_scopes``). HEAD counts as GET; OPTIONS takes any valid token. A
+    view that declares no scopes refuses every token. The result is False for callers without a
+    token, so that ``HasScopes | IsAdminUser`` works.
     """
 
     code = Code.INSUFFICIENT_SCOPE
+    reads_scopes = True
+    """Tells the authentication class that it needn't enforce the view's scopes itself."""
 
     def has_permission(self, request: Request, view: Any) -> bool:
         """Return whether ``request.auth`` grants what ``view`` requires for this method."""
@@ -54,6 +59,10 @@ class HasScopes(_TokenPermission):
         required = required_scopes(view, request.method or "")
         if required and self.is_enough(required, principal):
             return True
+        if state_of(request).observing and (excused := excuse(required, principal)):
+            scopes = ScopeSet([*principal.scopes, *excused])
+            if self.is_enough(required, replace(principal, scopes=scopes)):
+                return True
         reason = Reason.INSUFFICIENT_SCOPE if required else Reason.NO_SCOPES_DECLARED
         return self._deny(request, principal, reason, required)
 
@@ -84,5 +93,7 @@ class HasUser(_TokenPermission):
         user: Any = request.user
         if not isinstance(user, ClientUser):
             return bool(user and user.is_authenticated)
-        principal = authenticate_request(request._request).principal
+        principal = request.auth
+        if not isinstance(principal, Principal):  # A subclass of our class may have replaced it.
+            principal = authenticate_request(request._request).principal
         return principal is not None and self._deny(request, principal, Reason.USER_REQUIRED)

@@ -1,4 +1,4 @@
-"""Who a verified credential stands for."""
+"""The caller that a verified credential identifies."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ClientUser:
     get_group_permissions = get_all_permissions = get_user_permissions
 
     def has_perm(self, perm: str, obj: object = None) -> bool:
-        """Return False: what a client may do is in its token's scopes."""
+        """Return False, because a client's rights are the scopes of its token."""
         return False
 
     def has_perms(self, perm_list: Iterable[str], obj: object = None) -> bool:
@@ -86,7 +86,7 @@ class Principal:
     """A verified caller: what views find in ``request.auth``."""
 
     client_id: str
-    """The owner's identity as a client; always there."""
+    """The owner's identity as a client; never empty."""
     scopes: ScopeSet
     """What the token grants; ``in`` honours wildcards."""
     token_id: str
@@ -96,15 +96,15 @@ class Principal:
     expires_at: datetime | None
     """When the token ends at the latest; None for never."""
     source: str
-    """Which verifier knew it, "database" or "jwt"."""
+    """The verifier that accepted the credential, for example "database" or "jwt"."""
     rate: str = ""
-    """The token's own rate, "600/m"; "" for the default, ``TOKEN_RATE``."""
+    """The token's own rate, for example "600/m"; "" if ``TOKEN_RATE`` applies."""
     user: AbstractBaseUser | ClientUser
-    """The owning user, or a stand-in; ``request.user`` is this."""
+    """The owning user, or a ClientUser; ``request.user`` on guarded views."""
 
     @property
     def key(self) -> str:
-        """Under which key the caller's requests are counted; a JWT's with its source token's."""
+        """The key that the caller's requests are counted by. A JWT has that of its source token."""
         source = DATABASE if self.source == JWT else self.source
         return f"{source}:{self.token_id or self.client_id}"
 
@@ -113,6 +113,25 @@ class Principal:
         """The token and its owner, for the audit."""
         user: Any = None if isinstance(self.user, ClientUser) else self.user
         return identify(self.token_id, self.client_id, user)
+
+
+def get_principal(request: Any) -> Principal:
+    """Return the caller of ``request``: DRF's request or Django's.
+
+    On DRF views and decorated views that is ``request.auth``, on other views behind
+    ``TokenRequiredMiddleware`` ``request.tokenauth``. Raises TypeError if a token didn't
+    authenticate the request, for example because a session did.
+    """
+    # If a guard was asked, only its answer counts: a session may have authenticated the request
+    # although a token came along.
+    name = "auth" if hasattr(request, "auth") else "tokenauth"
+    principal = getattr(request, name, None)
+    if isinstance(principal, Principal):
+        return principal
+    raise TypeError(
+        "No API token authenticated this request. Check request.auth if the view also accepts "
+        "other callers."
+    )
 
 
 def identify(token_id: str, client_id: str, user: Any) -> Identity:

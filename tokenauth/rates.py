@@ -15,7 +15,7 @@ _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 class Rate(NamedTuple):
-    """How many requests are allowed in a window of so many seconds."""
+    """A number of requests that is allowed in a window of a number of seconds."""
 
     requests: int
     seconds: int

@@ -1,4 +1,4 @@
-"""From a refusal to the HTTP answer: status, challenge, headers, body (RFC 6750, RFC 9457)."""
+"""The HTTP answer to a refusal: status, challenge, headers, body (RFC 6750, RFC 9457)."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from tokenauth.limits import Usage
 logger = logging.getLogger("tokenauth")
 
 RETRY_AFTER_SECONDS = 5
-"""When to come back after a 503. Long enough for a database to fail over or a lock to go."""
+"""``Retry-After`` of a 503. Long enough for a database to fail over or a lock to be released."""
 
 _FORBIDDEN = {Code.INSUFFICIENT_SCOPE, Code.USER_REQUIRED}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """What the client is told. It never carries the reason: that is the audit's."""
+    """What the client is told. It never has the reason, which only the audit records."""
 
     status: int
     code: Code
     detail: str
     """One sentence for people, the same for every bad credential."""
     scopes: tuple[str, ...] = ()
-    """The scopes that the view asked for, where one was missing."""
+    """The scopes that the view requires, if one is missing."""
     retry_after: int | None = None
-    """Seconds after which to come back, where that may help."""
+    """Seconds after which the client may retry; None if a retry can't succeed."""
 
     @property
     def body(self) -> dict[str, str]:
@@ -45,7 +45,7 @@ class Refusal:
 
     @property
     def challenge(self) -> str | None:
-        """The value of WWW-Authenticate; None where a credential wouldn't help."""
+        """The value of WWW-Authenticate; None if another credential wouldn't help."""
         if self.code in {Code.UNAVAILABLE, Code.THROTTLED}:
             return None
         challenge = f'{get_settings().challenge_scheme} realm="api"'
@@ -117,9 +117,10 @@ def render(error: Refused | Unavailable, request: HttpRequest) -> HttpResponse:
 
 
 def rewrite(response: Any, error: Refused | Unavailable, request: HttpRequest) -> Any:
-    """Make ``response`` our answer to ``error`` and return it; a new one if it is a stream.
+    """Turn ``response`` into our answer to ``error`` and return it; a new response for a stream.
 
-    A DRF renderer for people (the browsable API) stays and shows the body, where it hasn't yet.
+    A DRF renderer for people (the browsable API) is kept, and shows the new body if it has not
+    rendered the response yet.
     """
     if response.streaming:
         return render(error, request)
@@ -140,11 +141,12 @@ def rewrite(response: Any, error: Refused | Unavailable, request: HttpRequest) -
 
 
 def set_common_headers(response: HttpResponseBase, usages: Iterable[Usage]) -> None:
-    """Add what each answer that depends on a credential says, to caches and to the client.
+    """Add ``Vary``, and ``RateLimit-Policy`` and ``RateLimit`` if the request was counted.
 
-    How much of each limit is left follows draft-ietf-httpapi-ratelimit-headers.
+    Every answer that depends on a credential gets them. The headers of limits follow
+    draft-ietf-httpapi-ratelimit-headers.
     """
-    # Caches on the way know of Authorization, not of the other headers that carry tokens.
+    # Shared caches treat Authorization specially, but not the other headers with tokens.
     patch_vary_headers(response, [transport.header for transport in get_settings().transports])
     policies, states = [], []
     for usage in usages:
@@ -156,7 +158,7 @@ def set_common_headers(response: HttpResponseBase, usages: Iterable[Usage]) -> N
 
 
 def keep_to_itself(response: HttpResponseBase) -> None:
-    """Keep the address from other sites, and the answer from caches."""
+    """Set headers so that browsers don't send the URL to other sites, and caches store nothing."""
     response["Referrer-Policy"] = "no-referrer"
     response["Cache-Control"] = "no-store"
 

@@ -13,21 +13,28 @@ from collections.abc import Iterable, Iterator, Mapping
 LONGEST = 100
 """A scope's longest length in characters."""
 RESERVED = "tokenauth:"
-"""What the names of our own scopes begin with. They are granted by name, never by a wildcard."""
+"""The prefix of our own scopes, which are granted by name and never by a wildcard."""
 MANAGE = "tokenauth:manage"
 """The scope with which a token may issue and change tokens."""
+INTROSPECT = "tokenauth:introspect"
+"""The scope with which a token may introspect other tokens."""
 
 _SCOPE = re.compile(rf"[\x21\x23-\x5b\x5d-\x7e]{{1,{LONGEST}}}")
 
 
 def _wildcards(scope: str) -> Iterator[str]:
     """Return the wildcards that cover ``scope``; none covers a reserved one."""
-    if scope.startswith(RESERVED):
+    if is_reserved(scope):
         return
     yield "*"
     for place, character in enumerate(scope):
         if character == ":":
             yield f"{scope[: place + 1]}*"
+
+
+def is_reserved(scope: str) -> bool:
+    """Return whether ``scope`` is one of our own, which no wildcard covers."""
+    return scope.startswith(RESERVED)
 
 
 class ScopeSet:
@@ -93,6 +100,6 @@ def unknown(scopes: Iterable[str], declared: Mapping[str, str]) -> list[str]:
 def _is_grantable(scope: str, covered: set[str]) -> bool:
     if not is_well_formed(scope):
         return False
-    if scope.startswith(RESERVED):
+    if is_reserved(scope):
         return not scope.endswith("*")
     return not covered or scope in covered

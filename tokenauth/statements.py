@@ -1,8 +1,8 @@
-"""The two SQL statements of an admitted request, made once and executed as they are.
+"""The two SQL statements of an admitted request, compiled once and executed for each request.
 
-Building and compiling the same query for every request is most of what the ORM costs. Here
-Django's own compiler makes the SQL from the models, once for each database, and it is executed
-through Django's connection: instrumentation, routers and query counts see it as ever.
+Most of the ORM's cost is building and compiling the same query for every request. Here Django's own
+compiler compiles the SQL from the models, once for each database. It is executed through Django's
+connection, so that instrumentation, routers and query counts work as usual.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tokenauth.models import AuditEvent, StoredToken, Token
 _COLUMNS = StoredToken._fields[:-1]
 _WIDTH = len(_COLUMNS)
 _COMPILED_FROM = {"AUTH_USER_MODEL", "DATABASES", "TIME_ZONE", "USE_TZ"}
-"""The settings that statements, and what is read from rows, depend on."""
+"""The settings that the statements and the conversion of rows depend on."""
 _DEPENDENT = (models.UUIDField, models.DateTimeField, models.JSONField)
-"""Kinds of columns whose values every database wants in its own way; the rest is as it is.
+"""Kinds of columns whose values depend on the database; other values are passed unchanged.
 
-An address is one of the rest: it is in its canonical form already, and text to every database."""
+Addresses are not among them: they are in canonical form already, and text in every database."""
 
 _COMMIT_UNFLUSHED = " RETURNING set_config('synchronous_commit', 'off', true)"
 """Lets the INSERT's own transaction, and no other, commit without waiting for the disk.
@@ -44,16 +44,16 @@ _Convert = Callable[..., Any]
 class _Select:
     sql: str
     params: dict[str, Any]
-    """The parameters, by name; the digests are called as ``marks``."""
+    """The parameters, by name; those of the digests have the names in ``marks``."""
     marks: list[str]
     converters: list[tuple[int, _Convert, Any]]
-    """The token's places of a row that need conversion; the functions and the expressions for it."""
+    """The places of the token's columns that need conversion, with functions and expressions."""
     user_converters: list[tuple[int, _Convert, Any]]
-    """The same of the user."""
+    """The same for the user's columns."""
     user_names: list[str]
     """The user's attributes, in the order of the row and of the model."""
     user_key: int
-    """The place of the user's key in a row; it is null where there is no user."""
+    """The place of the user's key in a row; the key is NULL for a token without a user."""
     user_model: Any
 
 
@@ -61,13 +61,13 @@ class _Select:
 class _Insert:
     sql: str
     marks: list[list[str]]
-    """What each row's parameters are called."""
+    """The names of each row's parameters."""
     dependent: list[tuple[int, _Convert]]
     """The places of columns that need preparation, and the functions for it."""
 
 
 def find_token(using: str, digests: Sequence[str]) -> StoredToken | None:
-    """Return the token with one of these digests, its user along; None where there is none.
+    """Return the token with one of these digests, and its user; None if no token has one.
 
     One SELECT. Raises what the database raises.
     """
@@ -116,9 +116,9 @@ def insert_events(
 
 
 def insert_many(connection: Any, names: tuple[str, ...], rows: Sequence[Sequence[Any]]) -> None:
-    """Insert as ``insert_events`` does, with one parameter for a column on PostgreSQL.
+    """Insert as ``insert_events`` does; on PostgreSQL with one parameter for each column.
 
-    Its driver takes longer over ten thousand parameters than the database over a thousand rows.
+    The driver needs more time for ten thousand parameters than the database for a thousand rows.
     """
     if connection.vendor != "postgresql":
         insert_events(connection, names, rows)
@@ -145,19 +145,19 @@ def _convert(
 ) -> list[Any]:
     converted = list(row)
     for place, convert, expression in converters:
-        # NULL too, as Django does: a field of the user's may make something of it.
+        # NULL too, as Django does: a custom field of the user model may convert it.
         converted[place] = convert(converted[place], expression, connection)
     return converted
 
 
 @lru_cache(maxsize=1_024)
 def _read_token(using: str, count: int, row: tuple[Any, ...]) -> list[Any]:
-    # The row is read anew for each request; what the same values mean needn't be.
+    # The row itself is read for each request; only the conversion of equal values is cached.
     return _convert(row, _compile_select(using, count).converters, connections[using])
 
 
 def _adapt_time(value: datetime, connection: Any) -> Any:
-    # What the field does, without its look at what the value is: the clock has just been read.
+    # As the field does, but without its checks, because the value was just read from the clock.
     return connection.ops.adapt_datetimefield_value(value)
 
 
@@ -165,12 +165,12 @@ def _adapt_time(value: datetime, connection: Any) -> Any:
 def _compile_select(using: str, count: int) -> _Select:
     user_model = get_user_model()
     user = user_model._meta
-    # In this order: `from_db` doesn't look at the names where it is given all values.
+    # In the order of the model, because `from_db` ignores names if it gets all values.
     names = [field.attname for field in user.concrete_fields]
     marks = [f"digest{place}" for place in range(count)]
     tokens = Token.objects.using(using).filter(digest__in=marks).order_by()
     columns = tokens.values_list(*_COLUMNS, *(f"user__{name}" for name in names))
-    # A connection of its own, never opened: this outlives the one of any thread.
+    # A separate connection, never opened, because the compiler outlives a thread's connection.
     compiler = columns[:1].query.get_compiler(connection=connections.create_connection(using))
     sql, params = compiler.as_sql()
     called = [param if param in marks else f"fixed{i}" for i, param in enumerate(params)]
@@ -200,7 +200,7 @@ def _compile_insert(using: str, names: tuple[str, ...], count: int) -> _Insert:
     compiler = query.get_compiler(connection=connections.create_connection(using))
     [(sql, _)] = compiler.as_sql()
     marks = [[f"{name}{place or ''}" for name in names] for place in range(count)]
-    # Several at once Django would hand to PostgreSQL as arrays, one a column.
+    # Django would pass several rows to PostgreSQL as one array for each column.
     statement, values = sql.rsplit(" VALUES ", 1)
     rows = ", ".join([values] * count)
     return _Insert(
@@ -215,8 +215,8 @@ def _compile_insert(using: str, names: tuple[str, ...], count: int) -> _Insert:
 
 
 def _name_params(sql: str, names: Sequence[str]) -> str:
-    # SQLite's backend rewrites every placeholder of a list for each call, by name it needn't.
-    # A per cent sign of a column's name isn't escaped by Django's compiler.
+    # With named parameters, SQLite's backend needn't rewrite each placeholder at each call.
+    # Django's compiler doesn't escape a per cent sign in a column's name.
     remaining = iter(names)
     return re.sub(
         "%[s%]?", lambda found: f"%({next(remaining)})s" if found[0] == "%s" else "%%", sql

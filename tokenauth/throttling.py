@@ -20,8 +20,8 @@ from tokenauth.rates import Rate, parse_rate
 class TokenRateThrottle(BaseThrottle):
     """Limits each token, or each address without a token, to the view's ``throttle_rate``.
 
-    The rate is a text such as "10/s" or "100/10s"; a subclass may have one of its own, for two
-    limits on one view. Counted for each view, and each such class, by itself.
+    The rate is a text such as "10/s" or "100/10s". A subclass may have its own rate, so that a view
+    can have two limits. Each view and each such class has a separate count.
     """
 
     throttle_rate: str = ""
@@ -58,7 +58,7 @@ class TokenRateThrottle(BaseThrottle):
 
 
 def parse_throttle_rate(text: Any, name: str) -> Rate:
-    """Return the rate that the view ``name`` declares; raises ImproperlyConfigured if it can't be."""
+    """Return the rate that the view ``name`` declares; raises ImproperlyConfigured if it is invalid."""
     try:
         return parse_rate(text or "")
     except (TypeError, ValueError):

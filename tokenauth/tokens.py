@@ -1,8 +1,9 @@
-"""The text of a token: make it, read it, check it, digest it. Pure: no settings, no database.
+"""The text of a token: generate, parse, verify and digest it. Pure: no settings, no database.
 
-A token reads ``tka_<public id>_<secret><checksum>``: 12 characters of 0-9a-z that may be shown
-and logged, 32 of base62 that may not, and a CRC32 over all before it in 6 of base62, by which
-garbage is refused without a query and secret scanners can be certain.
+A token has the form ``tka_<public id>_<secret><checksum>``. The public id, 12 characters of 0-9a-z,
+may be shown and logged; the secret, 32 characters of base62, must not. The checksum is the CRC32 of
+everything before it, in 6 characters of base62. It allows to refuse garbage without a query, and
+lets secret scanners be certain.
 """
 
 from __future__ import annotations
@@ -33,6 +34,20 @@ _PLACEHOLDER = re.compile(r"\$\{[^{}]*\}")
 _JWT = re.compile(r"(\.e(?:yJ|yA|wo|w0|wk)[\w-]*\.)[\w-]+", re.ASCII)
 _PUBLIC_ID = re.compile(rf"[0-9a-z]{{{PUBLIC_ID_LENGTH}}}")
 _REST = re.compile(rf"[0-9A-Za-z]{{{SECRET_LENGTH + CHECKSUM_LENGTH}}}")
+
+
+def leak_pattern(prefix: str) -> str:
+    """Return a regular expression that finds tokens with this prefix in other text.
+
+    For secret scanners; also in the syntax of Go (RE2).
+    """
+    secret = SECRET_LENGTH + CHECKSUM_LENGTH
+    name = re.escape(prefix)
+    return rf"\b{name}_[0-9a-z]{{{PUBLIC_ID_LENGTH}}}_[0-9A-Za-z]{{{secret}}}\b"
+
+
+LEAK_PATTERN = leak_pattern("tka")
+"""Finds tokens with the default prefix."""
 
 
 class Plaintext(str):
@@ -76,7 +91,7 @@ def generate(prefix: str, public_id: str) -> Plaintext:
 
 
 def parse(text: str, prefix: str) -> ParsedToken | None:
-    """Read a token of our own format; None if the text has another prefix.
+    """Return the parts of a token of our own format; None if the text has another prefix.
 
     Raises Refused (``malformed`` or ``bad_checksum``) if it has our prefix and isn't a token.
     """

@@ -1,9 +1,9 @@
-"""Answers as Atrax does: an MCP gateway over server-sent events, closed but for three paths.
+"""The API of Atrax: an MCP gateway over server-sent events, with three open paths.
 
 ``DJANGO_SETTINGS_MODULE=project.presets.atrax`` and
 ``uvicorn --no-proxy-headers project.asgi:application --port 4000``.
 From the environment, besides what ``project.settings`` reads: MCP_TOKEN (imported at start),
-CORS_ORIGINS (comma-separated, none by default), DEBUG_AUTH (``true`` logs who was let in, too).
+CORS_ORIGINS (comma-separated, none by default), DEBUG_AUTH (``true`` also logs accepted requests).
 """
 
 import os
@@ -23,13 +23,13 @@ if os.environ.get("MCP_TOKEN"):
     ]
 
 ROOT_URLCONF = "project.presets.atrax_urls"
-# The example site's MCP server would be a door beside this one's.
+# Without the example site's MCP server, which the replaced system doesn't have.
 MCP_PATHS = []
 
 INSTALLED_APPS = [*_INSTALLED_APPS, "corsheaders"]
 MIDDLEWARE = [
-    # First, so that nothing sees a token in the address; what asks for one comes after CORS, as
-    # a browser's preflight carries none.
+    # First, so that no other middleware sees a token in the URL. The one that requires tokens comes
+    # after CORS, because a browser's preflight has no token.
     "tokenauth.middleware.TokenAuthMiddleware",
     "corsheaders.middleware.CorsMiddleware",
     "tokenauth.middleware.TokenRequiredMiddleware",

@@ -1,4 +1,4 @@
-"""Atrax's endpoints. The middleware lets in tokens only, so these views needn't ask for one."""
+"""Atrax's endpoints. The middleware requires a token, so these views needn't."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ from tokenauth.principal import Principal
 from tokenauth.responses import Refusal
 
 SERVERS = {"example": {"name": "example", "status": "running", "tools": 0}}
-"""What this gateway stands in front of."""
+"""The servers behind this gateway."""
 
 MOST_SESSIONS = 100
 MOST_WAITING = 16
 """How many messages of a session may wait for the other side."""
 LONGEST_SESSION = 3_600.0
 PATIENCE = 5.0
-"""Seconds that a stream has to take a message."""
+"""Seconds within which a stream must accept a message."""
 KEEP_ALIVE = 15.0
-"""Seconds after which a comment is sent, and the token looked at again."""
+"""Seconds after which a comment is sent and the token is checked again."""
 
 _BODIES = {
     Code.NOT_AUTHENTICATED: {
@@ -86,7 +86,7 @@ def health(request: HttpRequest) -> HttpResponse:
 
 @require_safe
 def status(request: HttpRequest) -> HttpResponse:
-    """Tell how the gateway is, and more to whoever has a token; a bad one counts as none."""
+    """Return the status; with a valid token, more of it. A bad token counts as no token."""
     body = {"status": "running", "servers": len(SERVERS)}
     try:
         principal = admit_request(request)
@@ -102,7 +102,7 @@ def status(request: HttpRequest) -> HttpResponse:
 @csrf_exempt  # No cookie counts here.
 @require_POST
 def authenticate(request: HttpRequest) -> HttpResponse:
-    """Tell whose the token in the body is; it comes in by the same door as one in the header."""
+    """Return the owner of the token in the body, which is authenticated like one in the header."""
     request.META["HTTP_AUTHORIZATION"] = f"Bearer {_token_in(request.body)}"
     return _who(request)
 
@@ -153,7 +153,7 @@ class Session:
     """An open event stream, in this process."""
 
     owner: str
-    """The key of the principal who opened it; nobody else may post to it."""
+    """The key of the principal that opened it. Only this principal may post to it."""
     inbox: Messages
     """Where the client's messages go."""
     loop: asyncio.AbstractEventLoop
@@ -232,7 +232,7 @@ async def _stream(principal: Principal, ip: str | None) -> AsyncIterator[str]:
     with inbox, from_client, to_client, outbox:
         serving = asyncio.create_task(MCP_SERVER.run(from_client, to_client, options))
         session_id = str(uuid.uuid4())
-        # Not before: a stream that nobody begins to read has no end, either.
+        # Not earlier, because a stream that is never read never runs the code below.
         loop = asyncio.get_running_loop()
         SESSIONS[session_id] = Session(owner=principal.key, inbox=inbox, loop=loop)
         try:
@@ -253,7 +253,7 @@ async def _events(
     look_at = time.monotonic() + KEEP_ALIVE
     await _hang_up()
     while time.monotonic() < ends_at:
-        # By the clock, whatever is sent: a busy stream mustn't outlive its token, either.
+        # By the clock, not when idle: a busy stream mustn't outlive its token either.
         if time.monotonic() >= look_at:
             if not await _is_good(principal, ip):
                 return
@@ -271,14 +271,14 @@ async def _events(
 
 
 async def _is_good(principal: Principal, ip: str | None) -> bool:
-    """Tell whether the token still is, from this address: a stream mustn't outlive it."""
+    """Return whether the token is still valid from this address."""
     found = Token.objects.select_related("user").filter(public_id=principal.token_id)
     token = await found.afirst()
     await _hang_up()
     return token is not None and token.status is TokenStatus.ACTIVE and token.admits(ip)
 
 
-# Else they would stay as long as the stream.
+# Without this, connections would stay open as long as the stream.
 _hang_up = sync_to_async(close_idle_connections)
 
 
@@ -287,7 +287,7 @@ _hang_up = sync_to_async(close_idle_connections)
 
 @require_safe
 def debug(request: HttpRequest, page: str) -> HttpResponse:
-    """Show the insides where DEBUG is on; there is nothing here otherwise."""
+    """Show internal state if DEBUG is on; 404 otherwise."""
     pages: dict[str, Iterable[str]] = {"sessions": SESSIONS, "servers": SERVERS}
     if not settings.DEBUG or page not in pages:
         raise Http404

@@ -9,6 +9,8 @@ from django.contrib import admin
 from django.core.exceptions import ValidationError
 from django.http import Http404, HttpRequest
 from django.urls import path
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema
 from rest_framework import exceptions, serializers
 from rest_framework.permissions import IsAuthenticated
 from rest_framework.renderers import JSONRenderer
@@ -98,6 +100,7 @@ class GuideView(APIView):
 class Tools(GuideView):
     """The list of tools."""
 
+    @extend_schema(responses=OpenApiTypes.OBJECT)
     def get(self, request: Request) -> Response:
         """Return the list."""
         return Response({"tools": TOOLS})
@@ -106,6 +109,7 @@ class Tools(GuideView):
 class Execute(GuideView):
     """Run a tool for any valid key, as the guide does."""
 
+    @extend_schema(request=ToolExecution, responses=OpenApiTypes.OBJECT)
     def post(self, request: Request) -> Response:
         """Run a tool."""
         execution = ToolExecution(data=request.data)
@@ -123,6 +127,7 @@ class ExecuteByJWT(Execute):
 class Exchange(GuideView):
     """Exchange a key for a JWT."""
 
+    @extend_schema(request=None, responses=OpenApiTypes.OBJECT)
     def post(self, request: Request) -> Response:
         """Return a JWT that expires after five minutes."""
         if get_settings().jwt is None:

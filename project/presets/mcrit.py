@@ -1,7 +1,7 @@
-"""MCRIT: every path asks for a token in the header ``apitoken``.
+"""The API of MCRIT: every path requires a token in the header ``apitoken``.
 
-``MCRIT_AUTH_TOKEN`` holds a token that is imported at start. Without it, nothing is open:
-tokens are issued. ``MCRIT_AUTH=off``, and nothing else, switches authentication off.
+``MCRIT_AUTH_TOKEN`` holds a token that is imported at start. Without it, every path still requires a
+token. Only ``MCRIT_AUTH=off`` switches authentication off.
 """
 
 import os
@@ -22,9 +22,9 @@ TOKENAUTH = {
     "ACTOR_HEADER": "username",
     "ERROR_FORMAT": "project.presets.mcrit_urls.error_format",
 }
-# No path is public and none exempt: people use the admin of the default site, on the same data.
+# No path is public or exempt. People use the admin of the default site, on the same data.
 _GUARDS = ["tokenauth.middleware.TokenRequiredMiddleware"]
-# Clients have no cookies. Where they have tokens, those prove that a request isn't forged.
+# Clients have no cookies. If tokens are required, a token proves that a request isn't forged.
 _CSRF = "django.middleware.csrf.CsrfViewMiddleware"
 MIDDLEWARE = [
     "project.presets.mcrit_urls.vary_on_accept",
@@ -33,7 +33,7 @@ MIDDLEWARE = [
 ]
 
 ROOT_URLCONF = "project.presets.mcrit_urls"
-# The example site's MCP server would be a door beside this one's.
+# Without the example site's MCP server, which the replaced system doesn't have.
 MCP_PATHS = []
 DATA_UPLOAD_MAX_MEMORY_SIZE = 64 * 2**20
 """Bytes of a report; uploaded binaries are never in memory as a whole."""

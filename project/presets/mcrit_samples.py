@@ -16,7 +16,7 @@ from rest_framework import serializers
 from project.models import Sample
 
 OWNER = "mcrit"
-"""Marks the rows: MCRIT's samples are everybody's."""
+"""The owner of all samples, because MCRIT's samples have no owners."""
 TIME = "%Y-%m-%dT%H-%M-%S"
 
 

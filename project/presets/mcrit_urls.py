@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 _SHA256 = re.compile("[0-9a-fA-F]{64}")
 _JOB = re.compile("[0-9a-fA-F]{24}")
 VERSION = "1.9.0"
-"""The MCRIT whose client and server this goes by."""
+"""The version of MCRIT whose API this is."""
 _TEXTS = {
     Code.NOT_AUTHENTICATED: (
         "API token required",
@@ -50,7 +50,7 @@ _TEXTS = {
 
 
 def error_format(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:
-    """Format a refusal as MCRIT does: in JSON, or in XML for whoever prefers that."""
+    """Format a refusal as MCRIT does: in JSON, or in XML if the client prefers it."""
     other = (f"{refusal.status} {HTTPStatus(refusal.status).phrase}", refusal.detail)
     title, description = _TEXTS.get(refusal.code, other)
     try:
@@ -66,7 +66,7 @@ def error_format(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:
 
 
 def vary_on_accept(get_response: Callable[[HttpRequest], HttpResponseBase]) -> Any:
-    """Tell caches that errors are JSON or XML, as the client asked."""
+    """Add ``Vary: Accept``, because errors are JSON or XML."""
 
     def middleware(request: HttpRequest) -> HttpResponseBase:
         response = get_response(request)
@@ -77,7 +77,7 @@ def vary_on_accept(get_response: Callable[[HttpRequest], HttpResponseBase]) -> A
 
 
 def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
-    """Answer for paths that lead nowhere."""
+    """Answer unknown paths."""
     return JsonResponse({"title": "404 Not Found"}, status=404)
 
 
@@ -97,7 +97,7 @@ def welcome(request: HttpRequest) -> HttpResponse:
 
 
 def status(request: HttpRequest) -> HttpResponse:
-    """Count what there is."""
+    """Return the numbers of samples, families and functions."""
     entries = [entry_of(sample) for sample in samples()]
     report = {
         "db_state": len(entries),
@@ -113,12 +113,12 @@ def status(request: HttpRequest) -> HttpResponse:
 
 
 def version(request: HttpRequest) -> HttpResponse:
-    """Tell which MCRIT this goes by."""
+    """Return the version of MCRIT whose API this is."""
     return successful({"version": VERSION})
 
 
 def recompute_family_stats(request: HttpRequest) -> HttpResponse:
-    """Take a POST without a body; there are no statistics here to compute anew."""
+    """Accept a POST without a body; the preset has no statistics to recompute."""
     return successful(job_id(None))
 
 
@@ -148,7 +148,7 @@ def add_report(request: HttpRequest) -> HttpResponse:
 
 
 def add_binary(request: HttpRequest) -> HttpResponse:
-    """Take in a binary: the body as it is, whatever its type, never in memory as a whole."""
+    """Store the description of a binary: the raw body of any type, never in memory as a whole."""
     serializer = MetadataSerializer(data=request.GET.dict())
     if not serializer.is_valid():
         return failed("The parameters can't be used.", 400)
@@ -254,7 +254,7 @@ def _refuse(constant: str) -> None:
 
 
 def _changes(request: HttpRequest) -> dict[str, Any] | None:
-    """Return what a PUT changes; None where it is no good."""
+    """Return the changes of a PUT; None if they are invalid."""
     try:
         is_json = request.content_type == "application/json"
         values = _json(request) if is_json else QueryDict(request.body).dict()

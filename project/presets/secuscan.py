@@ -1,8 +1,8 @@
 """SecuScan: a key in a file, sent as ``Authorization: Bearer`` or ``X-Api-Key``.
 
-``TOKENAUTH_KEY_FILE``, or SecuScan's own ``SECUSCAN_API_KEY_FILE``, names the file: at start a key
-is made there, or the one that is there is taken over. ``SECUSCAN_CORS_ALLOWED_ORIGINS`` names the
-origins of the web UI, with commas between; without it there are none.
+``TOKENAUTH_KEY_FILE``, or SecuScan's own ``SECUSCAN_API_KEY_FILE``, names the file. At start, a key is
+written to it, or the key in it is imported. ``SECUSCAN_CORS_ALLOWED_ORIGINS`` has the origins of the
+web UI, separated by commas; the default is none.
 """
 
 import os
@@ -28,7 +28,7 @@ TOKENAUTH = {
 }
 INSTALLED_APPS = [*_INSTALLED_APPS, "corsheaders"]
 MIDDLEWARE = [
-    # First: a browser's preflight carries no key.
+    # First, because a browser's preflight has no key.
     "corsheaders.middleware.CorsMiddleware",
     "project.presets.secuscan_urls.SecuScanMiddleware",
     *_MIDDLEWARE[1:],
@@ -42,5 +42,5 @@ CORS_ALLOW_HEADERS = [*default_headers, "x-api-key"]
 CORS_EXPOSE_HEADERS = ["Retry-After"]
 
 ROOT_URLCONF = "project.presets.secuscan_urls"
-# The example site's MCP server would be a door beside this one's.
+# Without the example site's MCP server, which the replaced system doesn't have.
 MCP_PATHS = []

@@ -44,14 +44,14 @@ def error_format(refusal: Refusal, request: HttpRequest) -> tuple[Any, str]:
 
 
 class SecuScanMiddleware(TokenAuthMiddleware):
-    """Answers 503 where a key is needed, until there was ever one: nobody could have the right one."""
+    """Answers 503 to requests that need a key, until a key was stored."""
 
     _is_initialised = False
 
     def process_view(
         self, request: HttpRequest, view: Any, args: Any, kwargs: Any
     ) -> HttpResponse | None:
-        """Refuse, or go on as ever; once there is a token, it costs nothing more."""
+        """Refuse with 503 if no token is stored. The table is not asked again after the first token."""
         if is_guarded(view) and not self._is_initialised:
             try:
                 self._is_initialised = Token.objects.primary().exists()
@@ -63,19 +63,19 @@ class SecuScanMiddleware(TokenAuthMiddleware):
 
 
 def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
-    """Answer for paths that lead nowhere, with a key or without."""
+    """Answer unknown paths, with and without a key."""
     return JsonResponse({"detail": "Not Found"}, status=404)
 
 
 @require_safe
 def index(request: HttpRequest) -> JsonResponse:
-    """Tell what this is; open to everybody."""
+    """Describe the API; open to all."""
     return JsonResponse({"name": "SecuScan API", "version": __version__, "api_docs": None})
 
 
 @require_safe
 def health(request: HttpRequest) -> JsonResponse:
-    """Tell that the process answers; open to everybody."""
+    """Report that the process answers; open to all."""
     return JsonResponse({"status": "operational", "version": __version__})
 
 

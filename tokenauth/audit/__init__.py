@@ -1,7 +1,7 @@
 """Writing the audit.
 
-:func:`record` joins the caller's transaction: the row commits with the change it describes, or
-not at all. :func:`record_now` is for decisions about a request: its row is durable when the
+``record`` joins the caller's transaction: the row commits with the change it describes, or
+not at all. ``record_now`` is for decisions about a request: its row is durable when the
 call returns, before any view runs; ``AUDIT_SINK`` says where it goes.
 """
 
@@ -13,14 +13,18 @@ from typing import Any
 
 from django.db import router
 
+from tokenauth.audit.announcing import announce
 from tokenauth.audit.database import DatabaseSink, save_row, save_rows
-from tokenauth.audit.logs import log_row, log_unwritten
+from tokenauth.audit.logs import log_unwritten
 from tokenauth.audit.rows import Row, make_row
 from tokenauth.audit.sinks import get_sink
 from tokenauth.client_info import Actor, ClientInfo
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import UNIDENTIFIED, Identity, OpenTransaction, Unavailable
-from tokenauth.models import Event, Token
+from tokenauth.models import Event, Outcome, Severity, Token
+
+OBSERVED = "observed"
+"""The reason of an ``access.denied`` that refused nothing."""
 
 
 def record(
@@ -43,7 +47,7 @@ def record(
 def record_many(
     event: Event, *, tokens: Sequence[Token], by: Actor | None, reason: str = ""
 ) -> None:
-    """Write what happened to each of ``tokens`` alike, as ``record`` does it for one."""
+    """Write one row of the same event for each of ``tokens``, as ``record`` writes it for one."""
     rows = [_make_change(event, token, by, reason=reason) for token in tokens]
     save_rows(rows, router.db_for_write(Token))
 
@@ -72,12 +76,12 @@ def record_now(
     """Write a decision about a request through the sink; durable when this returns.
 
     ``alarm`` is an event that comes in addition, in a row of its own with the same subject.
-    Without ``wait_for_disk``, PostgreSQL's own sink commits the row without waiting for the disk:
-    a crash of PostgreSQL can lose it, but nothing that is committed to that database later survives
-    such a crash without it.
-    Raises OpenTransaction inside an open transaction (a test case's own excepted): a rollback
-    would take the row along. Raises Unavailable when the row can't be written and
-    ``AUDIT_REQUIRED`` says that then nobody gets in; without it, logs the row instead.
+    Without ``wait_for_disk``, the default sink on PostgreSQL commits the row without waiting for
+    the disk: a crash of PostgreSQL can lose the row, but then it also loses everything that was
+    committed to that database later.
+    Raises OpenTransaction inside an open transaction (except a test case's own), because a rollback
+    would remove the row. Raises Unavailable if the row can't be written and ``AUDIT_REQUIRED`` is
+    on; if it is off, the row is logged instead.
     """
     rows = [
         make_row(event, client_info, subject=subject, reason=reason, count=count, details=details)
@@ -88,8 +92,24 @@ def record_now(
         _report_unwritten(client_info)
 
 
+def record_observed(client_info: ClientInfo, *, subject: Identity, scopes: list[str]) -> None:
+    """Write that a request lacked ``scopes``, which are only observed, and was accepted.
+
+    Durable when this returns; raises like ``record_now``.
+    """
+    details = {"required_scopes": scopes}
+    row = make_row(
+        Event.ACCESS_DENIED, client_info, subject=subject, reason=OBSERVED, details=details
+    )
+    passed = row._replace(outcome=Outcome.SUCCESS.value, severity=Severity.LOW.value)
+    _write([passed], wait_for_disk=True)
+
+
 def _write(rows: list[Row], *, wait_for_disk: bool) -> bool:
-    """Tell whether ``rows`` were written; raises Unavailable if they had to be."""
+    """Write ``rows``; return whether they were written.
+
+    Raises Unavailable if they can't be and ``AUDIT_REQUIRED`` is on.
+    """
     sink = get_sink()
     try:
         # A sink of the project's own always waits, even if it is derived from ours.
@@ -105,12 +125,12 @@ def _write(rows: list[Row], *, wait_for_disk: bool) -> bool:
             raise
         return False
     for row in rows:
-        log_row(row)
+        announce(row)
     return True
 
 
 def _report_unwritten(client_info: ClientInfo) -> None:
-    """Leave a row that says how many could not be written before this one could."""
+    """Write a row with the number of rows that this process could not write before."""
     if not (count := _unwritten.take()):
         return
     details = {"let_in": not get_settings().audit_required}
@@ -119,15 +139,15 @@ def _report_unwritten(client_info: ClientInfo) -> None:
         get_sink().write(row)
     except BaseException as error:
         _unwritten.add(count)
-        # The request's own row is there; this one is told another time.
+        # The request's own row is written. The number is reported with a later row.
         if not isinstance(error, (Unavailable, OpenTransaction)):
             raise
     else:
-        log_row(row)
+        announce(row)
 
 
 class _Unwritten:
-    """How many rows this process could not write and has not told of."""
+    """How many rows this process could not write and has not reported yet."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -9,6 +9,7 @@ from typing import Any
 from django.db import Error as DatabaseFailure
 from django.db import router
 from django.http import HttpRequest
+from django.utils.translation import override
 
 from tokenauth.audit.database import save_row
 from tokenauth.audit.logs import log_unwritten
@@ -26,23 +27,26 @@ MOST = 1_000
 def recording_attempts(
     operation: str, find_subject: Callable[[], Identity], by: Actor | None
 ) -> Iterator[None]:
-    """Record that ``by`` tried ``operation`` if ``policy`` refuses it in the code that runs meanwhile.
+    """Record that ``by`` tried ``operation`` if ``policy`` refuses it in the body of the ``with``.
 
-    In a request that passes our middleware, the row is noted and written on the way out, when no
-    rollback can take it back: one row for each operation and token, however often it is tried.
-    Elsewhere it is written at once: use this around the transaction of the change. Raises what the
-    database raises.
+    In a request that passes our middleware, the row is noted, and written with the response, when
+    no rollback can remove it: one row for each operation and token, however often it is tried.
+    Elsewhere the row is written at once: use this around the transaction of the change. Raises what
+    the database raises.
     """
     try:
         yield
     except NotPermitted as refusal:
         if by is not None:  # The project's own code is never refused.
-            _record(refusal, operation, find_subject(), by)
+            record_attempt(refusal, operation, find_subject(), by)
         raise
 
 
-def _record(refusal: NotPermitted, operation: str, subject: Identity, by: Actor) -> None:
-    details = {"operation": operation, "field": refusal.field, "problem": refusal.message}
+def record_attempt(refusal: NotPermitted, operation: str, subject: Identity, by: Actor) -> None:
+    """Record, as ``recording_attempts`` does, that ``by`` was refused ``operation``."""
+    with override(None):  # The audit is in English, not in the user's language.
+        problem = str(refusal.message)
+    details = {"operation": operation, "field": refusal.field, "problem": problem}
     row = make_row(
         Event.TOKEN_REFUSED,
         by.client_info,
@@ -63,7 +67,7 @@ def _record(refusal: NotPermitted, operation: str, subject: Identity, by: Actor)
 
 
 def has_attempts(request: HttpRequest) -> bool:
-    """Return whether :func:`write_attempts` has something to write."""
+    """Return whether ``write_attempts`` has something to write."""
     return bool(vars(request).get("_tokenauth_attempts"))
 
 

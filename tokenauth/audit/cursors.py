@@ -19,7 +19,7 @@ from operator import or_
 from typing import Any, NamedTuple
 
 from django.db import OperationalError, connections, transaction
-from django.db.models import F, Max, Min, Q
+from django.db.models import F, Max, Min, Q, QuerySet
 from django.utils import timezone
 
 from tokenauth.exceptions import SealError
@@ -137,9 +137,12 @@ class Cursor:
 
 def read_cursor(seal: AuditSeal | None) -> Cursor:
     """Return the cursor after ``seal``, or the one before the first seal for None."""
-    if seal is None:
-        return Cursor()
-    values = json.loads(seal.cursor)
+    return Cursor() if seal is None else parse_cursor(seal.cursor)
+
+
+def parse_cursor(text: str) -> Cursor:
+    """Return the cursor that was written as ``text``."""
+    values = json.loads(text)
     return Cursor(**{**values, "marks": tuple(Mark(*mark) for mark in values.get("marks", ()))})
 
 
@@ -148,10 +151,40 @@ def localise(cursor: Cursor, using: str) -> Cursor:
     return cursor if cursor.origin == _origin(using) else cursor.moved()
 
 
-def open_window(cursor: Cursor, using: str, *, is_first: bool) -> Cursor | None:
+def find_unsealed(last: AuditSeal | None, using: str) -> QuerySet[AuditEvent]:
+    """Return the rows that are not covered by ``last``, the last seal, or by one before it.
+
+    The rows that sealing wrote itself are left out: they wait for other rows. Raises SealError if
+    the seal can't be read.
+    """
+    try:
+        cursor = localise(read_cursor(last), using)
+    except (ValueError, TypeError):
+        raise SealError("The last seal was changed. Run `tokenauth_audit verify`.") from None
+    rows = AuditEvent.objects.using(using).exclude(event=Event.AUDIT_SEALED.value)
+    # The first condition follows from the second; SQLite finds the index by it.
+    return rows.filter(id__gt=cursor.closed_id).exclude(cursor.covered())
+
+
+def read_position(text: str, using: str) -> Cursor | None:
+    """Return the cursor that was written as ``text``.
+
+    None if it was made in another database than ``using``, or can't be read.
+    """
+    try:
+        cursor = parse_cursor(text)
+    except (ValueError, TypeError):
+        return None
+    return cursor if cursor == Cursor() or cursor.origin == _origin(using) else None
+
+
+def open_window(
+    cursor: Cursor, using: str, *, is_first: bool, lag: timedelta | None = None
+) -> Cursor | None:
     """Return ``cursor`` with a window of final rows, or None if there are no new ones.
 
-    Raises SealError if that needs a lock that it can't get.
+    With ``lag``, on databases where transactions have no numbers, the window ends before the first
+    row that is younger. Raises SealError if that needs a lock that it can't get.
     """
     cursor, known = localise(cursor, using), cursor.origin
     if cursor.window:
@@ -161,7 +194,10 @@ def open_window(cursor: Cursor, using: str, *, is_first: bool) -> Cursor | None:
         if origin == known or (is_first and not _has_foreign_rows(using)):
             return _open_by_transaction(replace(cursor, origin=origin), using)
         return _reopen(cursor, origin, using)
-    until = _last_id(using, timezone.now() - LAG if may_be_late(using) else None)
+    if lag is not None:
+        until = _last_before_young(using, cursor.closed_id, timezone.now() - lag)
+    else:
+        until = _last_id(using, timezone.now() - LAG if may_be_late(using) else None)
     return replace(cursor, window="id", until=until) if until > cursor.closed_id else None
 
 
@@ -255,3 +291,12 @@ def _last_id(using: str, before: datetime | None) -> int:
         found = found.filter(at__lte=before)
     # Times have no index. The newest rows come first, so few of them are read.
     return found.order_by("-id").values_list("id", flat=True).first() or 0
+
+
+def _last_before_young(using: str, closed_id: int, since: datetime) -> int:
+    # Drained rows are older than they look: one above young rows says nothing about those.
+    found = AuditEvent.objects.using(using).filter(id__gt=closed_id).order_by("id")
+    # First, so that no row that is written meanwhile counts as old.
+    last = _last_id(using, None)
+    young = found.filter(at__gt=since).values_list("id", flat=True).first()
+    return last if young is None else young - 1

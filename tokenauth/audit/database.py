@@ -9,7 +9,7 @@ from django.db import Error as DatabaseFailure
 from django.db import connections, router, transaction
 from django.db.models import Max
 
-from tokenauth.audit.logs import log_row
+from tokenauth.audit.announcing import announce
 from tokenauth.audit.rows import Row, columns_of, storable
 from tokenauth.exceptions import OpenTransaction, Unavailable
 from tokenauth.models import AuditEvent
@@ -20,7 +20,7 @@ def save_row(row: Row, using: str) -> None:
     """Insert ``row`` in the caller's transaction, if one is open; raises what the database does."""
     storable(row, using).as_event().save(using=using)
     # Log only after the commit: a rollback takes the row back.
-    transaction.on_commit(lambda: log_row(row), using=using, robust=True)
+    transaction.on_commit(lambda: announce(row), using=using, robust=True)
 
 
 def save_rows(rows: Sequence[Row], using: str) -> None:
@@ -36,7 +36,7 @@ def save_rows(rows: Sequence[Row], using: str) -> None:
         between = stored.filter(id__gt=before, id__lte=after, event=event).order_by("id")
         for columns in between.values_list(*Row._fields).iterator():
             if (row := Row._make(columns)).token_id in tokens:
-                log_row(row)
+                announce(row)
 
     transaction.on_commit(log, using=using, robust=True)
 

@@ -26,7 +26,7 @@ from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from tokenauth.audit.redis_stream import FIELD, try_place
 from tokenauth.audit.rows import Row, storable
-from tokenauth.models import AuditDrained, AuditEvent
+from tokenauth.models import REQUEST_EVENTS, AuditDrained, AuditEvent
 
 logger = logging.getLogger("tokenauth")
 
@@ -36,7 +36,7 @@ ENTRIES_PER_READ = 500
 STATEMENT_ROWS = 100
 """The most rows of one INSERT: MariaDB accepts packets of 16 MB."""
 LONGEST_ENTRY = 65_536
-"""The most bytes of JSON in an entry. A row of ours has a tenth of that, or less."""
+"""The most bytes of JSON in an entry. Rows that the sink writes have at most a tenth of that."""
 BLOCK_MILLISECONDS = 1_000
 """How long a worker waits for new entries before it looks for those of dead workers."""
 ANSWER_SECONDS = 5.0
@@ -52,9 +52,6 @@ OUTAGES = (RedisError, DatabaseFailure, OSError)
 """Transient errors: Redis or the database is down. Retried with backoff."""
 REFUSALS = (DataError, IntegrityError, ValueError, OverflowError, RecursionError)
 """What the database or its driver raises for a row that it will never accept."""
-
-REQUEST_EVENTS = ("auth.", "access.", "security.")
-"""How the events that go through a sink begin."""
 
 Fields = dict[bytes, bytes]
 
@@ -83,7 +80,8 @@ class Drain:
         place = try_place()
         self.stream, self.rejected_stream = place.stream, f"{place.stream}:rejected"
         self.client: Any = place.connect(ANSWER_SECONDS)
-        self._after = b"0"  # Its own entries up to this id wait for room, and are claimed later.
+        # Its own entries up to this id wait until Redis has room, and are claimed later.
+        self._after = b"0"
         # The random end makes the name unique: containers may share host name and process id.
         self.consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
@@ -234,7 +232,7 @@ def _row(fields: Fields) -> Row | None:
     except (ValueError, OverflowError, RecursionError):
         return None
     # A client that can write to Redis must not be able to forge changes to tokens.
-    return row if row and row.event.startswith(REQUEST_EVENTS) else None
+    return row if row and row.event in REQUEST_EVENTS else None
 
 
 def store(rows: list[Row]) -> tuple[int, set[int]]:
@@ -304,6 +302,16 @@ def _find_digests(drained: list[_Drained], using: str) -> dict[UUID, str]:
     return dict(known.values_list("event_id", "digest"))
 
 
+def count_entries() -> int:
+    """Return how many entries wait in the stream, other workers' included.
+
+    Raises an outage, and ImproperlyConfigured if no Redis is configured.
+    """
+    place = try_place()
+    client: Any = place.connect(ANSWER_SECONDS)
+    return int(client.xlen(place.stream))
+
+
 def run(*, once: bool, say: Callable[[str], object]) -> None:
     """Drain until SIGTERM or SIGINT, or ``once``; ``say`` gets messages for people.
 
@@ -321,7 +329,7 @@ def run(*, once: bool, say: Callable[[str], object]) -> None:
 
 @contextmanager
 def _stopping(stop: Flag) -> Iterator[None]:
-    """Set ``stop`` on SIGTERM and SIGINT, which end a process otherwise."""
+    """Set ``stop`` on SIGTERM and SIGINT, so that they don't end the process at once."""
     # In a thread, because the signal may arrive while this one holds the flag's lock.
     former = {
         number: signal.signal(number, lambda *_: Thread(target=stop.set).start())

@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime
 from io import StringIO
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
-from django.db.models import F, Max, Min, QuerySet
+from django.db.models import F, Max, Min, Q, QuerySet
 
-from tokenauth.audit.rows import Row, with_offset
+from tokenauth.audit.rows import Row, is_failure, with_offset
 from tokenauth.audit.stored import UNREADABLE, read_stored, split
-from tokenauth.models import AuditEvent
+from tokenauth.client_info import possible_addresses
+from tokenauth.models import AuditEvent, Event, Outcome
+from tokenauth.models.charsets import exactly
 
 EXPORTED_COLUMNS = ("id", *Row._fields)
 
@@ -26,30 +28,77 @@ _FORMULA_LATER = re.compile(f'([;|\t\r\n][ "]*)(?={_FORMULA})')
 """Where another cell begins if a spreadsheet separates at semicolons, tabs or vertical bars."""
 
 
-def export(*, using: str, as_csv: bool, since: datetime | None = None) -> Iterator[tuple[str, int]]:
-    """Give the rows from ``since`` on in the order of their ids, some at a time.
+class Filters(TypedDict, total=False):
+    """Which rows to export: those that fit all filters that are given and not empty."""
 
-    Each item is text (JSON lines, or CSV with a header) and the number of rows in it. The export
-    ends with the last row that existed when it began. It misses rows that are committed later with
-    an id below those already given. A row that can't be read comes with the texts that are stored.
+    since: datetime | None
+    """The first moment."""
+    until: datetime | None
+    """The end, which is not included."""
+    events: Collection[str]
+    token_id: str | None
+    client_id: str | None
+    ip: str | None
+    """An address in its canonical form; finds its network's rows where only that is stored."""
+
+
+def export(*, using: str, as_csv: bool, **filters: Unpack[Filters]) -> Iterator[tuple[str, int]]:
+    """Give the rows that fit ``filters`` as ``export_parts`` does.
+
+    The export ends with the last row that existed when it began. It misses rows that are committed
+    later with an id below those already given.
+    """
+    yield from export_parts([_choose(using, filters)], as_csv=as_csv)
+
+
+def export_parts(
+    parts: Iterable[QuerySet[AuditEvent]], *, as_csv: bool
+) -> Iterator[tuple[str, int]]:
+    """Give the rows of ``parts``, each in the order of their ids, some at a time.
+
+    Each item is text (JSON lines, or CSV with a header) and the number of rows in it. A row that
+    can't be read comes with the texts that are stored.
     """
     if as_csv:
         yield ",".join(EXPORTED_COLUMNS) + "\n", 0
-    for part in split(_choose(using, since)):
-        yield from _written(part, _csv if as_csv else _json_lines)
+    for events in parts:
+        for part in split(events):
+            yield from _written(part, _csv if as_csv else _json_lines)
 
 
-def _choose(using: str, since: datetime | None) -> QuerySet[AuditEvent]:
-    """Return the rows from ``since`` to the last one that exists now."""
-    events = AuditEvent.objects.using(using)
+def _choose(using: str, filters: Filters) -> QuerySet[AuditEvent]:
+    """Return the rows that fit ``filters``, up to the last one that exists now."""
+    events = AuditEvent.objects.using(using).filter(_condition(filters))
     number: Any = F("id")
-    if since is not None:
+    if filters.get("since") or filters.get("until"):
         # As an expression, so that PostgreSQL finds the ends by the index on times.
-        events, number = events.filter(at__gte=since), number + 0
+        number += 0
     ends = events.aggregate(first=Min(number), last=Max(number))
     if ends["last"] is None:
         return events.none()
     return events.filter(id__gte=ends["first"], id__lte=ends["last"])
+
+
+def _condition(filters: Filters) -> Q:
+    """Return the condition for rows that fit, in the form in which databases find their indexes."""
+    columns = {
+        "at__gte": filters.get("since"),
+        "at__lt": filters.get("until"),
+        "token_id": filters.get("token_id"),
+    }
+    found = Q(**{column: value for column, value in columns.items() if value})
+    if ip := filters.get("ip"):
+        found &= Q(ip__in=possible_addresses(ip))
+    if client_id := filters.get("client_id"):
+        found &= exactly("client_id", client_id)
+    if events := filters.get("events"):
+        found &= Q(event__in=events)
+        # The conditions of the indexes on rare events and on the addresses of failures.
+        if Event.AUTH_ACCEPTED.value not in events:
+            found &= ~Q(event=Event.AUTH_ACCEPTED.value)
+        if all(map(is_failure, events)):
+            found &= Q(outcome=Outcome.FAILURE.value)
+    return found
 
 
 def _written(events: QuerySet[AuditEvent], write: _Write) -> Iterator[tuple[str, int]]:

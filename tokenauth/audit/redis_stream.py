@@ -30,7 +30,7 @@ logger = logging.getLogger("tokenauth")
 CALL_TIMEOUT_SECONDS = 0.25
 """The limit for connecting, and for each answer. A request waits for one of them at most."""
 ASK_AGAIN_SECONDS = 10.0
-"""How long a process relies on what Redis said about its persistence."""
+"""How long a process relies on the last answer of Redis about its persistence."""
 STREAM_NAME = "tokenauth:audit"
 FIELD = "row"
 """The one field of an entry: ``Row.to_json()``."""
@@ -90,9 +90,10 @@ def read_place() -> Place:
 
 
 def try_place() -> Place:
-    """Return the same as :func:`read_place`; raises ImproperlyConfigured for wrong options too.
+    """Return the same as ``read_place``; also raises ImproperlyConfigured for wrong options.
 
-    Only for commands and checks: during a request, such a Redis counts as one that is down.
+    Only for commands and checks: during a request, a Redis with wrong options counts as one that
+    is down.
     """
     place = read_place()
     try:
@@ -164,7 +165,7 @@ def ask(connection: Any) -> list[Problem]:
     except NoPermissionError:
         return [_NO_INFO]  # Fail closed.
     said = dict(re.findall(r"^(\w+):(.*?)\r?$", text, re.MULTILINE))
-    # If it is switched on at run time, it keeps nothing until the first rewrite has ended.
+    # An append-only file that is switched on at run time has no rows until the first rewrite ends.
     first_rewrite = said.get("aof_base_size") == "0" and (
         said.get("aof_rewrite_in_progress") != "0"
         or said.get("aof_rewrite_scheduled") != "0"

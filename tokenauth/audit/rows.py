@@ -1,4 +1,4 @@
-"""One audit row before it is stored, whatever stores it."""
+"""One audit row before a sink stores it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import os
 import time
 import uuid
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import MAXYEAR, MINYEAR, datetime
+from functools import lru_cache
 from hashlib import sha256
 from itertools import compress
-from operator import ne
+from operator import itemgetter, ne
 from typing import Any, NamedTuple
 from unicodedata import category
 
 from django.conf import settings
 from django.utils import timezone
 
-from tokenauth.client_info import NAME_LENGTH, ClientInfo, parse_address, sanitise
+from tokenauth.client_info import NAME_LENGTH, ClientInfo, parse_address, sanitise, stored_address
 from tokenauth.exceptions import UNIDENTIFIED, Identity
 from tokenauth.models import USER_ID_LENGTH, AuditEvent, Event, Outcome, Severity
 from tokenauth.models.charsets import escape, find_unstorable
@@ -36,7 +37,10 @@ _FAILED = {
     Event.SECURITY_AUDIT_DEGRADED: Severity.HIGH,
     Event.SECURITY_LIMITS_DEGRADED: Severity.HIGH,
 }
-_NOTABLE = {Event.AUDIT_PRUNED, *(event for event in Event if event.value.startswith("token."))}
+_NOTABLE = {
+    *(Event.AUDIT_PRUNED, Event.AUDIT_EXPORTED),
+    *(event for event in Event if event.value.startswith("token.")),
+}
 _VERDICTS = {
     event.value: (
         (Outcome.FAILURE if event in _FAILED else Outcome.SUCCESS).value,
@@ -44,6 +48,18 @@ _VERDICTS = {
     )
     for event in Event
 }
+
+
+def is_failure(event: str) -> bool:
+    """Return whether rows of this event have the outcome ``failure``."""
+    return _VERDICTS[event][0] == Outcome.FAILURE.value
+
+
+def events_of(severity: str) -> list[str]:
+    """Return the events whose rows can have this severity."""
+    # A request that lacked a scope, but was let through: see ``record_observed``.
+    observed = [Event.ACCESS_DENIED.value] if severity == Severity.LOW else []
+    return observed + [name for name, verdict in _VERDICTS.items() if verdict[1] == severity]
 
 
 class Row(NamedTuple):
@@ -81,7 +97,7 @@ class Row(NamedTuple):
         return AuditEvent(**self._asdict())
 
     def time_text(self) -> str:
-        """Return the row's time in ISO 8601, with its offset whatever ``USE_TZ`` says."""
+        """Return the row's time in ISO 8601, with an offset also if ``USE_TZ`` is off."""
         return with_offset(self.at).isoformat()
 
     def to_json(self) -> str:
@@ -129,7 +145,7 @@ def _refuse_unwritten(values: dict[str, Any]) -> None:
     """Raise ValueError for values that ``make_row`` never writes."""
     for name, length in _LENGTHS.items():
         text = values[name]
-        # A newer Python may have written it, which knows more letters.
+        # A newer Python, which knows more letters, may have written the text.
         unsafe = (char for char in text if not char.isprintable() and category(char) != "Cn")
         if len(text) > length or any(unsafe):
             raise ValueError(f"{name} of an audit row is too long, or not printable")
@@ -160,14 +176,22 @@ def as_stored(moment: datetime) -> datetime:
 
 
 def with_offset(at: datetime) -> datetime:
-    """Return ``at``; a naive time is one in the site's time zone, in which the clock was read."""
+    """Return ``at`` as an aware time; a naive time counts as one in the site's time zone."""
     return timezone.make_aware(at, timezone.get_default_timezone()) if timezone.is_naive(at) else at
 
 
-def columns_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[list[Any]]]:
-    """Return the columns that not all rows have the default in, and each row's values of these."""
-    differ = [any(row) for row in zip(*(map(ne, row, _DEFAULTS) for row in rows), strict=True)]
-    return tuple(compress(Row._fields, differ)), [list(compress(row, differ)) for row in rows]
+def columns_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """Return the columns in which a row differs from the default, and each row's values of these."""
+    differ = [tuple(map(ne, row, _DEFAULTS)) for row in rows]
+    names, choose = _chooser(tuple(map(any, zip(*differ, strict=True))))
+    return names, [choose(row) for row in rows]
+
+
+@lru_cache(maxsize=256)
+def _chooser(differ: tuple[bool, ...]) -> tuple[tuple[str, ...], Callable[[Row], tuple[Any, ...]]]:
+    """Return the names of the columns marked in ``differ``, and the function that picks them."""
+    places = [*compress(range(len(differ)), differ)]
+    return tuple(Row._fields[place] for place in places), itemgetter(*places)
 
 
 def _make_event_id() -> uuid.UUID:
@@ -209,7 +233,7 @@ def make_row(
         actor=actor,
         count=count,
         details=_shorten(details) if details else {},
-        **vars(client_info),
+        **{**vars(client_info), "ip": stored_address(client_info.ip)},
     )
 
 

@@ -7,6 +7,7 @@ from tokenauth.checks import (  # noqa: F401
     jwt,
     keyfiles,
     middleware,
+    migrate,
     production,
     query_params,
     scopes,

@@ -99,7 +99,7 @@ def _inner(function: Any) -> Any:
     if isinstance(cells.get("cls"), type):
         return None  # as_view() made it, and gave it the attributes of dispatch.
     if "decorators" in cells and "method" in cells:
-        # method_decorator() decorates anew at each call.
+        # method_decorator() applies its decorators at each call.
         method = cells["method"]
         for decorate in cells["decorators"]:
             method = decorate(method)

@@ -33,7 +33,7 @@ def check_durability(
 ) -> Iterator[CheckMessage]:
     """Ask the audit's database whether commits wait for the disk (E030).
 
-    ``databases`` are those that may be asked; all, if it is None.
+    ``databases`` are the databases that may be queried; None stands for all.
     """
     using = router.db_for_write(AuditEvent)
     is_allowed = databases is None or using in databases

@@ -1,4 +1,4 @@
-"""What the settings and URLs of the site name, as far as it can be loaded."""
+"""Loading the objects that the settings and URLs of the site name."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any
 
@@ -14,7 +15,7 @@ from tokenauth.checks.guessing import weakness
 from tokenauth.checks.installed import base_names, try_load
 from tokenauth.checks.messages import check, error, warning
 from tokenauth.conf import get_settings
-from tokenauth.conf.jwt import Algorithm
+from tokenauth.conf.jwt import CACHE_LIFETIME, Algorithm
 from tokenauth.exceptions import InvalidSettings
 
 JWT_VERIFIER = "tokenauth.verifiers.jwt.JWTVerifier"
@@ -22,7 +23,7 @@ JWT_VERIFIER = "tokenauth.verifiers.jwt.JWTVerifier"
 
 @check()
 def check_jwt(**_kwargs: Any) -> Iterator[CheckMessage]:
-    """Check that the keys can sign JWTs and that a verifier accepts them (E017, W018)."""
+    """Check that the keys can sign JWTs and that somebody can verify them (E017, W018, W040)."""
     settings = get_settings()
     is_listed = any(JWT_VERIFIER in base_names(try_load(path)) for path in settings.verifiers)
     if settings.jwt is None:
@@ -42,6 +43,24 @@ def check_jwt(**_kwargs: Any) -> Iterator[CheckMessage]:
             text = "VERIFIERS doesn't name JWTVerifier. This site rejects the JWTs that it signs."
             hint = f'List "{JWT_VERIFIER}" first, unless only other servers verify them.'
             yield warning("W018", text, hint)
+    if settings.jwt.audiences and settings.jwt.algorithm is Algorithm.HS256:
+        text = "JWT lists audiences, and HS256 publishes no key by which they could verify a JWT."
+        hint = "Use EdDSA, ES256 or RS256: a service that knows the secret can sign JWTs itself."
+        yield warning("W040", text, hint)
+
+
+@check(deploy=True)
+def check_key_change(**_kwargs: Any) -> Iterator[CheckMessage]:
+    """Check that caches get a new key before it signs (W041)."""
+    settings, now = get_settings().jwt, datetime.now(UTC)
+    for key_id, start in settings.signs_from.items() if settings else ():
+        if now < start < now + CACHE_LIFETIME:
+            text = (
+                f"The JWT key {key_id!r} begins to sign within five minutes. Servers that have just "
+                "read the published keys don't know it then."
+            )
+            hint = "Set a later time in signs_from, unless the key is published already."
+            yield warning("W041", text, hint)
 
 
 @check(deploy=True)

@@ -70,7 +70,7 @@ def _check_missing() -> Iterator[CheckMessage]:
         text = "ATOMIC_REQUESTS is on and the middleware is missing. Requests with a token fail."
         yield error("E004", text, PLACE)
     elif get_settings().query_params:
-        text = "QUERY_PARAMS needs the middleware, which reads and removes tokens in addresses."
+        text = "QUERY_PARAMS needs the middleware, which reads and removes tokens in URLs."
         yield error("E024", text, PLACE)
     elif is_guarded:
         text = "The middleware is missing. Requests without a token or scope leave no audit row."
@@ -82,7 +82,7 @@ def _check_before(before: list[str], ours: str) -> Iterator[CheckMessage]:
         text = f"{ours} comes after CsrfViewMiddleware, which refuses POST requests with a token."
         yield error("E005", text, f'List "{ours}" before "{CSRF}" in MIDDLEWARE.')
     elif before and get_settings().query_params:
-        text = f"{before[0]} comes before {ours}, and sees the tokens of QUERY_PARAMS in addresses."
+        text = f"{before[0]} comes before {ours}, and sees the tokens of QUERY_PARAMS in URLs."
         yield warning("W032", text, PLACE)
 
 

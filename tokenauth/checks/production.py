@@ -27,7 +27,7 @@ def check_audit(**_kwargs: Any) -> Iterator[CheckMessage]:
     """Check that requests are audited and that warnings are logged (W008, W020, W021)."""
     settings = get_settings()
     if not settings.audit_required:
-        text = "AUDIT_REQUIRED is off. Requests are answered even if their audit row is lost."
+        text = "AUDIT_REQUIRED is off. Requests are accepted even if their audit row is lost."
         yield warning("W008", text, "Turn it on, unless availability matters more than the audit.")
     if not settings.audit_successes:
         text = "AUDIT_SUCCESSES is off. The audit doesn't show which tokens were accepted."
@@ -39,6 +39,15 @@ def check_audit(**_kwargs: Any) -> Iterator[CheckMessage]:
         text = "No handler receives the warnings of the logger 'tokenauth'."
         hint = "Give it a handler in LOGGING, and set disable_existing_loggers to False."
         yield warning("W021", text, hint)
+
+
+@check(deploy=True)
+def check_observed_scopes(**_kwargs: Any) -> Iterator[CheckMessage]:
+    """Check that every scope is enforced (W038)."""
+    if observed := get_settings().observe_scopes:
+        text = f"OBSERVE_SCOPES is set. Tokens without these scopes are accepted: {', '.join(observed)}."
+        hint = "Grant the scopes that tokenauth list --scope-use shows, then remove the setting."
+        yield warning("W038", text, hint)
 
 
 @check(deploy=True)

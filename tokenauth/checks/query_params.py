@@ -13,7 +13,7 @@ from tokenauth.checks.messages import check, error, warning
 from tokenauth.conf import get_settings
 from tokenauth.guards import is_guarded
 
-# White space, and characters of patterns, of escapes and of whole addresses.
+# White space, and characters of patterns, of escapes and of whole URLs.
 _ODD = re.compile(r"[?#*<>%\\\s]")
 
 
@@ -32,10 +32,10 @@ def check_query_params(**_kwargs: Any) -> Iterator[CheckMessage]:
 
 @check(deploy=True)
 def check_query_logs(**_kwargs: Any) -> Iterator[CheckMessage]:
-    """Remind of logs that record addresses with tokens (W030)."""
+    """Remind of logs that record URLs with tokens (W030)."""
     if paths := get_settings().query_params:
         listed = ", ".join(map(repr, paths))
-        text = f"Browsers store and servers log the tokens in addresses at {listed}."
+        text = f"Browsers store and servers log the tokens in URLs at {listed}."
         hint = "Exclude queries from access logs and silence this, or empty QUERY_PARAMS."
         yield warning("W030", text, hint)
 

@@ -13,14 +13,14 @@ from tokenauth.checks.installed import is_derived
 from tokenauth.checks.messages import check, error, warning
 from tokenauth.checks.views import classes_of, name_of
 from tokenauth.conf import get_settings
-from tokenauth.guards import all_views, is_guarded, option_of, stray_keys
+from tokenauth.guards import all_views, is_guarded, option_of, reads_scopes, stray_keys
 from tokenauth.permissions import HasScopes
 from tokenauth.scopes import unknown
 
 
 @check()
 def check_scopes(**_kwargs: Any) -> Iterator[CheckMessage]:
-    """Check the scopes that views declare (E006, E028, E029, W003, W034)."""
+    """Check the scopes that views declare (E006, E028, E029, W003, W034, W039)."""
     unsafe: dict[type, dict[str, bool]] = defaultdict(dict)
     for _, view in all_views():
         if not is_guarded(view):
@@ -29,20 +29,29 @@ def check_scopes(**_kwargs: Any) -> Iterator[CheckMessage]:
         yield from _check_declared(view)
         if hasattr(view, "cls"):
             yield from _check_keys(view)
+            yield from _check_enforced(view)
             own = "required_scopes" in getattr(view, "initkwargs", {})
             unsafe[view.cls].update(dict.fromkeys(_unsafe_handlers(view), own))
     for cls, has_own in unsafe.items():
         yield from _find_gaps(cls, has_own)
 
 
-def _check_declared(view: Any) -> Iterator[CheckMessage]:
+def _declared(view: Any) -> list[Any]:
+    """Return what a view declares: scopes, None, or any other value by mistake.
+
+    A property object counts as a declaration, because its value depends on the request.
+    """
     names = ("required_scopes", "read_scopes", "write_scopes")
-    declared = [option_of(view, name, ()) for name in names]
-    declared += [getattr(view, "tokenauth_scopes", ())]
+    own = getattr(view, "tokenauth_scopes", None)
     by_handler = option_of(view, "action_scopes", {})
-    declared += by_handler.values() if isinstance(by_handler, Mapping) else [by_handler]
-    # A property object counts as a declaration, because its value depends on the request.
-    if not any(declared) and _uses_scopes(view, AND, OR, NOT):
+    by_handler = by_handler.values() if isinstance(by_handler, Mapping) else [by_handler]
+    return [own, *(option_of(view, name, None) for name in names), *by_handler]
+
+
+def _check_declared(view: Any) -> Iterator[CheckMessage]:
+    declared = _declared(view)
+    is_left = get_settings().default_scopes and all(scopes is None for scopes in declared)
+    if not (any(declared) or is_left) and _uses_scopes(view, AND, OR, NOT):
         text = f"{name_of(view)} uses HasScopes and declares no scopes. It refuses every token."
         hint = "Declare scopes, or use IsAuthenticated to accept any valid token."
         yield warning("W003", text, hint)
@@ -65,11 +74,23 @@ def _check_keys(view: Any) -> Iterator[CheckMessage]:
             yield error("E028", text, hint)
 
 
+def _check_enforced(view: Any) -> Iterator[CheckMessage]:
+    classes = classes_of(view, "permission_classes", "get_permissions")
+    if classes is None or get_settings().default_scopes or not any(_declared(view)):
+        return
+    if not any(map(reads_scopes, classes)):
+        text = f"{name_of(view)} declares scopes, and none of its permissions reads them."
+        hint = "Add HasScopes to permission_classes, or set DEFAULT_SCOPES."
+        yield warning("W039", text, hint)
+
+
 def _check_authentication(view: Any) -> Iterator[CheckMessage]:
     classes = classes_of(view, "authentication_classes", "get_authenticators")
     # Under | and ~ the result may be True although HasScopes is False.
     if classes is not None and _uses_scopes(view, AND):
-        text = f"{name_of(view)} uses HasScopes without TokenAuthentication. It refuses everybody."
+        text = (
+            f"{name_of(view)} uses HasScopes without TokenAuthentication. It refuses every request."
+        )
         yield error("E029", text, "Add TokenAuthentication to its authentication_classes.")
 
 

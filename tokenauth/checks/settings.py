@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from django.core.checks import CheckMessage, register
@@ -14,7 +15,7 @@ from tokenauth.conf import Settings, get_settings
 from tokenauth.conf.values import call_problem, load_named
 from tokenauth.exceptions import InvalidSettings
 from tokenauth.rates import parse_rate
-from tokenauth.scopes import unknown
+from tokenauth.scopes import is_reserved, unknown
 from tokenauth.verifiers import interface_problem
 
 _EXTRAS = {"redis": "redis", "jwt": "jwt", "cryptography": "jwt"}
@@ -38,19 +39,39 @@ def check_settings(**_kwargs: Any) -> Iterator[CheckMessage]:
     settings = get_settings()
     yield from _check_paths(settings)
     yield from _check_interfaces(settings)
-    for scope in unknown(settings.scopes, {}):
-        text = f"TOKENAUTH['SCOPES'] has {scope!r}, which no token can be granted."
-        hint = "Scopes are printable ASCII without spaces, quotes and backslashes (RFC 6749)."
-        yield error("E003", text, hint)
     rates = {"FAILURE_RATE": settings.failure_rate, "TOKEN_RATE": settings.token_rate}
     for key, rate in rates.items():
         try:
             parse_rate(rate or "1/s")
         except ValueError as problem:
             yield error("E008", f"TOKENAUTH[{key!r}]: {problem}", 'Write it like "600/m".')
-    for scope in unknown(settings.self_service_scopes, settings.scopes):
-        text = f"TOKENAUTH['SELF_SERVICE_SCOPES'] has {scope!r}, which SCOPES doesn't have."
-        yield error("E003", text, "Add it to SCOPES with a description, or remove it.")
+    yield from _check_scopes(settings)
+
+
+def _check_scopes(settings: Settings) -> Iterator[CheckMessage]:
+    for scope in unknown(settings.scopes, {}):
+        text = f"TOKENAUTH['SCOPES'] has {scope!r}, which no token can be granted."
+        hint = "Scopes are printable ASCII without spaces, quotes and backslashes (RFC 6749)."
+        yield error("E003", text, hint)
+    defaults = settings.default_scopes
+    named = {
+        "SELF_SERVICE_SCOPES": settings.self_service_scopes,
+        "DEFAULT_SCOPES": chain.from_iterable(defaults.values()),
+        "OBSERVE_SCOPES": settings.observe_scopes,
+        "IMPORTED_SCOPES": settings.imported_scopes,
+    }
+    for key, scopes in named.items():
+        for scope in unknown(scopes, settings.scopes):
+            text = f"TOKENAUTH[{key!r}] has {scope!r}, which SCOPES doesn't have."
+            yield error("E003", text, "Add it to SCOPES with a description, or remove it.")
+    for kind in ("read", "write") if defaults else ():
+        if not defaults.get(kind):
+            text = f"TOKENAUTH['DEFAULT_SCOPES'] has no scopes for {kind!r}."
+            hint = "Views without scopes of their own refuse every such request. Name the scopes."
+            yield error("E003", text, hint)
+    for scope in filter(is_reserved, settings.observe_scopes):
+        text = f"TOKENAUTH['OBSERVE_SCOPES'] has {scope!r}, which is always enforced."
+        yield error("E003", text, "Remove it.")
 
 
 def _check_paths(settings: Settings) -> Iterator[CheckMessage]:

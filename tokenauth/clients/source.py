@@ -1,4 +1,4 @@
-"""What the auth objects for callers share: the source of a token, and where it may be sent."""
+"""The base of the auth objects for callers: the source of a token, and where it may be sent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TOO_OPEN = 0o027
 
 
 class TokenError(ValueError):
-    """There is no token that could be sent. The message never shows the token."""
+    """A token can't be read or must not be sent. The message never shows the token."""
 
 
 class Secret(str):
@@ -76,7 +76,7 @@ def _read_file(path: Path) -> str:
 
 
 def read_token(source: Source) -> Secret:
-    """Return the token of ``source``; raises TokenError if there is none, or if it can't be one."""
+    """Return the token of ``source``; raises TokenError if it is missing or malformed."""
     try:
         text = source.read()
     except TokenError as error:
@@ -84,7 +84,7 @@ def read_token(source: Source) -> Secret:
     if not text:
         problem = "is empty"
     elif _PLACEHOLDER.search(text):
-        problem = "holds ${…}: a variable that nobody filled in"
+        problem = "holds ${…}, a variable that was not filled in"
     elif len(text) > LONGEST:
         problem = f"is longer than {LONGEST} characters"
     elif not _TOKEN.fullmatch(text):
@@ -95,14 +95,14 @@ def read_token(source: Source) -> Secret:
 
 
 def _conceal(token: str) -> Secret:
-    """Return the token in a form that tracebacks don't show; raises TypeError if it is no text."""
+    """Return the token in a form that tracebacks don't show; raises TypeError unless it is a str."""
     if not isinstance(token, str):
         raise TypeError("a token is a str.")
     return Secret(token)
 
 
 def is_confidential(url: str) -> bool:
-    """Tell whether the token can't be read on its way: https, or this machine."""
+    """Return whether the token can't be read in transit: the URL is https, or on this machine."""
     parts = urlsplit(url)
     if parts.scheme != "http" or parts.hostname == "localhost":
         return parts.scheme in {"http", "https"}

@@ -1,6 +1,6 @@
 """``settings.TOKENAUTH`` as one frozen, typed object.
 
-Read it with :func:`get_settings` at the time of use, never at import: the object is made once
+Read it with ``get_settings`` at the time of use, never at import: the object is made once
 and dropped when Django says that the setting changed (``override_settings``).
 """
 
@@ -21,6 +21,7 @@ from django.core.signals import setting_changed
 from tokenauth.conf.jwt import JWTSettings, parse_jwt
 from tokenauth.conf.values import WrongValue, read_duration, read_each, read_keys
 from tokenauth.exceptions import InvalidSettings
+from tokenauth.scopes import RESERVED, is_reserved, is_well_formed
 
 _PREFIX = re.compile(r"[A-Za-z0-9]+(_[A-Za-z0-9]+)*")
 _TRANSPORT = re.compile(r"(?P<header>[A-Za-z0-9-]+)(: (?P<scheme>[A-Za-z0-9-]+))?")
@@ -49,7 +50,7 @@ class Transport:
 class Settings:
     """The app's settings after validation. Each attribute is the key of the same name.
 
-    docs/settings.md describes them. A rate of "" is no limit.
+    docs/settings.md describes them. A rate of "" stands for no limit.
     """
 
     prefix: str = "tka"
@@ -59,7 +60,11 @@ class Settings:
     scopes: Mapping[str, str]
     """Scope → description. Empty: any well-formed scope may be granted."""
     self_service_scopes: tuple[str, ...] = ()
-    """What staff without the permission ``grant_any_scope`` may grant."""
+    """The scopes that users without the permission ``grant_any_scope`` may grant."""
+    default_scopes: Mapping[str, tuple[str, ...]]
+    """ "read" and "write" → the scopes of views that declare none; empty: such views have no rule."""
+    observe_scopes: tuple[str, ...] = ()
+    """Scopes, or patterns of scopes, whose absence is audited and not refused."""
     max_lifetime: timedelta | None = None
     """The longest life of a token, and its default life; None: no limit."""
     rotation_grace: timedelta = timedelta(days=1)
@@ -72,6 +77,8 @@ class Settings:
     public_paths: frozenset[str] = frozenset()
     exempt_prefixes: tuple[str, ...] = ()
     verifiers: tuple[str, ...] = ("tokenauth.verifiers.database.DatabaseVerifier",)
+    imported_scopes: tuple[str, ...] = ()
+    """The scopes of tokens that the verifiers of ``migrate`` take over."""
     trusted_proxies: TrustedProxies = 0
     """The number of proxies between clients and us, or their networks."""
     failure_rate: str = "20/m"
@@ -80,6 +87,8 @@ class Settings:
     audit_successes: bool = True
     audit_synchronous_commit: bool = True
     """Whether the row of an accepted credential waits for the disk. Only PostgreSQL can do without."""
+    audit_addresses: str = "full"
+    """"full", or "truncated": addresses are cut to their /24 or /48 before they are stored."""
     audit_sink: str = "tokenauth.audit.database.DatabaseSink"
     audit_seal_keys: Mapping[str, str] = field(repr=False)
     """Key id → secret for seals. The first seals, all verify; empty: nothing is sealed."""
@@ -109,6 +118,12 @@ def _flag(value: object) -> bool:
     return value
 
 
+def _addresses(value: object) -> str:
+    if (text := _text(value)) not in {"full", "truncated"}:
+        raise WrongValue('must be "full" or "truncated".')
+    return text
+
+
 def _texts(value: object) -> tuple[str, ...]:
     # A lone string would be read letter by letter.
     if not isinstance(value, str) and isinstance(value, Iterable):
@@ -122,6 +137,16 @@ def _filled(value: object) -> tuple[str, ...]:
     if not (texts := _texts(value)):
         raise WrongValue("is empty: no token could be accepted.")
     return texts
+
+
+def _imported_scopes(value: object) -> tuple[str, ...]:
+    scopes = _texts(value)
+    for scope in scopes:
+        if not is_well_formed(scope) or is_reserved(scope):
+            raise WrongValue(
+                f"has {scope!r}; use printable ASCII without spaces, and nothing under {RESERVED}."
+            )
+    return tuple(dict.fromkeys(scopes))
 
 
 def _rate(value: object) -> str:
@@ -155,6 +180,14 @@ def _scopes(value: object) -> Mapping[str, str]:
     return MappingProxyType(dict(value))
 
 
+def _default_scopes(value: object) -> Mapping[str, tuple[str, ...]]:
+    if not isinstance(value, Mapping) or not value.keys() <= {"read", "write"}:
+        raise WrongValue(
+            'must be empty or like {"read": ["samples:read"], "write": ["samples:write"]}.'
+        )
+    return MappingProxyType(read_each(value, {"read": _texts, "write": _texts}))
+
+
 def _lifetime(value: object) -> timedelta | None:
     # None stands for no limit.
     return None if value is None else read_duration(value, shortest=timedelta(microseconds=1))
@@ -163,8 +196,8 @@ def _lifetime(value: object) -> timedelta | None:
 def make_transport(text: str) -> Transport:
     """Read a transport as it looks on the wire: ``Authorization: Bearer`` or ``X-Api-Key``.
 
-    Raises ValueError for any other text, and for cookies: a browser sends them by itself, so a
-    page of another site could make it call with the token.
+    Raises ValueError for any other text, and for cookies. A browser sends cookies with requests from
+    pages of other sites, so such a page could use the token.
     """
     match = _TRANSPORT.fullmatch(text)
     if match is None or match["header"].lower() in {"cookie", "host"}:
@@ -238,6 +271,8 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
     "PEPPERS": _peppers,
     "SCOPES": _scopes,
     "SELF_SERVICE_SCOPES": _texts,
+    "DEFAULT_SCOPES": _default_scopes,
+    "OBSERVE_SCOPES": _texts,
     "MAX_LIFETIME": _lifetime,
     "ROTATION_GRACE": read_duration,
     "TRANSPORTS": _transports,
@@ -246,12 +281,14 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
     "PUBLIC_PATHS": lambda value: frozenset(_paths(value)),
     "EXEMPT_PREFIXES": _prefixes,
     "VERIFIERS": _filled,
+    "IMPORTED_SCOPES": _imported_scopes,
     "TRUSTED_PROXIES": _proxies,
     "FAILURE_RATE": _rate,
     "TOKEN_RATE": _rate,
     "AUDIT_REQUIRED": _flag,
     "AUDIT_SUCCESSES": _flag,
     "AUDIT_SYNCHRONOUS_COMMIT": _flag,
+    "AUDIT_ADDRESSES": _addresses,
     "AUDIT_SINK": _text,
     "AUDIT_SEAL_KEYS": partial(read_keys, shortest=32),
     "JWT": parse_jwt,
@@ -260,11 +297,12 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
 _RAW_DEFAULTS = {
     "PEPPERS": {"": ""},
     "SCOPES": {},
+    "DEFAULT_SCOPES": {},
     "TRANSPORTS": ["Authorization: Bearer", "X-Api-Key"],
     "QUERY_PARAMS": {},
     "AUDIT_SEAL_KEYS": {},
 }
-"""The defaults that readers turn into something else."""
+"""The defaults that have to be parsed by their readers."""
 
 
 def parse_settings(raw: object) -> Settings:

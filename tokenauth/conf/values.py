@@ -41,7 +41,7 @@ def read_each(raw: object, readers: Mapping[str, Callable[[object], Any]]) -> di
         raise WrongValue("must be a dictionary.")
     if unknown := [repr(key) for key in raw if key not in readers]:
         known = ", ".join(readers)
-        raise WrongValue(f"has unknown keys: {', '.join(unknown)}. Known are: {known}.")
+        raise WrongValue(f"has unknown keys: {', '.join(unknown)}. The known keys are: {known}.")
     values = {}
     for key, value in raw.items():
         try:
@@ -101,9 +101,9 @@ def format_duration(duration: timedelta) -> str:
 
 
 def load_named(path: str) -> Any:
-    """Return what a dotted path names; raises ImportError, whatever its module raises.
+    """Return the object at a dotted path; raises ImportError for any error of its module.
 
-    The message has only the type of what was raised, because its text may show a secret.
+    The message has only the type of the module's exception, because its text may show a secret.
     """
     try:
         return import_string(path)

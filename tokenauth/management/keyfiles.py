@@ -1,7 +1,7 @@
 """Key files: an API key in a file that its owner alone can read; the database keeps the digest.
 
-The row of such a key is labelled ``keyfile:<absolute path>``. So it is known which key a file held
-before, and that one is revoked in the transaction that stores another.
+The label of such a key is ``keyfile:<absolute path>``. By the label, the previous key of a file is
+found, and revoked in the transaction that stores the new one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PRIVATE = 0o600
 
 
 class Grant(TypedDict):
-    """What the key is good for, and whose it is."""
+    """The owner, scopes and end of a key, and the actor who stores it."""
 
     client_id: str
     user: AbstractBaseUser | None
@@ -51,17 +51,17 @@ class KeyFile:
     token: Token
     """The row of its key."""
     news: str
-    """What was done, for people."""
+    """A clause for people that says what was done."""
     revoked: list[Token]
     """The rows of keys that the file held before."""
 
 
 def prepare_key_file(path: str, grant: Grant) -> KeyFile:
-    """Make sure that there is a key in the file, and that it is accepted.
+    """Make sure that the file holds a key, and that the key is accepted.
 
-    A missing file is made, with a new key; the key in a file that is there is imported, if it
-    isn't stored already. Raises CommandError for a file that can't be used, and ValidationError
-    for a grant that can't be.
+    If the file is missing, it is created with a new key. The key in an existing file is imported if
+    it isn't stored already. Raises CommandError for a file that can't be used, and ValidationError
+    for an invalid grant.
     """
     place = Path(path)
     place = Path(os.path.realpath(place.parent)) / place.name
@@ -81,7 +81,7 @@ def prepare_key_file(path: str, grant: Grant) -> KeyFile:
 
 
 def _read(path: Path) -> Plaintext | None:
-    """Return the key in the file; None where there is none."""
+    """Return the key in the file; None if there is no file."""
     try:
         with open(path, encoding="latin-1", opener=_open) as file:
             status = os.fstat(file.fileno())
@@ -97,7 +97,7 @@ def _read(path: Path) -> Plaintext | None:
 
 
 def _open(path: str, flags: int) -> int:
-    # Not through a link that somebody else laid, and not waiting for the writer of a pipe.
+    # Don't follow a link that another user may have created, and don't wait at a pipe.
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
@@ -112,7 +112,7 @@ def _find_problem(status: os.stat_result) -> str:
 
 
 def _make(path: Path, grant: Grant) -> KeyFile:
-    """Make the file and its row, both or neither; raises FileExistsError where there is a file."""
+    """Create the file and its row, both or neither; raises FileExistsError if the file exists."""
     label = _label(path)
     with ExitStack() as on_failure:
         with atomic():
@@ -120,15 +120,15 @@ def _make(path: Path, grant: Grant) -> KeyFile:
             revoked = _revoke_others(label, issued.token, grant["by"])
             _make_folders(path.parent)
             _write(path, issued.plaintext)
-            # If we are killed before that, the next run finds the file and imports its key.
+            # If the process is killed before the commit, the next run imports the key in the file.
             on_failure.callback(path.unlink, missing_ok=True)
             _sync(path.parent)
         on_failure.pop_all()
-    return KeyFile(path=path, token=issued.token, news="a new key was made", revoked=revoked)
+    return KeyFile(path=path, token=issued.token, news="a new key was issued", revoked=revoked)
 
 
 def _adopt(path: Path, plaintext: Plaintext, grant: Grant) -> KeyFile:
-    """Have the key of a file that is there accepted."""
+    """Import the key of an existing file if it isn't stored; return the outcome."""
     label = _label(path)
     news = "nothing has changed"
     with atomic():
@@ -141,14 +141,14 @@ def _adopt(path: Path, plaintext: Plaintext, grant: Grant) -> KeyFile:
         if token.status is not TokenStatus.ACTIVE:
             raise _unusable(path, f"its key, {token.public_id}, is {token.status}.")
         if is_new:
-            news = "the key in it was imported"
+            news = "the key in the file was imported"
         elif token.name != label:
-            news = "the key in it was stored already, and is labelled with the file now"
+            news = "the key in the file was already stored; its label now names the file"
             token = services.change(token, name=label, by=grant["by"])
         revoked = _revoke_others(label, token, grant["by"])
-        # Another run may have taken over another key since we read this one: that one counts.
+        # The file may have changed since it was read, and then its new key must be accepted.
         if _read(path) != plaintext:
-            raise CommandError(f"{path} was changed meanwhile; run again.")
+            raise CommandError(f"{path} was changed while it was read; run again.")
     return KeyFile(path=path, token=token, news=news, revoked=revoked)
 
 
@@ -161,22 +161,22 @@ def _label(path: Path) -> str:
 
 def _revoke_others(label: str, token: Token, by: Actor) -> list[Token]:
     kept = [token.pk]
-    # Rotation copies the label. The successor isn't in the file until somebody writes it there.
+    # Rotation copies the label, so the old key and its successors have it until the file changes.
     while token.replaced_by_id is not None:
         # Not by its attribute, which Django may read from a replica.
         token = Token.objects.primary().get(pk=token.replaced_by_id)
         kept.append(token.pk)
     others = Token.objects.primary().filter(name=label, revoked_at=None).exclude(pk__in=kept)
     return [
-        services.revoke(other, reason="another key has taken its place in the file", by=by)
+        services.revoke(other, reason="replaced by another key in the key file", by=by)
         for other in others
-        # Paths differ by letter case; to MariaDB's default collation they don't.
+        # MariaDB's default collation ignores letter case, which matters in paths.
         if other.name == label
     ]
 
 
 def _write(path: Path, plaintext: Plaintext) -> None:
-    """Write the file, whole or not at all; raises FileExistsError where there is one."""
+    """Write the file completely or not at all; raises FileExistsError if it exists."""
     draft = path.with_name(f".{generate_public_id()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     descriptor = os.open(draft, flags, _PRIVATE)
@@ -185,14 +185,14 @@ def _write(path: Path, plaintext: Plaintext) -> None:
             file.write(plaintext)
             file.flush()
             os.fsync(descriptor)
-        # A link replaces nothing, and nobody ever reads half a key.
+        # Linking never replaces a file, and readers never see half a key.
         os.link(draft, path)
     finally:
         draft.unlink(missing_ok=True)
 
 
 def _remove_draft(path: Path) -> None:
-    """Remove what a run that was killed wrote the file from: another name of the same file."""
+    """Remove the draft that a killed run left: another name of the same file."""
     status = path.lstat()
     if status.st_nlink == 1:
         return
@@ -202,7 +202,7 @@ def _remove_draft(path: Path) -> None:
 
 
 def _make_folders(folder: Path) -> None:
-    """Make the folder and those above it, for us alone; `Path.mkdir` opens the latter to others."""
+    """Create the folder and its parents with mode 0700, which `Path.mkdir` doesn't do for parents."""
     if not folder.is_dir():
         _make_folders(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -217,5 +217,5 @@ def _sync(folder: Path) -> None:
 
 
 def _unusable(path: Path, problem: str) -> CommandError:
-    advice = "Delete it and run again: a new key is made."
+    advice = "To create a new key, delete the file and run the command again."
     return CommandError(f"The key file {path} can't be used: {problem} {advice}")

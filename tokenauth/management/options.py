@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from datetime import UTC, datetime, timedelta
@@ -63,6 +63,13 @@ def add_verbs(parser: CommandParser) -> Any:
     return parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
 
+def add_examples(verbs: Any, examples: Mapping[str, str]) -> None:
+    """End the help of each verb with an example, given as the words after the verb."""
+    for name, parser in verbs.choices.items():
+        parser.epilog = f"Example: {parser.prog} {examples[name]}"
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter  # Options aren't split.
+
+
 def add_base_options(parser: CommandParser, verbs: Any) -> None:
     """Let Django's own options, which ``parser`` has, stand behind a verb as well.
 
@@ -88,15 +95,29 @@ def read_duration(text: str) -> timedelta:
         ) from None
 
 
+def parse_time(text: str) -> datetime:
+    """Read a date or a time; raises ArgumentTypeError."""
+    try:
+        if moment := _read_time(text):
+            return moment
+    except (ValueError, OverflowError):
+        pass
+    raise argparse.ArgumentTypeError(
+        "this is not a time; write 2026-01-31, or 2026-01-31T12:00:00+01:00"
+    )
+
+
+def _read_time(text: str) -> datetime | None:
+    moment = parse_datetime(text)
+    if moment is None and (day := parse_date(text)):
+        moment = datetime(day.year, day.month, day.day)  # noqa: DTZ001 - made aware below
+    return None if moment is None else as_stored(with_offset(moment).astimezone(UTC))
+
+
 def parse_moment(text: str) -> datetime:
     """Read a date, a time or an age; raises ArgumentTypeError."""
     try:
-        moment = parse_datetime(text)
-        if moment is None and (day := parse_date(text)):
-            moment = datetime(day.year, day.month, day.day)  # noqa: DTZ001 - made aware below
-        if moment is None:
-            return timezone.now() - parse_duration(text)
-        return as_stored(with_offset(moment).astimezone(UTC))
+        return _read_time(text) or timezone.now() - parse_duration(text)
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(
             "this is not a time; write 2026-01-31, 2026-01-31T12:00:00+01:00, or 30d for 30 "

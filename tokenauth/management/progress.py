@@ -13,9 +13,9 @@ except ImportError:  # An extra: without it there is no bar.
 
 @contextmanager
 def show_progress(verb: str) -> Iterator[Callable[[int], object]]:
-    """Give a function that is told of each so many rows done.
+    """Give a function to call with the number of rows done since its last call.
 
-    Draws on standard error, and only if that is a terminal.
+    The bar is drawn on standard error, and only if that is a terminal.
     """
     if tqdm is None:
         yield lambda _count: None
@@ -25,5 +25,5 @@ def show_progress(verb: str) -> Iterator[Callable[[int], object]]:
 
 
 def printing() -> AbstractContextManager[None]:
-    """Take the bar away while something is printed, which may be on the same terminal."""
+    """Hide the bar while something is printed, possibly on the same terminal."""
     return nullcontext() if tqdm is None else tqdm.external_write_mode()

@@ -1,6 +1,6 @@
-"""Where ``tokenauth import`` finds other systems' tokens: the environment, a file, standard input.
+"""Reading other systems' tokens for ``tokenauth import``: the environment, a file, standard input.
 
-What is read here is never repeated in a message: what is wrong is told by where it stands.
+Messages never repeat what is read here. They name the place of the problem instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tokenauth.tokens import SHORTEST, Plaintext, has_placeholder, is_quoted
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RUN = re.compile(r"[A-Za-z0-9+]{16,}")
-"""What base64 and hexadecimal digits have in them, and names and UUIDs, with separators, don't."""
+"""Matches in base64 and hexadecimal digits, but not in names and UUIDs, which have separators."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,19 +29,19 @@ class Found:
     """A token to import."""
 
     place: str
-    """Where it stands, for messages: "MCP_API_KEYS, entry 2"."""
+    """Where the token was found, for messages: "MCP_API_KEYS, entry 2"."""
     plaintext: Plaintext = field(repr=False)
     """Its text, not checked yet."""
     client_id: str
-    """Whose it is, not checked yet."""
+    """The client that owns it, not checked yet."""
     client_place: str = "--client"
-    """Where that stands."""
+    """Where the client was found, for messages."""
 
 
 def find_in_variable(name: str, client_id: str) -> list[Found]:
     """Return the one token that a variable holds; raises CommandError."""
     text = _read_variable(name)
-    # A list that is taken for one token would let none of its clients in.
+    # If a list were imported as one token, none of its clients would be accepted.
     if "," in text:
         raise CommandError(
             f"{name} holds a comma; use --csv-env for several tokens, or --file for one token that "
@@ -96,7 +96,7 @@ def find_in_object(name: str) -> list[Found]:
 
 
 def looks_like_a_token(text: str) -> bool:
-    """Tell whether ``text`` is a token by all appearance: long, and not made of words."""
+    """Return whether ``text`` looks like a token: long, and not made of words."""
     return len(text) >= SHORTEST and any(
         any(character.isdigit() for character in run) for run in _RUN.findall(text)
     )
@@ -104,7 +104,7 @@ def looks_like_a_token(text: str) -> bool:
 
 def find_in_file(path: str, client_id: str) -> list[Found]:
     """Return the one token in a file, "-" for standard input; raises CommandError."""
-    # Without the path: where no file has that name, it may be a token given by mistake.
+    # The path isn't shown: if there is no such file, it may be a token given by mistake.
     place = "standard input" if path == "-" else "--file"
     try:
         with nullcontext(sys.stdin) if path == "-" else Path(path).open(encoding="latin-1") as file:
@@ -117,14 +117,14 @@ def find_in_file(path: str, client_id: str) -> list[Found]:
 
 
 def read_token(file: TextIO) -> Plaintext:
-    """Return what ``file`` holds, line ends after it aside; of an endless one the beginning."""
+    """Return the content of ``file`` without line ends after it, and no more than can be a token."""
     return Plaintext(file.read(LONGEST + 2).rstrip("\n"))
 
 
 def _read_variable(name: str) -> Plaintext:
     text = Plaintext(os.environ.get(name, ""))
     if name not in os.environ:
-        # `--env $TOKEN` gives a token for a name.
+        # `--env $TOKEN` would give the token in place of the name.
         is_name = _NAME.fullmatch(name) is not None and len(name) < SHORTEST
         shown = name if is_name else "The variable"
         raise CommandError(f"{shown} is not set; give the name of a variable in the environment.")
@@ -148,7 +148,7 @@ def _read_object(text: Plaintext) -> tuple[tuple[Plaintext, Any], ...] | None:
 
 
 def _conceal(pairs: list[tuple[str, Any]]) -> tuple[tuple[Plaintext, Any], ...]:
-    # The values too: one may be a token, where they are the wrong way round.
+    # The values too: if token and client are swapped, a value is a token.
     return tuple(
         (Plaintext(key), Plaintext(value) if isinstance(value, str) else value)
         for key, value in pairs

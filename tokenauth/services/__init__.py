@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Unpack
 from django.core.exceptions import ValidationError
 from django.db.models import F
 from django.utils import timezone
+from django.utils.translation import gettext as _
 
 from tokenauth import audit
 from tokenauth.client_info import Actor
 from tokenauth.conf import get_settings
-from tokenauth.models import Event, Token, TokenStatus
+from tokenauth.models import Event, Token, TokenStatus, begin_of
 from tokenauth.policy import Rights, is_strengthened
 from tokenauth.services.attempts import admission, attempt
 from tokenauth.services.cleaning import clean_public_id, clean_reason
@@ -34,6 +35,7 @@ from tokenauth.services.drafts import (
     name_of,
     revise,
 )
+from tokenauth.services.finding import find_own
 from tokenauth.services.importing import import_plaintext
 from tokenauth.services.stopping import (
     disable,
@@ -42,6 +44,7 @@ from tokenauth.services.stopping import (
     enable_many,
     revoke,
     revoke_many,
+    revoke_presented,
 )
 from tokenauth.tokens import Plaintext, digests, generate, generate_public_id
 
@@ -55,10 +58,12 @@ __all__ = [
     "disable_many",
     "enable",
     "enable_many",
+    "find_own",
     "import_plaintext",
     "issue",
     "revoke",
     "revoke_many",
+    "revoke_presented",
     "rotate",
 ]
 
@@ -123,19 +128,17 @@ def rotate(
     usable token that hasn't been rotated yet can be.
     """
     reason = clean_reason(reason)
-    longest = get_settings().rotation_grace
-    if not isinstance(grace, timedelta | None):
-        raise ValidationError({"grace": "Give a timedelta."})
-    grace = longest if grace is None else max(timedelta(), min(grace, longest))
+    grace = _read_grace(grace)
     # The successor refers to the same parent, whose row the database locks for that. Locked here
     # in the order of keys, it can't deadlock with revoking the parent.
     parents = [] if token.parent_id is None else [token.parent_id]
     with attempt("rotate", token, by, also=parents) as (old, rights):
         rights.check_change(old)
         if old.replaced_by_id is not None:
-            raise ValidationError("This token has been rotated already.")
+            raise ValidationError(_("This token has been rotated already."))
         if old.status not in _USABLE:
-            raise ValidationError(f"This token is {old.status}; issue a new one instead.")
+            problem = _("This token is %(status)s; issue a new one instead.")
+            raise ValidationError(problem % {"status": old.status.label})
         new = _make_successor(old, rights)
         rights.check_token(new)
         plaintext = _insert(new)
@@ -153,6 +156,15 @@ def rotate(
         details = {**_describe_new(new), "replaces": old.public_id}
         audit.record(Event.TOKEN_ISSUED, token=new, by=by, details=details)
     return Issued(plaintext=plaintext, token=new)
+
+
+def _read_grace(grace: object) -> timedelta:
+    longest = get_settings().rotation_grace
+    if grace is None:
+        return longest
+    if not isinstance(grace, timedelta):
+        raise ValidationError({"grace": _("Give a timedelta.")})
+    return max(timedelta(), min(grace, longest))
 
 
 def change(token: Token, *, by: Actor | None = None, **changes: Unpack[Changes]) -> Token:
@@ -184,7 +196,7 @@ def _revision(
         after = revise(before, values)
         details = describe_change(before, after)
         if before.revoked_at is not None and details:
-            raise ValidationError("A revoked token can't be changed.")
+            raise ValidationError(_("A revoked token can't be changed."))
         if is_strengthened(before, after):
             rights.check_token(after)
         yield after, details
@@ -222,7 +234,7 @@ def _make_successor(old: Token, rights: Rights) -> Token:
     limit = get_settings().max_lifetime
     new.expires_at = earliest(
         None if limit is None else now + limit,
-        None if old.expires_at is None else now + (old.expires_at - old.created_at),
+        None if old.expires_at is None else now + (old.expires_at - begin_of(old)),
         None if acting is None else acting.ends_at,
     )
     return new

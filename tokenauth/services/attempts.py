@@ -1,4 +1,4 @@
-"""The frame of every change: one transaction, rows locked in order, refusals recorded."""
+"""What every change to a token does: one transaction, rows locked in order, refusals recorded."""
 
 from __future__ import annotations
 
@@ -44,9 +44,10 @@ def attempt(
 
 
 def find_acting(by: Actor | None) -> set[int]:
-    """Return the key of the token that acts, if one does.
+    """Return the key of the token that acts; empty if the actor is not a token.
 
-    It is locked too, so that nobody can stop it meanwhile and miss what it issues.
+    It is locked too. Otherwise another transaction could stop it now and miss the tokens that it
+    issues at the same time.
     """
     if by is None or not is_public_id(by.token_id):
         return set()
@@ -77,7 +78,8 @@ def admission(
 ) -> Iterator[Token]:
     """Open a transaction and yield a new token that ``by`` may issue; it isn't stored yet.
 
-    Without an end of its own it ends with the token that issues it, which becomes its parent.
+    If a token issues it, that token becomes its parent, and without ``expires_at`` it expires with
+    its parent.
     """
     new = draft(client_id=client_id, user=user, by=by, changes=changes)
     with attempt(operation, new, by) as (token, rights):

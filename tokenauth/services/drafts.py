@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.utils import timezone
+from django.utils.translation import gettext as _
 
 from tokenauth.audit.rows import LONGEST_DETAILS
 from tokenauth.client_info import NAME_LENGTH, Actor
 from tokenauth.conf import get_settings
 from tokenauth.conf.values import format_duration
-from tokenauth.models import LABEL_LENGTH, Token
+from tokenauth.models import LABEL_LENGTH, Token, begin_of
 from tokenauth.services.cleaning import (
     check_scopes,
     clean_moment,
@@ -35,16 +36,16 @@ _LISTS = ("scopes", "allowed_networks")
 
 
 class Changes(TypedDict, total=False):
-    """What ``change`` can set; what is left out stays as it is."""
+    """The fields that ``change`` can set; omitted fields don't change."""
 
     name: str
     scopes: Iterable[str]
     not_before: datetime | None
     expires_at: datetime | None
     allowed_networks: Iterable[str]
-    """CIDRs of both families; without any, the token may be used from anywhere."""
+    """CIDRs of both families; if empty, the token may be used from any address."""
     rate: str
-    """How often it may be used, "600/m"; "" stands for the default."""
+    """The rate limit, for example "600/m"; "" stands for ``TOKEN_RATE``."""
 
 
 _CLEANERS: dict[str, Callable[[Any], Any]] = {
@@ -68,11 +69,11 @@ def clean(changes: Changes) -> dict[str, Any]:
 def draft(
     *, client_id: str, user: AbstractBaseUser | None, by: Actor | None, changes: Changes
 ) -> Token:
-    """Return a new token that is neither stored nor judged by ``policy`` yet."""
+    """Return a new token, which is not stored and which ``policy`` has not checked yet."""
     owner = None if user is None else _find_owner(user)
     client_id = client_id or ("" if owner is None else str(owner.get_username()))
     if not client_id:
-        raise ValidationError({"client_id": "Name the client, or the user it acts for."})
+        raise ValidationError({"client_id": _("Name the client, or the user it acts for.")})
     token = Token(
         client_id=clean_text("client_id", NAME_LENGTH, client_id),
         user=owner,
@@ -83,21 +84,21 @@ def draft(
 
 
 def _find_owner(user: Any) -> Any:
-    """Return ``user`` as the database that tokens are written to has it."""
+    """Return ``user`` as it is stored in the database that tokens are written to."""
     if isinstance(user, get_user_model()) and user.pk is not None:
         owners: Any = get_user_model()._base_manager.using(Token.objects.primary().db)
         if found := owners.filter(pk=user.pk).first():
             return found
-    raise ValidationError({"user": "This is no stored user."})
+    raise ValidationError({"user": _("This is no stored user.")})
 
 
 def name_of(by: Actor | None) -> str:
-    """Return how a token's history names ``by``."""
+    """Return the name of ``by`` for the columns of a token, such as ``revoked_by``."""
     return storable(str(by)) if by else "code"
 
 
 def revise(token: Token, values: Mapping[str, Any]) -> Token:
-    """Return ``token`` with cleaned ``values``, neither stored nor judged by ``policy`` yet."""
+    """Return ``token`` with cleaned ``values``, not stored and not checked by ``policy`` yet."""
     revised = copy.copy(token)
     for name, value in values.items():
         setattr(revised, name, " ".join(value) if name in _LISTS else value)
@@ -105,22 +106,23 @@ def revise(token: Token, values: Mapping[str, Any]) -> Token:
     if "expires_at" in values:
         _set_lifetime(revised)
     if revised.not_before and revised.expires_at and revised.not_before >= revised.expires_at:
-        raise ValidationError({"expires_at": "It would end before it begins."})
+        raise ValidationError({"expires_at": _("It would end before it begins.")})
     return revised
 
 
 def _set_lifetime(token: Token) -> None:
-    """Fill and check ``expires_at`` by ``MAX_LIFETIME``, counted from when it was issued."""
+    """Set or check ``expires_at`` by ``MAX_LIFETIME``, which counts from ``begin_of``."""
     limit = get_settings().max_lifetime
     if limit is None:
         return
-    longest = token.created_at + limit
+    longest = begin_of(token) + limit
     if token.expires_at is None:
         token.expires_at = longest
     elif token.expires_at > longest:
         end = f"{longest:%Y-%m-%d %H:%M}"
-        problem = f"Tokens live for {format_duration(limit)} at most: until {end}."
-        raise ValidationError({"expires_at": problem})
+        problem = _("Tokens live for %(limit)s at most: until %(end)s.")
+        words = {"limit": format_duration(limit), "end": end}
+        raise ValidationError({"expires_at": problem % words})
 
 
 def earliest(*moments: datetime | None) -> datetime | None:
@@ -129,15 +131,15 @@ def earliest(*moments: datetime | None) -> datetime | None:
 
 
 def describe(token: Token) -> dict[str, Any]:
-    """Return what ``change`` can change, as the audit's details show it."""
+    """Return the fields that ``change`` can change, in the form of the audit's details."""
     values = {name: getattr(token, name) for name in _CLEANERS}
     return {n: v.isoformat() if isinstance(v, datetime) else v for n, v in values.items()}
 
 
 def describe_change(before: Token, after: Token) -> dict[str, Any]:
-    """Return what differs, as the audit's details show it; {} if nothing does.
+    """Return the fields that differ, in the form of the audit's details.
 
-    A value has ``from`` and ``to``; lists that are too long for that have ``added`` and ``removed``.
+    Each has ``from`` and ``to``. Lists that are too long for that have ``added`` and ``removed``.
     """
     now = describe(after)
     details: dict[str, Any] = {

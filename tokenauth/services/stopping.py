@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
 from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
 
 from tokenauth import audit
 from tokenauth.audit.attempts import recording_attempts
 from tokenauth.client_info import Actor
+from tokenauth.conf import get_settings
 from tokenauth.models import Event, Token
 from tokenauth.policy import Rights, overrules
 from tokenauth.services.attempts import atomic, attempt, find_acting, lock
 from tokenauth.services.cleaning import clean_reason
 from tokenauth.services.drafts import name_of
+from tokenauth.services.finding import find_stored
+from tokenauth.tokens import digests
+
+if TYPE_CHECKING:
+    from django.utils.functional import _StrPromise
 
 BATCH = 1_000
 """How many tokens are in memory at a time."""
@@ -31,30 +38,47 @@ class _Operation:
     """What is recorded of each token that it changes."""
     inherited: str = ""
     """The reason that is recorded of descendants; "" if they aren't changed."""
-    final: str = ""
+    final: str | _StrPromise = ""
     """The refusal for a token that is revoked; "" if nothing needs to be done."""
+    is_presented: bool = False
+    """Whether the actor has shown the token's text."""
 
 
 _REVOKE = _Operation(name="revoke", event=Event.TOKEN_REVOKED, inherited="parent_revoked")
+_REVOKE_PRESENTED = replace(_REVOKE, is_presented=True)
 _DISABLE = _Operation(
     name="disable",
     event=Event.TOKEN_DISABLED,
     inherited="parent_disabled",
-    final="This token is revoked already.",
+    final=_("This token is revoked already."),
 )
 _ENABLE = _Operation(
     name="enable",
     event=Event.TOKEN_ENABLED,
-    final="A revoked token can't be enabled: revoking is final.",
+    final=_("A revoked token can't be enabled: revoking is final."),
 )
 
 
 def revoke(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
-    """Stop a token and its descendants for good, from the next request on; return it.
+    """Stop a token and its descendants permanently, from the next request on; return it.
 
     Revoking a revoked token does nothing.
     """
     return _run(_REVOKE, token, reason, by)
+
+
+def revoke_presented(text: str, *, reason: str = "", by: Actor | None = None) -> Token | None:
+    """Revoke the token with this text, and its descendants; return it, or None for an unknown text.
+
+    The actors that may ``revoke`` it may do this too, and the token itself, even without a scope.
+    """
+    if not text.isascii():
+        return None
+    stored = find_stored(digests(text, get_settings().peppers))
+    if stored is None:
+        return None
+    token = Token.objects.primary().select_related("user").get(pk=stored.pk)
+    return _run(_REVOKE_PRESENTED, token, reason, by)
 
 
 def disable(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
@@ -65,8 +89,8 @@ def disable(token: Token, *, reason: str = "", by: Actor | None = None) -> Token
 def enable(token: Token, *, reason: str = "", by: Actor | None = None) -> Token:
     """Accept a disabled token again; return it. Its descendants stay as they are.
 
-    ``by`` must be allowed to issue it, and only a holder of ``tokenauth.change_token`` enables
-    what somebody else disabled.
+    ``by`` must be allowed to issue it. If another actor disabled it, ``by`` needs the permission
+    ``tokenauth.change_token``.
     """
     return _run(_ENABLE, token, reason, by)
 
@@ -90,11 +114,11 @@ def enable_many(tokens: QuerySet[Token], *, reason: str = "", by: Actor | None =
 
 
 def on_token_deleted(sender: type[Token], instance: Token, origin: Any, **_kwargs: Any) -> None:
-    """Write the row of a token that is being deleted, mostly along with its owner (pre_delete)."""
+    """Write the row of a token that is being deleted, usually with its owner (pre_delete)."""
     model = origin.model if isinstance(origin, QuerySet) else type(origin)
     by = Actor.current()
     with atomic():
-        # What is being deleted may have been read long ago, or from a replica.
+        # The instance may have been read long ago, or from a replica.
         for token in lock([instance.pk]):
             if token.revoked_at is None:
                 reason = "deleted" if model is sender else "owner_deleted"
@@ -122,7 +146,7 @@ def _run_many(operation: _Operation, tokens: QuerySet[Token], reason: str, by: A
         keys = set(tokens.using(using).values_list("pk", flat=True))
         heirs = find_descendants(keys) - keys if operation.inherited else set()
         rights = _lock_rights(by, keys | heirs)
-        for part in _parts(keys | heirs):
+        for part in split_keys(keys | heirs):
             locked = lock(part)
             members = [token for token in locked if token.pk in keys]
             if operation is _ENABLE:
@@ -139,11 +163,14 @@ def _run_many(operation: _Operation, tokens: QuerySet[Token], reason: str, by: A
 def _lock_rights(by: Actor | None, keys: set[int]) -> Rights:
     """Return the rights of ``by``, whose token is locked, in its place among these ``keys``."""
     acting = find_acting(by)
-    parts = _parts(keys | acting) if acting else ()
+    parts = split_keys(keys | acting) if acting else ()
     return Rights(by, [token for part in parts for token in lock(part) if token.pk in acting])
 
 
 def _check(operation: _Operation, token: Token, rights: Rights) -> None:
+    if operation.is_presented:
+        rights.check_presented(token)
+        return
     rights.check_change(token)
     if operation is _ENABLE and _is_due(operation, token, rights.actor):
         rights.check_enable(token)
@@ -155,13 +182,13 @@ def _is_due(operation: _Operation, token: Token, by: Actor | None) -> bool:
         return False
     if operation is _DISABLE:
         return token.enabled or overrules(by, token)
-    return operation is _REVOKE or not token.enabled
+    return operation.event is Event.TOKEN_REVOKED or not token.enabled
 
 
 def _change(operation: _Operation, tokens: list[Token], reason: str, by: Actor | None) -> int:
-    """Change those of ``tokens``, which are locked, that need it; return how many that are."""
+    """Change those of ``tokens``, which are locked, that need it; return how many changed."""
     due = [token for token in tokens if _is_due(operation, token, by)]
-    if operation is _REVOKE:
+    if operation.event is Event.TOKEN_REVOKED:
         changes: dict[str, Any] = {
             "revoked_at": timezone.now(),
             "revoked_by": name_of(by),
@@ -179,17 +206,17 @@ def _change(operation: _Operation, tokens: list[Token], reason: str, by: Actor |
 
 
 def _stop_descendants(operation: _Operation, keys: Collection[int], by: Actor | None) -> int:
-    """Stop what was issued by the tokens with these keys, which are locked; return how many.
+    """Stop the tokens that were issued by those with these keys; return how many were stopped.
 
-    A token that issues another locks itself first, so nothing is issued by tokens that are
-    locked here. What they issued just before is found the next time round.
+    The tokens with these keys are locked. A token that issues another locks itself first, so they
+    issue nothing now. Tokens that they issued just before are found in the next pass of the loop.
     """
     count, seen, is_newest = 0, set(keys), False
     while operation.inherited:
         heirs = find_descendants(seen, newest=is_newest) - seen
         if is_newest and not heirs:
             break
-        for part in _parts(heirs):
+        for part in split_keys(heirs):
             count += _change(operation, lock(part), operation.inherited, by)
         seen |= heirs
         is_newest = True
@@ -207,7 +234,7 @@ def find_descendants(keys: Collection[int], *, newest: bool = False) -> set[int]
     while layer:
         issued: set[int] = set()
         # In larger parts: before PostgreSQL has statistics, each part scans the whole table.
-        for part in _parts(layer, 10 * BATCH):
+        for part in split_keys(layer, 10 * BATCH):
             children = Token.objects.primary().with_keys(part, "parent_id").order_by()
             children = children.select_for_update() if newest else children
             issued.update(children.values_list("pk", flat=True))
@@ -216,7 +243,7 @@ def find_descendants(keys: Collection[int], *, newest: bool = False) -> set[int]
     return found
 
 
-def _parts(keys: Collection[int], size: int = 0) -> Iterator[list[int]]:
+def split_keys(keys: Collection[int], size: int = 0) -> Iterator[list[int]]:
     """Return ``keys`` in their order, in parts of ``size``; of BATCH for 0."""
     ordered, size = sorted(keys), size or BATCH
     for start in range(0, len(ordered), size):

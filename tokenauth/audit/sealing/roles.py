@@ -7,7 +7,7 @@ from typing import Any
 from django.db import connections, transaction
 
 from tokenauth.exceptions import SealError
-from tokenauth.models import AuditDrained, AuditEvent, AuditSeal
+from tokenauth.models import AuditDrained, AuditEvent, AuditPosition, AuditSeal, AuditSummary
 
 _NAMEDATALEN = 64
 _TABLES = {
@@ -15,6 +15,8 @@ _TABLES = {
     "seals": AuditSeal._meta.db_table,
     "drained": AuditDrained._meta.db_table,
 }
+_STATISTICS = ", ".join(model._meta.db_table for model in (AuditSummary, AuditPosition))
+"""Tables that are no evidence: pages catch up on them, so both roles may write."""
 
 _STAMP = """\
 CREATE OR REPLACE FUNCTION tokenauth_audit_stamp() RETURNS trigger
@@ -118,7 +120,7 @@ def harden(*, role: str, maintenance_role: str, using: str) -> list[str]:
     """Return statements that let ``role`` add and read audit rows, and nothing else there.
 
     ``maintenance_role`` is for ``drain``, ``seal`` and ``prune``. Rows of all other roles get the
-    server's time, and all rows get the number of their transaction, whatever the INSERT says.
+    server's time, and all rows get the number of their transaction, even if the INSERT has others.
     Missing roles are created, without a password. Run the statements as the owner of the tables and
     the database; they can be run again. Raises SealError on other databases, and if a role could
     undo them or can't be created.
@@ -141,8 +143,18 @@ def harden(*, role: str, maintenance_role: str, using: str) -> list[str]:
         f"GRANT SELECT, INSERT ({columns}) ON {events} TO {app};",
         f"GRANT SELECT ON {seals} TO {app};",
         f"GRANT SELECT, INSERT ({columns}), DELETE ON {events} TO {upkeep};",
-        f"GRANT SELECT, INSERT, UPDATE (entries) ON {seals} TO {upkeep};",
+        f"GRANT SELECT, INSERT, UPDATE (entries, request_entries) ON {seals} TO {upkeep};",
         f"GRANT SELECT, INSERT, DELETE ON {drained} TO {upkeep};",
+        *_grant_statistics(app, upkeep),
+        *_stamp_rows(events, owner, maintenance_role),
+        _REFUSE_HIDING.replace(":roles", f"{_literal(role)}, {_literal(maintenance_role)}").replace(
+            ":tables", ", ".join(f"'{table}'" for table in _TABLES.values())
+        ),
+    ]
+
+
+def _stamp_rows(events: str, owner: str, maintenance_role: str) -> list[str]:
+    return [
         _STAMP,
         # The owner of the function can drop it, and the trigger with it.
         f"ALTER FUNCTION tokenauth_audit_stamp() OWNER TO {owner};",
@@ -150,9 +162,13 @@ def harden(*, role: str, maintenance_role: str, using: str) -> list[str]:
         f"""\
 CREATE OR REPLACE TRIGGER tokenauth_audit_stamp BEFORE INSERT ON {events}
 FOR EACH ROW EXECUTE FUNCTION tokenauth_audit_stamp({_literal(maintenance_role)});""",
-        _REFUSE_HIDING.replace(":roles", f"{_literal(role)}, {_literal(maintenance_role)}").replace(
-            ":tables", ", ".join(f"'{table}'" for table in _TABLES.values())
-        ),
+    ]
+
+
+def _grant_statistics(app: str, upkeep: str) -> list[str]:
+    return [
+        f"REVOKE ALL ON {_STATISTICS} FROM PUBLIC, {app}, {upkeep};",
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON {_STATISTICS} TO {app}, {upkeep};",
     ]
 
 
@@ -161,7 +177,9 @@ def _refuse_unfit(role: str, maintenance_role: str, using: str) -> dict[str, boo
     if connections[using].vendor != "postgresql":
         raise SealError("Roles are hardened on PostgreSQL only.")
     if role == maintenance_role:
-        raise SealError(f"One role for both, {role!r}, could undo all this. Give two roles.")
+        raise SealError(
+            f"{role!r} can't be both roles: it could undo the protection. Give two roles."
+        )
     for name in (role, maintenance_role):
         if not name.isprintable():
             raise SealError(f"The role {name!r} has a name that can't be printed.")
@@ -172,7 +190,7 @@ def _refuse_unfit(role: str, maintenance_role: str, using: str) -> dict[str, boo
     if (kept := _ask(_UPKEEP, using)) not in {None, (maintenance_role,)}:
         raise SealError(
             f"The audit has the maintenance role {kept[0]!r}, and only one role's rows keep their "
-            "times. Give the same --maintenance-role. To replace it for good, first run DROP TRIGGER "
+            "times. Give the same --maintenance-role. To replace the role, first run DROP TRIGGER "
             f"tokenauth_audit_stamp ON {_TABLES['events']}."
         )
     return known
@@ -203,7 +221,7 @@ def _literal(text: str) -> str:
 
 
 def _refuse_powerful(role: str, other: str, option: str, using: str) -> bool:
-    """Raise SealError if ``role`` could rewrite the audit in spite of all, or become ``other``.
+    """Raise SealError if ``role`` could still rewrite the audit, or become ``other``.
 
     ``option`` is the option that named it. Returns whether the role exists.
     """
@@ -211,9 +229,11 @@ def _refuse_powerful(role: str, other: str, option: str, using: str) -> bool:
     # The server cuts names at 63 bytes, but the trigger compares the whole name.
     fits = 0 < len(role.encode()) < _NAMEDATALEN
     if not known and (not fits or role in {"public", "none"} or role.startswith("pg_")):
-        raise SealError(f"There is no role {role!r}, and can't be one. Give another {option}.")
+        raise SealError(
+            f"The role {role!r} doesn't exist and can't be created. Give another {option}."
+        )
     problems = {
-        "is or can become a superuser or a role that is near to one": mighty,
+        "is or can become a superuser or a role with similar rights": mighty,
         "owns the audit's tables, their schema or the database (itself or as a member)": owner,
         f"is or can become {other!r}": becomes_other,
         "is a member of a role that was granted more than SELECT and INSERT on the audit, or "
@@ -221,8 +241,8 @@ def _refuse_powerful(role: str, other: str, option: str, using: str) -> bool:
     }
     if problem := next((text for text, holds in problems.items() if holds), ""):
         raise SealError(
-            f"The role {role!r} {problem}, so it could undo all this. Take that away, and let "
-            "another role own the tables and run migrations."
+            f"The role {role!r} {problem}, so it could undo the protection. Take that away, and "
+            "let another role own the tables and run migrations."
         )
     if found := _ask(_FOREIGN, using, role=role):
         raise SealError(

@@ -15,11 +15,14 @@ from tokenauth.audit.cursors import Cursor, may_be_late, open_window, read_curso
 from tokenauth.audit.sealing.seals import (
     IDS_PER_READ,
     LARGEST,
+    LISTS,
     Entry,
+    EntryList,
     IdSet,
     digest_of,
     get_keys,
     is_genuine,
+    lists_of,
     mac_of,
     now,
     pack,
@@ -43,7 +46,7 @@ _EVENT = STORED_COLUMNS.index("event")
 
 def last_seal(using: str) -> AuditSeal | None:
     """Return the newest seal without its entries, or None if there is no seal."""
-    return AuditSeal.objects.using(using).defer("entries").order_by("-number").first()
+    return AuditSeal.objects.using(using).defer(*LISTS).order_by("-number").first()
 
 
 def seal(*, using: str, by: Actor) -> Iterator[AuditSeal]:
@@ -64,16 +67,16 @@ def refuse_changed(seal: AuditSeal | None) -> None:
         )
 
 
-def read_entries(seal: AuditSeal) -> Iterator[Entry]:
-    """Return the entries of ``seal``; a seal whose rows were pruned may have none.
+def read_lists(seal: AuditSeal) -> list[EntryList]:
+    """Return both lists of ``seal``; a list whose rows were pruned may be empty.
 
     Raises SealError if the seal was changed.
     """
     refuse_changed(seal)
-    data = bytes(seal.entries)
-    if data and digest_of(data) != seal.digest:
+    lists = lists_of(seal)
+    if any(one.data and not one.is_genuine for one in lists):
         raise SealError(f"Seal {seal.number} was changed. Run `tokenauth_audit verify`.")
-    return unpack(data)
+    return lists
 
 
 def add_seal(seal: AuditSeal, last: AuditSeal | None, using: str) -> None:
@@ -82,7 +85,8 @@ def add_seal(seal: AuditSeal, last: AuditSeal | None, using: str) -> None:
     Raises SealError if another process has stored a seal with this number meanwhile.
     """
     seal.key_id, secret = next(iter(get_keys().items()))
-    seal.sealed_at, seal.digest = now(), digest_of(bytes(seal.entries))
+    seal.sealed_at = now()
+    seal.digest, seal.request_digest = (digest_of(one.data) for one in lists_of(seal))
     seal.number = last.number + 1 if last else 1
     seal.previous = last.mac if last else ""
     seal.mac = mac_of(seal, secret.encode())
@@ -137,7 +141,8 @@ class _Sealer:
             count=len(entries),
             oldest_at=min(entry.at for entry in entries),
             newest_at=max(entry.at for entry in entries),
-            entries=pack(entries),
+            entries=pack(entry for entry in entries if not entry.of_request),
+            request_entries=pack(entry for entry in entries if entry.of_request),
         )
         # The window needs a transaction that began after its rows were committed.
         with transaction.atomic(using=self.using, durable=True):
@@ -182,14 +187,14 @@ def _recently_sealed(seals: QuerySet[AuditSeal], since: int) -> tuple[int, IdSet
     Raises SealError if a seal was changed, because it could make an inserted row look like a late
     one.
     """
-    before = seals.filter(sealed_at__lt=since).defer("entries").last()
+    before = seals.filter(sealed_at__lt=since).defer(*LISTS).last()
     refuse_changed(before)
     cursor, number = read_cursor(before), before.number if before else 0
     known = IdSet()
     while (made := seals.filter(number__gt=number).first()) is not None:
         if made.number != number + 1:
             raise SealError(f"Seal {number + 1} is gone. Run `tokenauth_audit verify`.")
-        for entry in read_entries(made):
+        for entry in unpack(read_lists(made)):
             known.add(entry.id)
         number = made.number
     return max(cursor.closed_id, cursor.after, cursor.highest) if before else _LOWEST_ID, known

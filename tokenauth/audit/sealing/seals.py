@@ -1,8 +1,9 @@
 """The content of a seal and its signature. Reads and writes no database.
 
 A seal has an entry of 32 bytes for each row: the row's id, its time, and a MAC over all its columns
-as they are stored. The seal's own MAC covers the digest of the entries, the range, the count, the
-cursor and the MAC of the seal before. All MACs are HMAC-SHA256 (RFC 2104) with a key of
+as they are stored. The entries of requests' rows and those of all other rows are two lists. The
+seal's own MAC covers the digests of both, the range, the count, the cursor and the MAC of the seal
+before. All MACs are HMAC-SHA256 (RFC 2104) with a key of
 ``AUDIT_SEAL_KEYS``; those of rows are cut to 128 bits.
 """
 
@@ -13,7 +14,7 @@ import hmac
 import json
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -23,10 +24,12 @@ from tokenauth.audit.rows import with_offset
 from tokenauth.audit.stored import STORED_COLUMNS
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import SealError
-from tokenauth.models import AuditSeal
+from tokenauth.models import REQUEST_EVENTS, AuditSeal
 
 LARGEST = 10_000
 """The most rows that a seal has."""
+LISTS = ("entries", "request_entries")
+"""The columns of a seal that list its rows; the second one lists those of requests."""
 IDS_PER_READ = 10_000
 """How many ids of rows one query returns."""
 
@@ -45,7 +48,8 @@ _TYPES: dict[str, Any] = {
 }
 _NUMBER = re.compile("-?[0-9]+")
 _HEAD = re.compile(r"([1-9][0-9]{0,18}):([0-9a-f]{64})")
-_ID, _AT = STORED_COLUMNS.index("id"), STORED_COLUMNS.index("at")
+_ID, _AT, _EVENT = (STORED_COLUMNS.index(name) for name in ("id", "at", "event"))
+_UNSIGNED = {*LISTS, "mac"}
 _NEVER = 2**63 - 1
 """The time of a row whose time can't be read, so that it isn't pruned."""
 
@@ -57,6 +61,24 @@ class Entry(NamedTuple):
     at: int
     """The row's time in microseconds since 1970, in UTC on PostgreSQL, elsewhere as it is stored."""
     mac: bytes
+    of_request: bool = False
+    """Whether the row is in the list of requests' rows."""
+
+
+class EntryList(NamedTuple):
+    """One of the two lists of a seal's rows."""
+
+    column: str
+    data: bytes
+    """The packed entries; empty if there are none, or if all of them were pruned."""
+    digest: str
+    """The digest that the seal has of ``data``."""
+    of_requests: bool
+
+    @property
+    def is_genuine(self) -> bool:
+        """Whether ``data`` is what was sealed."""
+        return digest_of(self.data) == self.digest
 
 
 class Head(NamedTuple):
@@ -95,7 +117,7 @@ def microseconds(moment: datetime) -> int:
 
 
 def now() -> int:
-    """Return the time in microseconds since 1970 in UTC, whatever ``USE_TZ`` says."""
+    """Return the current time in microseconds since 1970 in UTC, also if ``USE_TZ`` is off."""
     return microseconds(with_offset(timezone.now()))
 
 
@@ -103,7 +125,7 @@ def row_entry(values: Sequence[Any], secret: bytes) -> Entry:
     """Return the entry of a row as ``read_stored`` gives it."""
     text = json.dumps(["tokenauth row 1", *values])
     mac = hmac.digest(secret, text.encode(), "sha256")[:16]
-    return Entry(values[_ID], _read_time(values[_AT]), mac)
+    return Entry(values[_ID], _read_time(values[_AT]), mac, values[_EVENT] in REQUEST_EVENTS)
 
 
 def _read_time(text: str | None) -> int:
@@ -115,26 +137,41 @@ def _read_time(text: str | None) -> int:
         return _NEVER
 
 
-def pack(entries: Sequence[Entry]) -> bytes:
+def pack(entries: Iterable[Entry]) -> bytes:
     """Return ``entries`` as a seal stores them."""
-    return b"".join(_ENTRY.pack(*entry) for entry in entries)
+    return b"".join(_ENTRY.pack(*entry[:3]) for entry in entries)
 
 
-def unpack(data: bytes) -> Iterator[Entry]:
-    """Return the entries in ``data`` without an incomplete last one."""
-    whole = len(data) - len(data) % _ENTRY.size
-    return (Entry(*values) for values in _ENTRY.iter_unpack(data[:whole]))
+def lists_of(seal: AuditSeal) -> list[EntryList]:
+    """Return both lists of ``seal``."""
+    return [
+        EntryList("entries", bytes(seal.entries), seal.digest, of_requests=False),
+        EntryList(
+            "request_entries", bytes(seal.request_entries), seal.request_digest, of_requests=True
+        ),
+    ]
+
+
+def unpack(lists: Iterable[EntryList]) -> list[Entry]:
+    """Return the entries in ``lists`` by id, without an incomplete last one of a list."""
+    return sorted(
+        Entry(row_id, at, mac, one.of_requests)
+        for one in lists
+        for row_id, at, mac in _ENTRY.iter_unpack(
+            one.data[: len(one.data) // _ENTRY.size * _ENTRY.size]
+        )
+    )
 
 
 def digest_of(data: bytes) -> str:
-    """Return the digest of a seal's entries."""
+    """Return the digest of a list of entries."""
     return hashlib.sha256(data).hexdigest()
 
 
 def mac_of(seal: AuditSeal, secret: bytes) -> str:
     """Return the MAC that ``seal`` should have."""
     names = [field.attname for field in AuditSeal._meta.fields]
-    signed = [getattr(seal, name) for name in names if name not in {"entries", "mac"}]
+    signed = [getattr(seal, name) for name in names if name not in _UNSIGNED]
     return hmac.digest(secret, json.dumps(["tokenauth seal 1", *signed]).encode(), "sha256").hex()
 
 

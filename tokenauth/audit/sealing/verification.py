@@ -13,20 +13,21 @@ from tokenauth.audit.cursors import localise, read_cursor
 from tokenauth.audit.sealing.seals import (
     IDS_PER_READ,
     Entry,
+    EntryList,
     Head,
     IdSet,
     Progress,
-    digest_of,
     get_keys,
     is_genuine,
     is_readable,
+    lists_of,
     row_entry,
     unpack,
 )
 from tokenauth.audit.stored import STORED_COLUMNS, UNREADABLE, read_stored
 from tokenauth.client_info import sanitise
 from tokenauth.conf.values import format_duration
-from tokenauth.models import AuditEvent, AuditSeal, Event, SealKind
+from tokenauth.models import PRUNED_KINDS, AuditEvent, AuditSeal, Event, SealKind
 
 MAX_UNSEALED = timedelta(days=1)
 """How old a row may become before it is sealed, unless the caller says otherwise."""
@@ -71,7 +72,7 @@ class Verification:
         self._sealed = IdSet()
         self._last: AuditSeal | None = None
         self._genuine: AuditSeal | None = None
-        self._pruned: dict[int, int] = {}
+        self._pruned: dict[int, AuditSeal] = {}
 
     def findings(self) -> Iterator[Finding]:
         """Give every finding; an unchanged audit that is sealed in time has none.
@@ -85,7 +86,7 @@ class Verification:
                 continue
             missing.discard(Head(number=seal.number, mac=seal.mac))
             if number < 1:
-                yield Finding(f"seal {number} was put there: seals are counted from 1", number)
+                yield Finding(f"seal {number} was inserted: seals are numbered from 1", number)
                 continue
             yield from self._check_chain(seal)
             yield from self._check_rows(seal)
@@ -131,21 +132,23 @@ class Verification:
             self._genuine = seal
 
     def _check_rows(self, seal: AuditSeal) -> Iterator[Finding]:
-        data, number = bytes(seal.entries), seal.number
-        if not data and seal.kind != SealKind.PRUNED.value:
-            # Another process may have pruned these rows just now.
-            self._read_pruned()
-            if self._is_pruned(number, seal.newest_at):
-                self.progress(seal.count)
-                return
-        if digest_of(data) != seal.digest:
+        number, lists = seal.number, lists_of(seal)
+        if not all(one.is_genuine or self._is_emptied(seal, one) for one in lists):
             yield Finding(f"seal {number} was changed: its list of rows is wrong", number)
         secret = self._keys.get(seal.key_id)
-        entries = list(unpack(data))
+        entries = unpack(lists)
         for start in range(0, len(entries), ROWS_PER_CHECK):
             batch = entries[start : start + ROWS_PER_CHECK]
             yield from self._check_batch(seal, batch, secret)
             self.progress(len(batch))
+
+    def _is_emptied(self, seal: AuditSeal, entries: EntryList) -> bool:
+        """Tell whether this list is empty because all of its rows were pruned."""
+        if entries.data:
+            return False
+        # Another process may have pruned these rows just now.
+        self._read_pruned()
+        return self._is_pruned(seal.number, seal.newest_at, of_request=entries.of_requests)
 
     def _check_batch(
         self, seal: AuditSeal, batch: Sequence[Entry], secret: str | None
@@ -157,7 +160,7 @@ class Verification:
             self._read_pruned()
         for entry in batch:
             if entry.id not in found:
-                if not self._is_pruned(number, entry.at):
+                if not self._is_pruned(number, entry.at, of_request=entry.of_request):
                     yield Finding(f"row {entry.id} of seal {number} is gone", number, entry.id)
                 continue
             # Only rows that exist: a forged list of other ids could fill the memory.
@@ -209,7 +212,7 @@ class Verification:
             yield Finding(problem)
 
     def _event_of(self, row_id: int) -> str:
-        """Return the row's event in a printable form, whatever an intruder stored there."""
+        """Return the row's event in a printable form, even if an intruder changed it."""
         for values in read_stored(AuditEvent.objects.using(self.using).filter(id=row_id)):
             return sanitise(values[_EVENT], _EVENT_LENGTH)
         return "deleted meanwhile"
@@ -240,13 +243,18 @@ class Verification:
         return Finding(problem, head.number)
 
     def _read_pruned(self) -> None:
-        """Read which seals permit the absence of rows, and up to which time."""
-        seals = AuditSeal.objects.using(self.using).filter(kind=SealKind.PRUNED.value)
+        """Read which seals permit the absence of rows."""
+        seals = AuditSeal.objects.using(self.using).filter(kind__in=PRUNED_KINDS)
         for number in seals.exclude(number__in=self._pruned).values_list("number", flat=True):
             seal = self._read_seal(number)
             if seal is not None and is_genuine(seal, self._keys):
-                self._pruned[number] = seal.newest_at
+                self._pruned[number] = seal
 
-    def _is_pruned(self, number: int, at: int) -> bool:
+    def _is_pruned(self, number: int, at: int, *, of_request: bool) -> bool:
         """Tell whether a row of seal ``number`` with this time may be missing."""
-        return any(number < pruned and at < before for pruned, before in self._pruned.items())
+        return any(
+            number < pruned.number
+            and at < pruned.newest_at
+            and (of_request or pruned.kind == SealKind.PRUNED.value)
+            for pruned in self._pruned.values()
+        )

@@ -1,38 +1,49 @@
-"""``manage.py tokenauth``: issue, import, list and stop tokens at the command line."""
+"""``manage.py tokenauth``: issue, import, list, change and stop tokens at the command line."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timedelta
+from dataclasses import asdict
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import router
-from django.db.models import Q
 from django.utils import timezone
 
 from tokenauth import services
 from tokenauth.client_info import Actor
 from tokenauth.conf import get_settings
+from tokenauth.management import incidents, notices, scope_use
 from tokenauth.management.arguments import (
+    EXAMPLES,
+    SELECTIONS,
     UNNAMED,
+    add_change_options,
     add_import_options,
+    add_incident_options,
+    add_issue_options,
     add_keyfile_options,
+    add_list_options,
+    add_notify_options,
     make_grant_parser,
     make_selection_parser,
+    read_changes,
     read_public_id,
-    read_rate,
 )
+from tokenauth.management.describing import table
 from tokenauth.management.keyfiles import Grant, prepare_key_file
 from tokenauth.management.options import (
     add_base_options,
+    add_examples,
     add_verbs,
     count_of,
     explaining_database_errors,
+    read_duration,
 )
+from tokenauth.management.selection import find_token, find_user, in_parts, select
 from tokenauth.management.sources import (
     Found,
     find_in_file,
@@ -40,11 +51,11 @@ from tokenauth.management.sources import (
     find_in_object,
     find_in_variable,
 )
-from tokenauth.models import Token, TokenQuerySet, TokenStatus
+from tokenauth.management.takeovers import find_sources, import_all, make_report
+from tokenauth.models import Token, TokenStatus, public_fields
 from tokenauth.services import Issued
 from tokenauth.services.attempts import atomic
 from tokenauth.services.keyfiles import is_in_work_tree
-from tokenauth.tokens import redact
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -54,17 +65,18 @@ _OPTIONS = {
     "scopes": "--scope",
     "expires_at": "--ttl",
     "allowed_networks": "--network",
+    "not_before": "--not-before",
 }
-"""What an input of the services is called here, where it isn't by its own name."""
+"""The option for an input of the services, where it has another name."""
 
 
 class Command(BaseCommand):
-    """The operator may do everything; each change leaves its row in the audit.
+    """Policy doesn't restrict the operator. Each change has a row in the audit.
 
     Standard output carries only the result. All other messages go to standard error.
     """
 
-    help = "Issue, import, list, show, rotate, revoke, enable and disable API tokens."
+    help = "Issue, import, list, show, change, rotate, and stop API tokens."
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the verbs and their options."""
@@ -76,29 +88,30 @@ class Command(BaseCommand):
         one.add_argument("id", type=read_public_id, help="the token's public id")
         many = make_selection_parser()
         why = CommandParser(add_help=False)
-        why.add_argument("--reason", default="", metavar="TEXT", help="why; goes to the audit")
+        why.add_argument("--reason", default="", metavar="TEXT", help="the reason for the audit")
         grant = make_grant_parser()
-        issue = add("issue", parents=[grant, common], help="issue a token and show it once")
-        issue.add_argument(
-            "--client", required=True, metavar="NAME", help="the client that owns it"
-        )
-        issue.add_argument("--name", default="", metavar="LABEL", help="a label")
-        issue.add_argument("--rate", type=read_rate, metavar="600/m", help="its rate limit")
-        issue.add_argument(
-            "--network", action="append", default=[], metavar="CIDR", help="repeatable"
-        )
+        issuing = [grant, common]
+        add_issue_options(add("issue", parents=issuing, help="issue a token and show it once"))
         add_import_options(
             add("import", parents=[grant, common], help="accept another system's tokens")
         )
         add_keyfile_options(add("keyfile", parents=[grant], help="keep an API key in a file"))
-        listing = add("list", parents=[common], help="list tokens")
-        listing.add_argument("--client", metavar="NAME", help="only this client's")
-        listing.add_argument("--status", choices=[*map(str, TokenStatus)], help="only these")
+        add_list_options(add("list", parents=[common], help="list tokens"))
         add("show", parents=[common, one], help="show a token's data")
-        add("rotate", parents=[common, one, why], help="issue a successor")
+        add_change_options(add("change", parents=[common, one], help="change a token"))
+        rotating = add("rotate", parents=[common, one, why], help="issue a successor")
+        rotating.add_argument(
+            "--grace",
+            type=read_duration,
+            metavar="1h",
+            help="how long the old token still works; at most ROTATION_GRACE, which is the default",
+        )
         add("revoke", parents=[common, many, why], help="refuse tokens permanently")
         add("enable", parents=[common, one, why], help="accept a token again")
         add("disable", parents=[common, many, why], help="refuse tokens until they are enabled")
+        add_incident_options(add("incident", parents=[common], help="stop a token that has leaked"))
+        add_notify_options(add("notify", parents=[common], help="mail owners before tokens end"))
+        add_examples(verbs, EXAMPLES)
         add_base_options(parser, verbs)
 
     def handle(self, *_args: Any, verb: str, **options: Any) -> None:
@@ -122,13 +135,20 @@ class Command(BaseCommand):
         self._print_issued(issued, as_json=options["json"])
 
     def _import(self, *, client: str | None, **options: Any) -> None:
+        if options["package"] is not None:
+            self._import_package(client, **options)
+            return
+        if options["status"]:
+            raise CommandError("--status needs --from.", returncode=2)
         grant = _grant("", **options)
         found = _find_sources(client, grant["user"], options)
         with atomic():
             results = [_import_one(entry, grant) for entry in found]
         new = sum(is_new for _, is_new in results)
         if options["json"]:
-            self._print_json([{**_describe(token), "created": is_new} for token, is_new in results])
+            self._print_json(
+                [{**public_fields(token), "created": is_new} for token, is_new in results]
+            )
         for entry, (token, is_new) in zip(found, results, strict=True):
             is_theirs = token.client_id == entry.client_id and grant["user"] in {None, token.user}
             if is_new:
@@ -138,7 +158,30 @@ class Command(BaseCommand):
                     f"{entry.place} is already stored as {token}, {token.status}; it was not changed."
                 )
         out = self.stderr if options["json"] else self.stdout
-        out.write(f"{new} imported, {len(results) - new} there already.")
+        out.write(f"{new} imported, {len(results) - new} already stored.")
+
+    def _import_package(
+        self, client: str | None, *, package: str, status: bool, **options: Any
+    ) -> None:
+        if client or options["user"] or options["scope"] or options["ttl"]:
+            raise CommandError(
+                "--from keeps owners and ends, and grants IMPORTED_SCOPES: leave --client, --user, "
+                "--scope and --ttl out.",
+                returncode=2,
+            )
+        sources = find_sources(package)
+        if not status:
+            results = [(source.source, *import_all(source)) for source in sources]
+            for name, new, known in results:
+                out = self.stderr if options["json"] else self.stdout
+                out.write(f"{name}: {new} imported, {known} already stored.")
+        reports = [make_report(source) for source in sources]
+        if options["json"]:
+            self._print_json([report.as_json() for report in reports])
+        for report in reports:
+            out = self.stdout if status and not options["json"] else self.stderr
+            for line in report.lines(status=status):
+                out.write(line)
 
     def _keyfile(self, *, path: str, client: str, **options: Any) -> None:
         key_file = prepare_key_file(path, _grant(client, **options))
@@ -149,15 +192,39 @@ class Command(BaseCommand):
             self.stderr.write(f"{token}, the previous key, was revoked.")
         if is_in_work_tree(key_file.path):
             self.stderr.write(
-                "Warning: the key file is inside a git work tree. See that it is never committed: "
-                "move it out, or list it in .gitignore."
+                "Warning: the key file is inside a git work tree. Move it out, or list it in "
+                ".gitignore, so that it is never committed."
             )
 
     # The option's name is a built-in's, here and below.
-    def _rotate(self, *, id: str, reason: str, **options: Any) -> None:  # noqa: A002
-        issued = services.rotate(_find(id), reason=reason, by=Actor.from_command())
+    def _change(self, *, id: str, **options: Any) -> None:  # noqa: A002
+        before, changes = find_token(id), read_changes(options)
+        if not changes:
+            raise CommandError("Give at least one option that says what to change.", returncode=2)
+        try:
+            token = services.change(before, by=Actor.from_command(), **changes)
+        except ValidationError as error:
+            ends = "--expires" if options["ttl"] is None else "--ttl"
+            raise CommandError(_explain(error, {**_OPTIONS, "expires_at": ends})) from None
+        if options["json"]:
+            self._print_json(public_fields(token))
+        outcome = (
+            "nothing has changed" if public_fields(token) == public_fields(before) else "changed"
+        )
+        self.stderr.write(f"{token}: {outcome}.")
+
+    def _rotate(
+        self,
+        *,
+        id: str,  # noqa: A002
+        reason: str,
+        grace: timedelta | None,
+        **options: Any,
+    ) -> None:
+        by = Actor.from_command()
+        issued = services.rotate(find_token(id), reason=reason, grace=grace, by=by)
         self._print_issued(issued, as_json=options["json"])
-        old = _find(id)
+        old = find_token(id)
         self.stderr.write(
             f"The old token, {id}, is accepted until {old.ends_at:%Y-%m-%d %H:%M:%S %Z}."
         )
@@ -166,9 +233,9 @@ class Command(BaseCommand):
         if id is None:
             self._operate_on_many(verb=verb, reason=reason, **options)
             return
-        if any(options.get(name) is not None for name in ("client", "user", "unused_since")):
+        if any(options.get(name) is not None for name in SELECTIONS):
             raise CommandError("Give an id or a selection, not both.", returncode=2)
-        token = _find(id)
+        token = find_token(id)
         if options.get("dry_run"):
             is_due = token.revoked_at is None and (verb == "revoke" or token.enabled)
             outcome = f" would be {verb}d" if is_due else f": {token.status}"
@@ -176,17 +243,19 @@ class Command(BaseCommand):
             return
         token = getattr(services, verb)(token, reason=reason, by=Actor.from_command())
         if options["json"]:
-            self._print_json(_describe(token))
+            self._print_json(public_fields(token))
         self.stderr.write(f"{token}: {token.status}.")
 
     def _operate_on_many(self, *, verb: str, reason: str, dry_run: bool, **options: Any) -> None:
-        tokens = _select(**options)
+        if all(options[name] is None for name in SELECTIONS):
+            raise CommandError("Give an id, or --client, --user or --unused-since.", returncode=2)
+        tokens = select(**options)
         if dry_run:
             tokens = tokens.filter(revoked_at=None)
             tokens = tokens if verb == "revoke" else tokens.filter(enabled=True)
             count = tokens.count()
             if not options["json"]:
-                self._print_table(tokens.iterator(chunk_size=1_000))
+                self._print_table(in_parts(tokens))
         else:
             operate = getattr(services, f"{verb}_many")
             count = operate(tokens, reason=reason, by=Actor.from_command())
@@ -195,8 +264,33 @@ class Command(BaseCommand):
         would = "would be " if dry_run else ""
         self.stderr.write(f"{count_of(count, 'token')} {would}{verb}d.")
 
+    def _incident(self, *, id: str, dry_run: bool, **options: Any) -> None:  # noqa: A002
+        incident = incidents.find(id).stop(dry_run=dry_run)
+        if options["json"]:
+            self._print_json(incident.as_json())
+        else:
+            for line in incident.lines():
+                self.stdout.write(line)
+        for line in incident.news():
+            self.stderr.write(line)
+
+    def _notify(self, *, within: timedelta, dry_run: bool, **options: Any) -> None:
+        if dry_run:
+            tokens = [notice.token for notice in notices.find_due(within)]
+            if not options["json"]:
+                self._print_table(tokens)
+            outcome = {"due": len(tokens)}
+        else:
+            outcome = asdict(notices.send_due(within))
+        if options["json"]:
+            self._print_json(outcome)
+        said = [f"{count_of(count, 'notice')} {name}" for name, count in outcome.items()]
+        self.stderr.write(f"{', '.join(said)}.")
+        if outcome.get("failed"):
+            raise CommandError("The log says why. The next run tries again.")
+
     def _show(self, *, id: str, **options: Any) -> None:  # noqa: A002
-        description = _describe(_find(id))
+        description = public_fields(find_token(id))
         if options["json"]:
             self._print_json(description)
             return
@@ -204,28 +298,37 @@ class Command(BaseCommand):
             text = " ".join(value) if isinstance(value, list) else value or "-"
             self.stdout.write(f"{key}: {text}")
 
-    def _list(self, *, client: str | None, status: str | None, **options: Any) -> None:
-        tokens = _tokens()
-        if client is not None:
-            tokens = tokens.of_client(client).filter(client_id=client)
-        if status is not None:
-            tokens = tokens.with_status(TokenStatus(status), timezone.now())
-        if options["json"]:
-            self._print_json([_describe(token) for token in tokens.iterator(chunk_size=1_000)])
+    def _list(self, **options: Any) -> None:
+        tokens = in_parts(select(**options))
+        if options["scope_use"] is not None:
+            self._print_scope_use(tokens, options["scope_use"], as_json=options["json"])
+        elif options["json"]:
+            for token in tokens:
+                self._print_json(public_fields(token))
         else:
-            self._print_table(tokens.iterator(chunk_size=1_000))
+            self._print_table(tokens)
+
+    def _print_scope_use(
+        self, tokens: Iterable[Token], period: timedelta, *, as_json: bool
+    ) -> None:
+        if not get_settings().audit_successes:
+            self.stderr.write("Warning: AUDIT_SUCCESSES is off, so accepted calls are not known.")
+        since = timezone.now() - period
+        if as_json:
+            uses = scope_use.ScopeUses(since)
+            for token in tokens:
+                self._print_json({**public_fields(token), "scope_use": asdict(uses.of(token))})
+            return
+        for line in scope_use.table(tokens, since):
+            self.stdout.write(line)
 
     def _print_table(self, tokens: Iterable[Token]) -> None:
-        line = "{:<12}  {:<14}  {:<24}  {:<16}  {}"
-        self.stdout.write(line.format("ID", "STATUS", "CLIENT", "EXPIRES", "SCOPES"))
-        for token in tokens:
-            ends = f"{token.ends_at:%Y-%m-%d %H:%M}" if token.ends_at else "never"
-            cells = (token.public_id, token.status, token.client_id, ends, token.scopes)
-            self.stdout.write(line.format(*cells).rstrip())
+        for line in table(tokens):
+            self.stdout.write(line)
 
     def _print_issued(self, issued: Issued, *, as_json: bool) -> None:
         if as_json:
-            self._print_json({"token": str(issued.plaintext), **_describe(issued.token)})
+            self._print_json({"token": str(issued.plaintext), **public_fields(issued.token)})
         else:
             self.stdout.write(str(issued.plaintext))
         self.stderr.write(f"Issued token {issued.token}. Save it now; it is not shown again.")
@@ -233,36 +336,10 @@ class Command(BaseCommand):
 
     def _warn_of_owner(self, token: Token) -> None:
         if token.status is TokenStatus.OWNER_INACTIVE:
-            self.stderr.write(
-                "Warning: the token is refused until its user is active again: the account is "
-                "inactive."
-            )
+            self.stderr.write("Warning: the token is refused while its user is inactive.")
 
     def _print_json(self, value: Any) -> None:
         self.stdout.write(json.dumps(value))
-
-
-def _describe(token: Token) -> dict[str, Any]:
-    return {
-        "id": token.public_id,
-        "client_id": token.client_id,
-        "user": None if token.user is None else str(token.user.get_username()),
-        "name": token.name,
-        "scopes": list(token.scope_set),
-        "not_before": _iso(token.not_before),
-        "expires_at": _iso(token.ends_at),
-        "allowed_networks": token.allowed_networks.split(),
-        "rate": token.rate,
-        "status": str(token.status),
-        "created_at": _iso(token.created_at),
-        "last_used_at": _iso(token.last_used_at),
-        "replaced_by": token.replaced_by.public_id if token.replaced_by else None,
-        "parent": token.parent.public_id if token.parent else None,
-    }
-
-
-def _iso(moment: Any) -> str | None:
-    return None if moment is None else moment.isoformat()
 
 
 def _grant(
@@ -270,7 +347,7 @@ def _grant(
 ) -> Grant:
     return {
         "client_id": client,
-        "user": _find_user(user) if user is not None else None,
+        "user": find_user(user) if user is not None else None,
         "scopes": scope,
         "expires_at": timezone.now() + ttl if ttl is not None else None,
         "by": Actor.from_command(),
@@ -307,48 +384,3 @@ def _explain(error: ValidationError, places: Mapping[str, str] = _OPTIONS) -> st
         return " ".join(error.messages)
     by_field = error.message_dict.items()
     return " ".join(f"{places.get(name, '--' + name)}: {' '.join(m)}" for name, m in by_field)
-
-
-def _tokens() -> TokenQuerySet:
-    """Return all tokens, from the database that they are written to."""
-    return Token.objects.primary().select_related("user", "replaced_by", "parent")
-
-
-def _select(
-    *, client: str | None, user: str | None, unused_since: datetime | None, **_options: Any
-) -> TokenQuerySet:
-    """Return the tokens that fit all of the options given; raises CommandError without any."""
-    tokens = _tokens()
-    if client is None and user is None and unused_since is None:
-        raise CommandError("Give an id, or --client, --user or --unused-since.", returncode=2)
-    if client is not None:
-        # Exactly this one: MariaDB's default collation ignores case.
-        is_known = client in set(tokens.of_client(client).values_list("client_id", flat=True))
-        tokens = tokens.of_client(client) if is_known else tokens.none()
-    if user is not None:
-        tokens = tokens.filter(user=_find_user(user))
-    if unused_since is not None:
-        if unused_since > timezone.now():
-            raise CommandError("--unused-since is in the future.", returncode=2)
-        never = Q(last_used_at=None, created_at__lt=unused_since)
-        tokens = tokens.filter(never | Q(last_used_at__lt=unused_since))
-        # Until its time has come, a token could not be used.
-        tokens = tokens.exclude(not_before__gt=unused_since)
-    return tokens
-
-
-def _find(public_id: str) -> Token:
-    token = _tokens().filter(public_id=public_id).first()
-    if token is None:
-        raise CommandError(f"There is no token with the id {public_id}.")
-    return token
-
-
-def _find_user(username: str) -> Any:
-    users: Any = get_user_model()
-    try:
-        found = users._default_manager.db_manager(router.db_for_write(Token))
-        return found.get_by_natural_key(username)
-    except (users.DoesNotExist, ValueError):
-        shown = redact(username, get_settings().prefix)
-        raise CommandError(f"There is no user {shown!r}.") from None

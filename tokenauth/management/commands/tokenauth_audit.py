@@ -1,9 +1,10 @@
-"""``manage.py tokenauth_audit``: seal, verify, prune and export the audit."""
+"""``manage.py tokenauth_audit``: seal, verify, prune, export and summarise the audit."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from itertools import chain
 from types import ModuleType
-from typing import Any
+from typing import Any, TypedDict
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -19,27 +20,44 @@ from django.db import DatabaseError, connections, router
 from django.utils import timezone
 
 from tokenauth.audit.cursors import count_waiting
-from tokenauth.audit.export import export
-from tokenauth.audit.sealing.retention import prune
+from tokenauth.audit.export import Filters, export
+from tokenauth.audit.sealing.retention import count_old, prune
 from tokenauth.audit.sealing.roles import apply, harden
 from tokenauth.audit.sealing.sealer import last_seal, seal
 from tokenauth.audit.sealing.seals import Head, parse_head
 from tokenauth.audit.sealing.verification import MAX_UNSEALED, Verification
 from tokenauth.audit.sinks import load_for_redis
+from tokenauth.audit.statistics import measure_lag
+from tokenauth.audit.summary import start_over, summarise
 from tokenauth.client_info import Actor
-from tokenauth.exceptions import SealError
+from tokenauth.exceptions import SealError, SummaryBusy
+from tokenauth.management.audit_arguments import (
+    EXAMPLES,
+    add_export_options,
+    add_harden_options,
+    add_prune_options,
+    add_status_options,
+)
 from tokenauth.management.options import (
     add_base_options,
+    add_examples,
     add_verbs,
     count_of,
     explaining_database_errors,
-    parse_moment,
     read_duration,
 )
 from tokenauth.management.progress import printing, show_progress
+from tokenauth.management.status import Limits, read_status
 from tokenauth.models import AuditEvent, Token
 
-PRINTING = {"verify", "export", "harden"}
+
+class _Selection(TypedDict):
+    before: datetime
+    using: str
+    only_requests: bool
+
+
+PRINTING = {"verify", "export", "harden", "status"}
 """Verbs whose result is printed to standard output."""
 
 
@@ -47,10 +65,10 @@ class Command(BaseCommand):
     """Prints results to standard output and all other messages to standard error.
 
     Each verb can be interrupted, which exits with 130, and run again. ``verify`` exits with 1 if
-    it finds anything.
+    it finds anything, ``status`` if a number is beyond its limit.
     """
 
-    help = "Seal, verify, prune, export, protect and drain the audit."
+    help = "Seal, verify, prune, export, summarise, protect, drain and check the audit."
 
     def add_arguments(self, parser: CommandParser) -> None:
         verbs = add_verbs(parser)
@@ -63,32 +81,38 @@ class Command(BaseCommand):
         add = partial(verbs.add_parser, parents=[where])
         sealing = add("seal", help="seal committed rows")
         sealing.add_argument(
-            "--print-head", action="store_true", help="print the last seal, to be kept elsewhere"
+            "--print-head",
+            action="store_true",
+            help="print the head, to be stored outside the database",
         )
         verifying = add("verify", help="compare the audit with its seals")
-        heads = "a head that was kept elsewhere; - reads one a line from standard input; repeatable"
+        heads = "a stored head; - reads heads from standard input, one per line; repeatable"
         verifying.add_argument("--head", action="append", default=[], type=_head, help=heads)
         age = "how old a row may become before it is sealed; by default 24h"
         verifying.add_argument(
             "--max-unsealed", type=read_duration, default=MAX_UNSEALED, metavar="AGE", help=age
         )
-        pruning = add("prune", help="delete old rows permanently")
         when = "2026-01-31, or 365d ago"
-        pruning.add_argument(
-            "--before", type=parse_moment, required=True, metavar="WHEN", help=when
+        add_prune_options(add("prune", help="delete old rows permanently"), when)
+        add_export_options(add("export", help="print rows"), when)
+        add_status_options(add("status", help="tell whether the audit is in order"), MAX_UNSEALED)
+        summarising = add("summarise", help="count final rows for statistics")
+        summarising.add_argument(
+            "--rebuild",
+            action="store_true",
+            help="empty the summary first and count all rows again",
         )
-        exporting = add("export", help="print rows")
-        exporting.add_argument("--format", choices=["jsonl", "csv"], default="jsonl")
-        exporting.add_argument("--since", type=parse_moment, metavar="WHEN", help=when)
         draining = verbs.add_parser("drain", help="move rows from the Redis stream to the database")
         draining.add_argument("--once", action="store_true", help="stop when the stream is empty")
-        _add_harden_options(add("harden", help="protect the audit on PostgreSQL"))
+        add_harden_options(add("harden", help="protect the audit on PostgreSQL"))
+        add_examples(verbs, EXAMPLES)
         add_base_options(parser, verbs)
 
     def handle(self, *_args: Any, verb: str, database: str | None = None, **options: Any) -> None:
         handle: Callable[..., None] = getattr(self, f"_{verb}")
         using = self._choose_database(verb, database)
-        if sys.stdout is None and (verb in PRINTING or options.get("print_head")):
+        is_printing = options.get("print_head") or options.get("dry_run")
+        if sys.stdout is None and (verb in PRINTING or is_printing):
             raise CommandError("Standard output is closed.")
         try:
             with explaining_database_errors(using):
@@ -99,7 +123,7 @@ class Command(BaseCommand):
             # Ctrl-C in the middle of a statement can leave the driver confused.
             if not _is_interrupted(error):
                 raise
-            text = "Interrupted. What is done stays. Run it again."
+            text = "Interrupted. Completed parts are kept. Run it again to continue."
             raise CommandError(text, returncode=130) from None  # As in shells.
         except BrokenPipeError:
             # The reader stopped early, as `head` does. Without this Python fails again at exit.
@@ -107,7 +131,11 @@ class Command(BaseCommand):
             if verb == "verify":
                 raise CommandError("There are findings.") from None
         except OSError as error:
-            raise CommandError(f"{error}. What is done stays. Run it again.") from None
+            raise CommandError(
+                f"{error}. Completed parts are kept. Run it again to continue."
+            ) from None
+        except UnicodeEncodeError:
+            raise CommandError("The input isn't valid UTF-8.") from None
 
     def _choose_database(self, verb: str, database: str | None) -> str:
         """Return the alias of the audit's database; tell about rows in another one."""
@@ -155,33 +183,91 @@ class Command(BaseCommand):
                 with printing():
                     self.stdout.write(finding.problem)
             self.stdout.flush()
-        self._say(_summarise(verification))
+        self._say(_describe(verification))
         if found:
             raise CommandError(
                 f"{count_of(found, 'finding')}: the audit is not, or can't be shown to be, as it "
                 "was sealed."
             )
 
-    def _prune(self, *, using: str, before: datetime, **_options: Any) -> None:
+    def _prune(
+        self, *, using: str, before: datetime, only: str | None, dry_run: bool, **_options: Any
+    ) -> None:
         if before > timezone.now():
             raise CommandError(f"--before is in the future: {before.isoformat()}.")
-        with show_progress("prune") as progress:
-            count = prune(before=before, using=using, by=Actor.from_command(), progress=progress)
-        self._say(f"Removed {count_of(count, 'row')} from before {before.isoformat()}.")
+        selection: _Selection = {"before": before, "using": using, "only_requests": bool(only)}
+        if dry_run:
+            counts = count_old(**selection)
+            for event, number in counts.items():
+                self.stdout.write(f"{event}: {number}")
+            count, verb = sum(counts.values()), "Would remove"
+        else:
+            with show_progress("prune") as progress:
+                count = prune(**selection, by=Actor.from_command(), progress=progress)
+            verb = "Removed"
+        self._say(f"{verb} {count_of(count, 'row')} from before {before.isoformat()}.")
 
-    def _export(self, *, using: str, since: datetime | None, **options: Any) -> None:
+    def _export(self, *, using: str, **options: Any) -> None:
         as_csv = options["format"] == "csv"
+        filters: Filters = {
+            "since": options["since"],
+            "until": options["until"],
+            "events": options["event"],
+            "token_id": options["token"],
+            "client_id": options["client"],
+            "ip": options["address"],
+        }
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(encoding="utf-8")  # Whatever the locale is.
+            sys.stdout.reconfigure(encoding="utf-8")  # Not the encoding of the locale.
         with show_progress("export") as progress:
-            for text, count in export(using=using, as_csv=as_csv, since=since):
+            for text, count in export(using=using, as_csv=as_csv, **filters):
                 with printing():
                     self.stdout.write(text, ending="")
                 progress(count)
         self.stdout.flush()
 
+    def _status(self, *, using: str, **options: Any) -> None:
+        limits = Limits(
+            backlog=options["max_backlog"],
+            unsealed=options["max_unsealed"],
+            summary_lag=options["max_summary_lag"],
+            outages=options["max_outages"],
+        )
+        status = read_status(using, _load_draining())
+        values, problems = status.values(), status.problems(limits)
+        if options["json"]:
+            self.stdout.write(json.dumps({**values, "problems": problems}))
+        else:
+            for name, value in values.items():
+                self.stdout.write(f"{name}: {'-' if value is None else value}")
+        self.stdout.flush()
+        if problems:
+            raise CommandError(" ".join(problems))
+
+    def _summarise(self, *, using: str, rebuild: bool, **_options: Any) -> None:
+        count = 0
+        try:
+            if rebuild:
+                start_over(using=using)
+            with show_progress("summarise") as progress:
+                for counted in summarise(using=using):
+                    count += counted
+                    progress(counted)
+        except SummaryBusy:
+            self._say("Another process is summarising.")
+            if rebuild and not count:
+                raise CommandError("Nothing was rebuilt. Run this again later.") from None
+        self._say(f"Summarised {count_of(count, 'row')}.")
+        if waiting := measure_lag(using=using).rows:
+            self._say(
+                f"Not summarised yet: {count_of(waiting, 'row')}. Run this again in ten minutes, or "
+                "when open transactions have ended."
+            )
+
     def _drain(self, *, once: bool, **_options: Any) -> None:
         draining = _load_draining()
+        if draining is None:
+            raise CommandError("There is nothing to drain: AUDIT_SINK is not RedisStreamSink.")
         try:
             draining.run(once=once, say=self._say)
         except draining.OUTAGES as error:
@@ -202,26 +288,13 @@ class Command(BaseCommand):
             self.stdout.write("\n".join(["BEGIN;", *statements, "COMMIT;"]))
 
 
-def _add_harden_options(parser: CommandParser) -> None:
-    parser.add_argument(
-        "--role", required=True, metavar="NAME", help="the role that the web workers connect as"
-    )
-    parser.add_argument(
-        "--maintenance-role",
-        metavar="NAME",
-        help="the role for drain, seal and prune; by default --role and _audit",
-    )
-    parser.add_argument("--apply", action="store_true", help="run the SQL instead of printing it")
-
-
-def _load_draining() -> ModuleType:
+def _load_draining() -> ModuleType | None:
+    """Return the module that drains, or None if the sink isn't Redis; raises CommandError."""
     try:
-        if draining := load_for_redis("draining"):
-            return draining
+        return load_for_redis("draining")
     except ImportError as error:
         fix = '; run pip install ".[redis]" in the checkout of drf-tokenauth'
         raise CommandError(f"{error}{fix if error.name == 'redis' else ''}.") from None
-    raise CommandError("There is nothing to drain: AUDIT_SINK is not RedisStreamSink.")
 
 
 def _is_interrupted(error: BaseException | None) -> bool:
@@ -251,7 +324,7 @@ def _read_heads() -> list[Head]:
     return heads
 
 
-def _summarise(verification: Verification) -> str:
+def _describe(verification: Verification) -> str:
     text = (
         f"Unchanged since they were sealed: {count_of(verification.rows, 'row')} in "
         f"{count_of(verification.seals, 'seal')}."
