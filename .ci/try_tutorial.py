@@ -44,7 +44,7 @@ def make_script(wheel: str, port: int) -> tuple[str, list[str]]:
             lines.append("trap 'kill $server' EXIT")
             lines.append(f"until curl -so server.txt http://localhost:{port}/; do sleep 0.2; done")
         else:
-            run = text.replace("pip install drf-tokenauth", f"pip install -q {wheel}")
+            run = text.replace("pip install ../drf-tokenauth", f"pip install -q {wheel}")
             run = run.replace("createsuperuser ", "createsuperuser --noinput ")
             # A terminal shows each answer in a line of its own.
             lines.append(re.sub(r"(?m)^curl .*", r"\g<0>; echo", run))

@@ -1,4 +1,4 @@
-"""What contributors read: the rooms, the lanes and the files to touch are those of the repository."""
+"""What contributors read: the modules, the lanes and the files to touch are those of the repository."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 _PATH = re.compile(r"[\w.-]*/?(?:[\w.-]+/)*[\w-]+\.(?:py|md|toml|yaml)|(?:[\w.-]+/)+")
 
 
-def test_the_rooms_are_those_of_import_linter() -> None:
+def test_the_modules_are_those_of_import_linter() -> None:
     [layers] = [
         contract["layers"]
         for contract in PYPROJECT["tool"]["importlinter"]["contracts"]
         if contract["type"] == "layers"
     ]
     expected = [name.strip() for layer in reversed(layers) for name in layer.split("|")]
-    assert column("architecture.md", "room") == expected
+    assert column("architecture.md", "module") == expected
 
 
 def test_every_lane_has_its_variables() -> None:

@@ -474,7 +474,7 @@ def test_clients_list_samples(
 def test_arguments_of_clients() -> None:
     parameters = signature(TokenSender).parameters.values()
     rows = {codes(row["argument"])[0]: row["default"] for row in table("clients.md", "argument")}
-    defaults = {name: None if text == "none" else value(text) for name, text in rows.items()}
+    defaults = {name: value(text) for name, text in rows.items()}
     assert defaults == {parameter.name: parameter.default for parameter in parameters}
 
 
@@ -678,7 +678,7 @@ def test_error_codes_are_complete_and_true() -> None:
         assert row["status"] == str(int(refusal.status))
         challenge = row["challenge (`WWW-Authenticate`)"]
         if refusal.challenge is None:
-            assert challenge == f"none; `Retry-After: {refusal.retry_after}`"
+            assert challenge == f"no challenge; `Retry-After: {refusal.retry_after}`"
         elif refusal.code is Code.INSUFFICIENT_SCOPE:
             assert codes(challenge)[0].startswith(refusal.challenge)
         else:
