@@ -21,6 +21,7 @@ from django.utils import timezone, translation
 
 from tests.admin_pages import AUDIT, rows, text_of
 from tests.conftest import Issue, Run, Write
+from tests.thorough import thorough
 from tokenauth.audit import stored
 from tokenauth.audit.export import EXPORTED_COLUMNS
 from tokenauth.models import AuditEvent, paging
@@ -337,6 +338,7 @@ def test_rows_are_read_as_they_are_sent(admin_client: Client, log: list[int]) ->
     assert all("LIMIT" in q["sql"] or "BETWEEN" in q["sql"] for q in queries.captured_queries)
 
 
+@thorough
 def test_memory_does_not_grow_with_the_rows(
     admin_client: Client, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ from django.utils import timezone
 from tests.audit_log import late_commit, needs_server, new_row
 from tests.conftest import Run, Write
 from tests.processes import Processes, manage
+from tests.thorough import thorough
 from tokenauth.audit import cursors
 from tokenauth.audit.sealing import sealer
 from tokenauth.audit.sealing.sealer import seal
@@ -557,6 +558,7 @@ def test_exit_codes(processes: Processes, write: Write, capsys: pytest.CaptureFi
     assert manage(capsys, "tokenauth_audit", "prune")[0] == 2
 
 
+@thorough
 def test_findings_that_nobody_reads_are_findings(processes: Processes, write: Write) -> None:
     write(4, at=timezone.now() - OLD)
     list(seal(using="default", by=Actor.from_command()))
@@ -572,6 +574,7 @@ def test_findings_that_nobody_reads_are_findings(processes: Processes, write: Wr
     assert "Traceback" not in err
 
 
+@thorough
 def test_ctrl_c_leaves_a_state_to_go_on_from(
     processes: Processes, write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:

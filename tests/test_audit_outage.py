@@ -21,6 +21,7 @@ from django.test import AsyncClient, Client
 from tests.conftest import Issue, ask, events, header, without_sync_middleware
 from tests.processes import ROOT
 from tests.sinks import ListSink, written
+from tests.thorough import thorough
 from tokenauth import audit
 from tokenauth.client_info import ClientInfo
 from tokenauth.exceptions import OpenTransaction, Unavailable
@@ -183,6 +184,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@thorough
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="SQLite's file is put on a small disk")
 def test_a_full_disk_keeps_everybody_out(tiny_disk: Path) -> None:
     environment = {

@@ -20,6 +20,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from tests.conftest import Issue, Run, bearer
+from tests.thorough import thorough
 from tokenauth.management.commands import tokenauth, tokenauth_audit
 from tokenauth.models import AuditEvent, Token, TokenStatus
 
@@ -308,6 +309,7 @@ def test_the_help_of_each_verb_ends_with_an_example_that_works(
     assert parser.parse_args(example.split()).verb == line[0]
 
 
+@thorough
 def test_settings_after_the_verb(tmp_path: Path) -> None:
     line = "tokenauth import --env UNSET --client c --settings project.settings"
     done = subprocess.run(

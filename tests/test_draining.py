@@ -37,6 +37,7 @@ from tests.redis_server import (
     use,
     wait_for,
 )
+from tests.thorough import thorough
 from tokenauth.audit import draining
 from tokenauth.audit.database import DatabaseSink
 from tokenauth.audit.draining import Drain
@@ -836,6 +837,7 @@ with _stopping(stop):
 """
 
 
+@thorough
 def test_a_signal_in_the_wrong_moment_stops_it_too(tmp_path: Path) -> None:
     pytest.importorskip("redis")
     environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "project.settings"}

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import Write
 from tests.test_verification import BAD_VALUES, spoil
+from tests.thorough import thorough
 from tokenauth.audit import export as module
 from tokenauth.audit import stored
 from tokenauth.audit.export import EXPORTED_COLUMNS, export
@@ -192,6 +193,7 @@ def test_a_row_that_is_committed_meanwhile_harms_nothing(write: Write, small_bat
     assert ids == list(range(first, last + 1))
 
 
+@thorough
 @pytest.mark.parametrize("as_csv", [False, True])
 def test_memory_does_not_grow_with_the_rows(
     as_csv: bool, write: Write, monkeypatch: pytest.MonkeyPatch
@@ -252,6 +254,7 @@ def test_other_databases_are_asked_for_by_name(write: Write) -> None:
 # As a command, in a process of its own.
 
 
+@thorough
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
     "environment",
@@ -268,6 +271,7 @@ def test_any_locale_will_do(environment: dict[str, str], processes: Any, write: 
     assert row["user_agent"] == "naïve 😀"
 
 
+@thorough
 @pytest.mark.django_db(transaction=True)
 def test_a_reader_that_has_enough_is_no_error(processes: Any, write: Write) -> None:
     write(600, user_agent="x" * 300)  # More than a pipe and `head` take.

@@ -26,6 +26,7 @@ from pytest_django import Settings
 
 from tests.conftest import Issue, Run
 from tests.processes import Processes, manage
+from tests.thorough import thorough
 from tokenauth import services
 from tokenauth.client_info import Actor, ActorKind
 from tokenauth.credentials import LONGEST
@@ -660,6 +661,7 @@ def test_all_or_nothing_without_the_audit(
     assert not Token.objects.exists()
 
 
+@thorough
 def test_exit_codes_and_words_in_a_process(
     processes: Processes, env: Env, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,7 @@ from hypothesis import strategies as st
 from pytest_django import Settings
 
 from tests.conftest import Issue, ask
+from tests.thorough import thorough
 from tokenauth import checks, services
 from tokenauth.checks.guessing import weakness
 from tokenauth.client_info import ClientInfo
@@ -984,6 +985,7 @@ def test_a_token_and_its_jwts_share_a_rate(issue: Issue, client: Client) -> None
     assert [call(each, client).status_code for each in texts] == [200, 200, 200, 429, 429]
 
 
+@thorough
 def test_without_the_library_the_app_works() -> None:
     program = (
         "import sys; sys.modules['jwt'] = None\n"

@@ -20,6 +20,7 @@ from django.utils import timezone
 
 from tests.conftest import Issue, Run
 from tests.processes import Processes, manage
+from tests.thorough import thorough
 from tokenauth import services
 from tokenauth.management import keyfiles
 from tokenauth.models import LABEL_LENGTH, AuditEvent, Token, TokenStatus
@@ -574,6 +575,7 @@ def test_a_file_that_comes_and_goes(
     assert [*file.parent.iterdir()] == []
 
 
+@thorough
 @pytest.mark.parametrize("is_rotation", [False, True])
 def test_of_many_runs_at_once_one_makes_the_key(
     processes: Processes, file: Path, is_rotation: bool, run: Run, tmp_path: Path
@@ -595,6 +597,7 @@ def test_of_many_runs_at_once_one_makes_the_key(
     assert [*file.parent.iterdir()] == [file]
 
 
+@thorough
 def test_a_killed_run_leaves_a_file_that_the_next_one_imports(
     processes: Processes, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -613,6 +616,7 @@ def test_a_killed_run_leaves_a_file_that_the_next_one_imports(
     assert status_of(file.read_text()) == 200
 
 
+@thorough
 def test_a_killed_run_leaves_no_second_copy_of_a_key_that_works(
     processes: Processes, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ from django.utils import timezone
 from tests.audit_log import needs_server
 from tests.conftest import Issue, Run
 from tests.locks import locked_elsewhere
+from tests.thorough import thorough
 from tokenauth import services
 from tokenauth.client_info import Actor, ActorKind
 from tokenauth.exceptions import NotPermitted
@@ -165,6 +166,7 @@ def test_log_lines_come_after_the_commit(
     assert [row.event_id for row in rows] == [row.event_id for row in stored]
 
 
+@thorough
 @pytest.mark.parametrize("actor", ["code", "owner", "token"])
 def test_the_number_of_queries_does_not_grow_with_the_tokens(
     actor: str, issue: Issue, make_user: MakeUser, monkeypatch: pytest.MonkeyPatch

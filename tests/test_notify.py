@@ -18,6 +18,7 @@ from pytest_django import Settings
 
 from tests.conftest import Issue, Run
 from tests.processes import Processes
+from tests.thorough import thorough
 from tokenauth import services
 from tokenauth.management import notices
 from tokenauth.models import AuditEvent, Event, Token
@@ -308,6 +309,7 @@ def test_a_label_can_not_change_the_headers(ending: Ending, run: Run) -> None:
     assert "\nBcc" not in message.body
 
 
+@thorough
 @pytest.mark.django_db(transaction=True)
 def test_two_processes_send_each_notice_once(
     ending: Ending, processes: Processes, tmp_path: Path

@@ -21,6 +21,7 @@ from django.utils import timezone
 
 from tests.conftest import Write
 from tests.processes import Processes
+from tests.thorough import thorough
 from tokenauth.audit import cursors
 from tokenauth.audit.sealing.sealer import seal
 from tokenauth.client_info import Actor
@@ -77,6 +78,7 @@ def first_run(*verbs: str) -> str:
     return "; ".join(["from django.core.management import call_command", *calls])
 
 
+@thorough
 def test_lines_on_a_terminal_stand_alone(processes: Processes, write: Write) -> None:
     write(3, at=timezone.now() - OLD)
     list(seal(using="default", by=Actor.from_command()))
@@ -119,6 +121,7 @@ def test_the_bar_counts_every_row(write: Write, monkeypatch: pytest.MonkeyPatch)
     assert [(bar.desc, bar.done) for bar in bars] == [("verify", 5)]
 
 
+@thorough
 def test_it_works_without_tqdm(processes: Processes, write: Write, tmp_path: Path) -> None:
     write(2, at=timezone.now() - OLD)
     (tmp_path / "lib").mkdir()

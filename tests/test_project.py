@@ -34,6 +34,7 @@ from tests.mcp_servers import stop
 from tests.ports import free_port
 from tests.presets import load_settings, use_preset
 from tests.processes import manage
+from tests.thorough import thorough
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = "/api/v1/samples/"
@@ -177,6 +178,7 @@ def test_from_the_first_command_to_the_audit(site: Site) -> None:
     assert "tka_" + reader[0][4:] not in site.printed()
 
 
+@thorough
 def test_what_one_process_revokes_all_refuse_at_once(site: Site) -> None:
     other = Site(site.data)
     owned, free = run(
@@ -222,6 +224,7 @@ def test_the_printed_curl_lines_work(site: Site) -> None:
     assert answers == ["200", "201", "200", "401"]
 
 
+@thorough
 def test_a_second_quickstart_keeps_the_data_and_says_so(tmp_path: Path) -> None:
     show = (
         "from django.core.management import call_command as call; call('quickstart', '--no-serve');"

@@ -37,6 +37,7 @@ from tests.redis_server import (
     use,
     wait_for,
 )
+from tests.thorough import thorough
 from tokenauth import audit, services
 from tokenauth.audit import redis_stream
 from tokenauth.audit.redis_stream import RedisStreamSink, read_place, survey, try_place
@@ -590,6 +591,7 @@ def test_no_password_is_shown(settings: Settings, caplog: pytest.LogCaptureFixtu
     assert "hunter2" not in f"{logged}{raised}{read_place()}"
 
 
+@thorough
 def test_nothing_of_it_is_needed_elsewhere(tmp_path: Path) -> None:
     check = "import sys, tokenauth.audit; assert 'redis' not in sys.modules"
     setup = "import django; django.setup(); "

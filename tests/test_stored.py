@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.audit_log import ACTOR, Configure, new_row, prepare, row_ids, seal_all
 from tests.intruder import put_twice, without_constraints
-from tests.thorough import examples
+from tests.thorough import examples, thorough
 from tokenauth.audit import stored
 from tokenauth.audit.export import export
 from tokenauth.audit.sealing.retention import prune
@@ -125,6 +125,7 @@ def receiver() -> Any:
         signal.disconnect(no_op, sender=AuditEvent)
 
 
+@thorough
 def test_no_verb_holds_many_large_rows_at_once(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, receiver: None
 ) -> None:
