@@ -18,10 +18,12 @@ from django.utils import timezone
 from tests.conftest import Issue, bearer
 from tests.jwt_keys import AUDIENCE, BILLING, ISSUER, VERIFIERS, jwt_settings
 from tokenauth import services
+from tokenauth.client_info import ClientInfo
 from tokenauth.exceptions import NotPermitted
 from tokenauth.models import AuditEvent, Token
 from tokenauth.testing import make_principal
 from tokenauth.tokens import generate
+from tokenauth.verifiers.database import DatabaseVerifier
 from tokenauth.verifiers.jwt import issue_jwt
 
 pytestmark = pytest.mark.django_db
@@ -110,6 +112,28 @@ def test_a_token_is_exchanged_for_a_jwt(issue: Issue, make_user: Callable[..., A
     assert (claims["client_id"], claims["scope"]) == ("ci", READ)
     assert claims["exp"] - claims["iat"] == 300
     assert call(answer).json()["scopes"] == [READ]
+
+
+def test_it_has_what_the_token_has_when_it_is_issued(issue: Issue) -> None:
+    issued = issue(scopes=[READ, WRITE])
+    principal = DatabaseVerifier()(
+        issued.plaintext, client_info=ClientInfo(ip="127.0.0.1"), now=timezone.now()
+    )
+    assert principal is not None
+    end = timezone.now().replace(microsecond=0) + timedelta(seconds=30)
+    services.change(issued.token, scopes=[READ], expires_at=end)
+    jwt = issue_jwt(principal)
+    assert (list(jwt.scopes), jwt.expires_at) == ([READ], end)
+    with pytest.raises(NotPermitted, match=f"lacks: {WRITE}"):
+        issue_jwt(principal, scopes=[WRITE])
+    services.change(issued.token, scopes=[READ, "samples:publish"])
+    assert list(issue_jwt(principal).scopes) == [READ]
+
+
+def test_a_principal_whose_token_is_not_stored() -> None:
+    principal = make_principal(scopes=[READ])
+    with pytest.raises(NotPermitted, match=f"stored with the id {principal.token_id}. Issue it"):
+        issue_jwt(principal)
 
 
 def test_without_a_scope_it_has_those_of_the_token(issue: Issue) -> None:
@@ -263,6 +287,16 @@ def test_wider_scopes(issue: Issue, own: list[str], scope: str) -> None:
     issued = issue(scopes=own)
     assert is_refused(exchange(issued, scope=scope), "invalid_scope")
     assert tried(issued)
+
+
+def test_a_description_is_short(issue: Issue) -> None:
+    long = " ".join(f"samples:{'x' * 60}{number}" for number in range(100))
+    for scope in (long, long.replace("samples:", "tokenauth:")):
+        answer = exchange(issue(), scope=scope)
+        assert is_refused(answer, "invalid_scope")
+        description = answer.json()["error_description"]
+        assert len(description) == 200
+        assert description.endswith("...")
 
 
 @pytest.mark.parametrize("name", ["audience", "resource"])

@@ -44,6 +44,8 @@ _ONCE = (
     "actor_token_type",
 )
 _REPEATED = ("audience", "resource")
+_LONGEST_DESCRIPTION = 200
+"""The most characters of ``error_description``, which may list scopes that the caller sent."""
 _BY_FIELD = {"scopes": "invalid_scope", "audience": "invalid_target"}
 """The field of NotPermitted → the error code (RFC 6749, RFC 8693); others: invalid_request."""
 
@@ -157,4 +159,6 @@ def _check_subject(asked: _Asked, principal: Principal, request: Request) -> Non
 
 
 def _problem(code: str, description: str) -> ValidationError:
+    if len(description) > _LONGEST_DESCRIPTION:
+        description = f"{description[: _LONGEST_DESCRIPTION - 3]}..."
     return ValidationError({"error": code, "error_description": description})

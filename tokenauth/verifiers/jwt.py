@@ -34,6 +34,7 @@ from tokenauth.models import Event, Token, TokenStatus, mark_used, status_of, to
 from tokenauth.principal import DATABASE, JWT, Principal
 from tokenauth.scopes import ScopeSet, common, is_reserved, is_well_formed, missing
 from tokenauth.services.cleaning import MOST, refuse_secret
+from tokenauth.services.drafts import earliest
 from tokenauth.tokens import Plaintext, is_public_id
 from tokenauth.verifiers import find_source
 from tokenauth.verifiers.database import assess
@@ -122,10 +123,12 @@ def issue_jwt(
     issued_at = int(with_offset(moment).timestamp())
     with recording_attempts("issue_jwt", lambda: principal.identity, actor):
         token = _find_source(principal)
-        granted = _narrow(principal, scopes)
+        # The row may have been narrowed since the request was authenticated.
+        granted = _narrow(common(principal.scopes, token.scope_set), scopes)
         target = settings.audience if audience is None else audience
         longest = _permit_audience(target, token, settings)
-        expires_at = _end(principal, issued_at, lifetime, longest)
+        latest = earliest(principal.expires_at, token.ends_at)
+        expires_at = _end(latest, issued_at, lifetime, longest)
     jti = uuid.uuid4().hex
     claims = {
         **_name_owner(principal),
@@ -170,8 +173,13 @@ def _find_source(principal: Principal) -> Token:
     if principal.source != DATABASE:
         raise NotPermitted(_("Only an API token can be exchanged for a JWT."))
     token = _find_token(principal.token_id)
+    if token is None:
+        problem = _(
+            "No token is stored with the id {id}. Issue it first, and send it in a request."
+        )
+        raise NotPermitted(format_lazy(problem, id=principal.token_id))
     # It may have been revoked since the request was authenticated.
-    if token is None or status_of(token, timezone.now()) is not TokenStatus.ACTIVE:
+    if status_of(token, timezone.now()) is not TokenStatus.ACTIVE:
         raise NotPermitted(_("The token is not active."))
     if _depends_on_source(token):
         problem = _("A token that was taken over from another package gets no JWT.")
@@ -198,16 +206,16 @@ def _permit_audience(audience: str, token: Token, settings: JWTSettings) -> time
 
 
 def _end(
-    principal: Principal, issued_at: int, lifetime: timedelta | None, longest: timedelta
+    latest: datetime | None, issued_at: int, lifetime: timedelta | None, longest: timedelta
 ) -> int:
-    """Return when a JWT ends: with its source token at the latest."""
+    """Return when a JWT ends: at ``latest``, the end of its source token, at the latest."""
     lifetime = longest if lifetime is None else lifetime
     if not timedelta(seconds=1) <= lifetime <= longest:
         problem = format_lazy(_("Use from 1 second to {longest}."), longest=longest)
         raise ValidationError({"lifetime": problem})
     end = issued_at + int(lifetime.total_seconds())
-    if principal.expires_at is not None:
-        end = min(end, int(with_offset(principal.expires_at).timestamp()))
+    if latest is not None:
+        end = min(end, int(with_offset(latest).timestamp()))
     if end <= issued_at:
         raise NotPermitted(_("The token has ended."))
     return end
@@ -321,10 +329,10 @@ def _find_token(public_id: str) -> Token | None:
     return found.select_related("user").first()
 
 
-def _narrow(principal: Principal, scopes: Iterable[str] | None) -> ScopeSet:
-    """Return the scopes of a JWT. Raises ValidationError and NotPermitted."""
+def _narrow(own: ScopeSet, scopes: Iterable[str] | None) -> ScopeSet:
+    """Return those of ``own`` that a JWT has. Raises ValidationError and NotPermitted."""
     if scopes is None:
-        return _without_reserved(principal.scopes)
+        return _without_reserved(own)
     wanted: list[Any] = [None] if isinstance(scopes, str) else list(islice(scopes, MOST + 1))
     if not all(isinstance(scope, str) and is_well_formed(scope) for scope in wanted):
         raise ValidationError({"scopes": _('Give a list of scopes: ["samples:read"].')})
@@ -335,7 +343,7 @@ def _narrow(principal: Principal, scopes: Iterable[str] | None) -> ScopeSet:
     if never := [scope for scope in wanted if is_reserved(scope)]:
         problem = format_lazy(_("No JWT can have: {scopes}."), scopes=", ".join(never))
         raise NotPermitted(problem, field="scopes")
-    if lacking := missing(wanted, principal.scopes):
+    if lacking := missing(wanted, own):
         problem = format_lazy(_("The token lacks: {scopes}."), scopes=", ".join(lacking))
         raise NotPermitted(problem, field="scopes")
     return ScopeSet(wanted)
