@@ -22,6 +22,9 @@ from tokenauth.audit.rows import make_row
 from tokenauth.client_info import Actor, ActorKind, ClientInfo
 from tokenauth.management import incidents
 from tokenauth.models import AuditEvent, Event, Token
+from tokenauth.models.tokens import TokenQuerySet
+from tokenauth.services import stopping
+from tokenauth.services.incidents import revoke_leaked
 from tokenauth.tokens import LEAK_PATTERN, generate, leak_pattern
 
 pytestmark = pytest.mark.django_db
@@ -134,17 +137,36 @@ def test_what_a_revoked_token_issued_is_revoked_too(manager: services.Issued, ru
 def test_a_token_that_is_rotated_meanwhile_is_followed(
     manager: services.Issued, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    revoke_many = services.revoke_many
+    revoke_keys = stopping.revoke_keys
     made: list[services.Issued] = []
 
-    def rotate_first(tokens: Any, **options: Any) -> int:
+    def rotate_first(keys: set[int], **options: Any) -> int:
         if not made:
             made.append(services.rotate(manager.token, by=by(manager)))
-        return revoke_many(tokens, **options)
+        return revoke_keys(keys, **options)
 
-    monkeypatch.setattr("tokenauth.services.incidents.revoke_many", rotate_first)
+    monkeypatch.setattr("tokenauth.services.incidents.revoke_keys", rotate_first)
     run("incident", manager.token.public_id)
     assert made[0].token.public_id in reasons()
+
+
+def test_no_statement_lists_more_keys_than_a_database_takes(
+    manager: services.Issued, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "BATCH", 1)
+    issued = [manager, *(child_of(manager) for _ in range(12))]
+    with_keys, sizes = TokenQuerySet.with_keys, list[int]()
+
+    def measure(tokens: TokenQuerySet, keys: Any, column: str = "id") -> TokenQuerySet:
+        listed = list(keys)
+        sizes.append(len(listed))
+        return with_keys(tokens, listed, column)
+
+    monkeypatch.setattr(TokenQuerySet, "with_keys", measure)
+    affected, count = revoke_leaked({manager.token.pk}, by=None)
+    assert affected == {one.token.pk for one in issued}
+    assert (count, len(reasons())) == (13, 13)
+    assert max(sizes) <= 10
 
 
 def test_a_dry_run_revokes_nothing(manager: services.Issued, run: Run) -> None:
@@ -224,10 +246,22 @@ def test_the_input_is_limited(
     monkeypatch.setattr(incidents, "LONGEST_INPUT", 100)
     text = str(issue().plaintext)
     say(text + " " * 100)
-    with pytest.raises(CommandError, match="at most 100 characters") as caught:
+    with pytest.raises(CommandError, match="at most 100 bytes") as caught:
         run("incident", "-")
     assert text not in str(caught.value)
     assert reasons() == {}
+
+
+def test_the_limit_counts_bytes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incidents, "LONGEST_INPUT", 100)
+    for text, is_read in (("ü" * 50, True), ("ü" * 51, False)):
+        stream = io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8")
+        monkeypatch.setattr(sys, "stdin", stream)
+        if is_read:
+            run("incident", "-")
+            continue
+        with pytest.raises(CommandError, match="at most 100 bytes"):
+            run("incident", "-")
 
 
 def test_input_that_is_no_text(issue: Issue, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

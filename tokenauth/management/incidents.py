@@ -25,7 +25,7 @@ from tokenauth.services.incidents import Affected, find_affected, list_affected,
 from tokenauth.tokens import SHORTEST, Plaintext, digests, leak_pattern
 
 LONGEST_INPUT = 1_000_000
-"""The most characters that are read from standard input."""
+"""The most bytes that are read from standard input."""
 _TEXTS_PER_QUERY = 200
 _SECONDS_TO_CATCH_UP = 2.0
 
@@ -38,7 +38,7 @@ def read_texts() -> list[Plaintext]:
     source = getattr(sys.stdin, "buffer", sys.stdin)
     found = source.read(LONGEST_INPUT + 1)
     if len(found) > LONGEST_INPUT:
-        raise CommandError(f"Give at most {LONGEST_INPUT:,} characters at a time.")
+        raise CommandError(f"Give at most {LONGEST_INPUT:,} bytes at a time.")
     text = Plaintext(found.decode("latin-1") if isinstance(found, bytes) else found)
     ours = re.findall(leak_pattern(get_settings().prefix), text)
     lines = (line.strip() for line in text.splitlines())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tokenauth.client_info import Actor
 from tokenauth.models import Token
-from tokenauth.services.stopping import find_descendants, revoke_many, split_keys
+from tokenauth.services.stopping import find_descendants, revoke_keys, split_keys
 
 LEAKED = "leaked"
 """The reason that the audit records for these revocations."""
@@ -54,11 +54,10 @@ def revoke_leaked(keys: Collection[int], *, by: Actor | None) -> tuple[set[int],
     Raises NotPermitted if ``by`` may not revoke one of them.
     """
     count, done = 0, set[int]()
-    # Repeated until no token is new: a token may be rotated just before revoke_many locks it, and
+    # Repeated until no token is new: a token may be rotated just before revoke_keys locks it, and
     # its successor would keep working.
     while affected := find_affected(keys) - done:
-        tokens = Token.objects.primary().with_keys(affected)
-        count += revoke_many(tokens, reason=LEAKED, by=by)
+        count += revoke_keys(affected, reason=LEAKED, by=by)
         done |= affected
     return done, count
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -100,17 +100,22 @@ def revoke_many(tokens: QuerySet[Token], *, reason: str = "", by: Actor | None =
 
     All or none: raises NotPermitted if ``by`` may not revoke one of them.
     """
-    return _run_many(_REVOKE, tokens, reason, by)
+    return _run_many(_REVOKE, _keys_of(tokens), reason, by)
+
+
+def revoke_keys(keys: Collection[int], *, reason: str = "", by: Actor | None = None) -> int:
+    """Revoke the tokens with these keys, of any number, as ``revoke_many`` does."""
+    return _run_many(_REVOKE, lambda: keys, reason, by)
 
 
 def disable_many(tokens: QuerySet[Token], *, reason: str = "", by: Actor | None = None) -> int:
     """Disable all of ``tokens`` and their descendants, as ``revoke_many`` revokes them."""
-    return _run_many(_DISABLE, tokens, reason, by)
+    return _run_many(_DISABLE, _keys_of(tokens), reason, by)
 
 
 def enable_many(tokens: QuerySet[Token], *, reason: str = "", by: Actor | None = None) -> int:
     """Enable all of ``tokens`` that are disabled, as ``revoke_many`` revokes them."""
-    return _run_many(_ENABLE, tokens, reason, by)
+    return _run_many(_ENABLE, _keys_of(tokens), reason, by)
 
 
 def on_token_deleted(sender: type[Token], instance: Token, origin: Any, **_kwargs: Any) -> None:
@@ -138,12 +143,18 @@ def _run(operation: _Operation, token: Token, reason: str, by: Actor | None) -> 
     return stored
 
 
-def _run_many(operation: _Operation, tokens: QuerySet[Token], reason: str, by: Actor | None) -> int:
+def _keys_of(tokens: QuerySet[Token]) -> Callable[[], Iterable[int]]:
+    stored = tokens.using(Token.objects.primary().db)
+    return lambda: stored.values_list("pk", flat=True)
+
+
+def _run_many(
+    operation: _Operation, find_keys: Callable[[], Iterable[int]], reason: str, by: Actor | None
+) -> int:
     reason, count = clean_reason(reason), 0
     member = Token()
     with recording_attempts(operation.name, lambda: member.identity, by), atomic():
-        using = Token.objects.primary().db
-        keys = set(tokens.using(using).values_list("pk", flat=True))
+        keys = set(find_keys())
         heirs = find_descendants(keys) - keys if operation.inherited else set()
         rights = _lock_rights(by, keys | heirs)
         for part in split_keys(keys | heirs):
