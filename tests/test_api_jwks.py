@@ -134,6 +134,19 @@ def test_a_closed_site_opens_the_path(configure: Configure, settings: Any) -> No
     assert Client().get(JWKS).status_code == 200
 
 
+@pytest.mark.usefixtures("limits_on")
+def test_caches_keep_nothing_of_one_caller(
+    configure: Configure, settings: Any, issue: Issue
+) -> None:
+    use_middleware(settings, "tokenauth.middleware.TokenRequiredMiddleware")
+    configure(TOKEN_RATE="9/h")
+    caller = bearer(issue())
+    answer = Client().get(JWKS, **caller)
+    assert (answer.status_code, answer["Cache-Control"]) == (200, "public, max-age=300")
+    assert not {"RateLimit", "RateLimit-Policy"} & set(answer.headers)
+    assert "RateLimit" in Client().get("/api/v1/whoami/", **caller).headers
+
+
 @pytest.mark.parametrize("algorithm", ASYMMETRIC)
 @pytest.mark.parametrize("audience", [AUDIENCE, BILLING])
 def test_published_keys_alone_verify_through_a_change(

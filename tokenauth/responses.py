@@ -144,17 +144,23 @@ def set_common_headers(response: HttpResponseBase, usages: Iterable[Usage]) -> N
     """Add ``Vary``, and ``RateLimit-Policy`` and ``RateLimit`` if the request was counted.
 
     Every answer that depends on a credential gets them. The headers of limits follow
-    draft-ietf-httpapi-ratelimit-headers.
+    draft-ietf-httpapi-ratelimit-headers. An answer that shared caches may store has none of them,
+    because a cache would send one caller's state to others.
     """
     # Shared caches treat Authorization specially, but not the other headers with tokens.
     patch_vary_headers(response, [transport.header for transport in get_settings().transports])
     policies, states = [], []
-    for usage in usages:
+    for usage in () if _is_public(response) else usages:
         policies.append(f'"{usage.policy}";q={usage.rate.requests};w={usage.rate.seconds}')
         states.append(f'"{usage.policy}";r={usage.remaining};t={usage.reset}')
     if policies:
         response["RateLimit-Policy"] = ", ".join(policies)
         response["RateLimit"] = ", ".join(states)
+
+
+def _is_public(response: HttpResponseBase) -> bool:
+    directives = response.get("Cache-Control", "").lower().split(",")
+    return "public" in (directive.strip() for directive in directives)
 
 
 def keep_to_itself(response: HttpResponseBase) -> None:
