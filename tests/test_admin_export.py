@@ -211,6 +211,29 @@ def test_the_events_of_a_users_tokens(
     assert ids_of(download(admin_client, "?user=nobody")) == []
 
 
+@pytest.mark.parametrize("query", ["?user=jo", "?q=jo", "?q=des"])
+@pytest.mark.parametrize("tokens", [2, 3])
+def test_list_and_row_say_that_only_the_newest_tokens_are_covered(
+    query: str,
+    tokens: int,
+    admin_client: Client,
+    issue: Issue,
+    make_user: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tokenauth.admin.search.MOST_OF_EVENTS", 2)
+    user = make_user("jo")
+    for _ in range(tokens):
+        issue(client_id="robot", name="Desk", user=user)
+    issued = list(rows("token.issued").order_by("id").values_list("id", flat=True))
+    shown = text_of(admin_client.get(f"{AUDIT}{query}"))
+    is_cut = tokens == 3
+    assert ("have only the events of the newest 2 tokens that match" in shown) is is_cut
+    assert ids_of(download(admin_client, query)) == issued[-2:]
+    details = rows("audit.exported").get().details
+    assert details.get("tokens_covered") == (2 if is_cut else None)
+
+
 def test_rows_that_come_later_are_left_out(
     admin_client: Client, write: Write, log: list[int]
 ) -> None:

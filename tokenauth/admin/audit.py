@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from django.contrib import admin
-from django.db.models import Q
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.html import format_html
@@ -15,24 +14,20 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from tokenauth.admin.cells import EMPTY, badge, cut, events_link, find_page
-from tokenauth.admin.event_filters import EVENT_FILTERS, AddressFilter, TimeFilter
+from tokenauth.admin.event_filters import EVENT_FILTERS
+from tokenauth.admin.event_list import COVERED, EventList
 from tokenauth.admin.exporting import ExportPages
 from tokenauth.admin.figures import events_url
-from tokenauth.admin.lists import LongList
 from tokenauth.admin.search import (
-    MOST_OF_EVENTS,
+    Sought,
     all_events,
+    events_of_named,
     find_by_text,
-    find_keys,
     find_token,
     is_storable,
     name_events,
-    public_ids,
 )
-from tokenauth.audit.statistics import find_ranges
-from tokenauth.audit.summary import catch_up
-from tokenauth.models import AuditEvent, Token
-from tokenauth.models.paging import Page, Ranges, RowCount
+from tokenauth.models import AuditEvent
 
 _FIELDSETS: Any = [
     (None, {"fields": ["time", "event", "outcome", "reason", "severity", "count"]}),
@@ -43,42 +38,6 @@ _FIELDSETS: Any = [
     ),
     (_("More"), {"fields": ["pretty_details", "event_id"]}),
 ]
-
-
-class EventList(LongList):
-    """The list of events, which is never counted."""
-
-    def find_ranges(self, request: HttpRequest) -> Ranges | None:
-        """Return the ranges of ids that may hold rows of this time and address, by the summary."""
-        spans = [
-            spec.span for spec in self.filter_specs if isinstance(spec, TimeFilter) and spec.value()
-        ]
-        address = next(
-            (spec.address for spec in self.filter_specs if isinstance(spec, AddressFilter)), ""
-        )
-        if None in spans:
-            return []
-        firsts = [span[0] for span in spans if span and span[0]]
-        ends = [span[1] for span in spans if span and span[1]]
-        if not (firsts or ends or address):
-            return None
-        using = self.queryset.db
-        if request.method in {"GET", "HEAD"}:
-            catch_up(using=using)
-        since, until = max(firsts, default=None), min(ends, default=None)
-        return find_ranges(using=using, since=since, until=until, ip=address)
-
-    @property
-    def quick_urls(self) -> list[tuple[str, str]]:
-        """The labels and URLs of the periods that are used most."""
-        [period] = [spec for spec in self.listed_filters if spec.parameter_name == "period"]
-        return [
-            (str(label), self.url(period=value, day="", since="", until=""))
-            for value, label in period.lookup_choices
-        ]
-
-    def count_results(self, page: Page) -> RowCount:
-        return RowCount(len(page.rows), is_all=False)
 
 
 @admin.register(AuditEvent)
@@ -127,13 +86,18 @@ class AuditEventAdmin(ExportPages):
             return queryset, False
         if not is_storable(text):
             return queryset.none(), False
-        if named := name_events(text):
-            [(name, value)] = named.items()
-            [spec] = [spec for spec in EVENT_FILTERS if spec.parameter_name == name]
-            chosen = spec(request, {name: [value]}, AuditEvent, self)
-            return queryset.filter(chosen.condition()), False
-        tokens = Token.objects.primary().with_keys(find_keys(text)[:MOST_OF_EVENTS])
-        return queryset.filter(Q(token_id__in=public_ids(tokens))), False
+        sought = self._seek(request, text)
+        # For the list, to which Django passes on nothing but the rows.
+        setattr(request, COVERED, sought.tokens_covered)
+        return queryset.filter(sought.condition), False
+
+    def _seek(self, request: HttpRequest, text: str) -> Sought:
+        named = name_events(text)
+        if not named:
+            return events_of_named(text)
+        [(name, value)] = named.items()
+        [spec] = [spec for spec in EVENT_FILTERS if spec.parameter_name == name]
+        return spec(request, {name: [value]}, AuditEvent, self).sought
 
     def find(self, request: HttpRequest, text: str, kept: dict[str, str]) -> str:
         """Return the page of a token whose text this is, or the list of the events of ``text``."""

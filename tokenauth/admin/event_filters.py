@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, time, timedelta
+from functools import cached_property
 from typing import Any
 
 from django.conf import settings
@@ -13,7 +14,14 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from tokenauth.admin.filters import ChoiceFilter, ListedFilter
-from tokenauth.admin.search import events_of_request, is_storable, of_user, public_ids, read_address
+from tokenauth.admin.search import (
+    Sought,
+    events_of_newest,
+    events_of_request,
+    is_storable,
+    of_user,
+    read_address,
+)
 from tokenauth.audit.rows import events_of, is_failure
 from tokenauth.client_info import possible_addresses
 from tokenauth.models import Event, Outcome, Severity, Token
@@ -34,7 +42,12 @@ class EventFilter(ListedFilter):
     """A filter that is a condition on columns of the audit."""
 
     def queryset(self, request: HttpRequest, queryset: Any) -> Any:
-        return queryset.filter(self.condition()) if self.value() else queryset
+        return queryset.filter(self.sought.condition) if self.value() else queryset
+
+    @cached_property
+    def sought(self) -> Sought:
+        """The events that the value finds, which is not empty."""
+        return Sought(self.condition())
 
     @property
     def is_usable(self) -> bool:
@@ -125,10 +138,11 @@ class UserFilter(EventFilter):
     parameter_name = "user"
     kind = "hidden"
 
-    def condition(self) -> Q:
+    @cached_property
+    def sought(self) -> Sought:
         if not self.is_usable:
-            return _NOTHING
-        return Q(token_id__in=public_ids(Token.objects.primary().filter(of_user(self.value()))))
+            return Sought(_NOTHING)
+        return events_of_newest(Token.objects.primary().filter(of_user(self.value())))
 
 
 class AddressFilter(EventFilter):

@@ -30,7 +30,8 @@ from django.utils import timezone, translation
 from django.utils.translation import gettext as _
 
 from tokenauth.admin.event_filters import EVENT_FILTERS, EventFilter
-from tokenauth.admin.lists import PLACE, LongList, LongListAdmin, find_secrets
+from tokenauth.admin.event_list import EventList
+from tokenauth.admin.lists import PLACE, LongListAdmin, find_secrets
 from tokenauth.admin.pages import find_url
 from tokenauth.admin.search import is_storable
 from tokenauth.audit import record_operation
@@ -115,7 +116,7 @@ def _find_unknown(request: HttpRequest) -> list[str]:
     return [name for name in request.GET if name not in known]
 
 
-def _find_problems(request: HttpRequest, found: LongList) -> list[str]:
+def _find_problems(request: HttpRequest, found: EventList) -> list[str]:
     """Return the filters that the list ignores, or those whose values can match no event."""
     titles = {spec.parameter_name: str(spec.title) for spec in found.listed_filters}
     problems = [f"{titles.get(name, name)}: {value}" for name, value in found.ignored.items()]
@@ -130,10 +131,13 @@ def _find_problems(request: HttpRequest, found: LongList) -> list[str]:
     return problems or unstorable
 
 
-def _record(request: HttpRequest, found: LongList, kind: str) -> bool:
+def _record(request: HttpRequest, found: EventList, kind: str) -> bool:
     """Commit the audit row of this export; return False if the database fails."""
     with translation.override("en"):
         filters = {str(chip.title): sanitise(chip.value, _LONGEST_VALUE) for chip in found.chips}
+    details: dict[str, Any] = {"format": kind, "filters": filters}
+    if found.tokens_covered is not None:
+        details["tokens_covered"] = found.tokens_covered
     using = found.queryset.db
     try:
         with transaction.atomic(using=using, durable=True):
@@ -141,7 +145,7 @@ def _record(request: HttpRequest, found: LongList, kind: str) -> bool:
                 Event.AUDIT_EXPORTED,
                 by=Actor.from_request(request),
                 using=using,
-                details={"format": kind, "filters": filters},
+                details=details,
             )
     except DatabaseFailure:
         logger.exception("an export of the audit could not be recorded, so it was refused")

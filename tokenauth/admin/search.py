@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.contrib.auth import get_user_model
 from django.db import connections, router
@@ -66,10 +66,10 @@ def of_user(name: str) -> Q:
     return Q(**{f"user__{users.USERNAME_FIELD}": name})
 
 
-def find_keys(text: str) -> list[int]:
+def find_keys(text: str, most: int = MOST_TOKENS) -> list[int]:
     """Return the keys of the tokens that ``text`` names, alone or by its beginning.
 
-    That is a public id, a user, or the beginning of clients or names. At most ``MOST_TOKENS`` each.
+    That is a public id, a user, or the beginning of clients or names. The newest ones are returned, at most ``most``.
     """
     tokens = Token.objects.primary()
     if not is_storable(text):
@@ -83,10 +83,8 @@ def find_keys(text: str) -> list[int]:
     # One query after the other: joined with OR, they would read the whole table.
     found: set[int] = set()
     for question in questions:
-        found.update(
-            tokens.filter(question).order_by("-pk").values_list("pk", flat=True)[:MOST_TOKENS]
-        )
-    return sorted(found, reverse=True)[:MOST_TOKENS]
+        found.update(tokens.filter(question).order_by("-pk").values_list("pk", flat=True)[:most])
+    return sorted(found, reverse=True)[:most]
 
 
 def all_events() -> QuerySet[AuditEvent]:
@@ -94,9 +92,26 @@ def all_events() -> QuerySet[AuditEvent]:
     return AuditEvent.objects.using(router.db_for_write(AuditEvent))
 
 
-def public_ids(tokens: TokenQuerySet) -> list[str]:
-    """Return the public ids of the newest of ``tokens``, by which their events are found."""
-    return list(tokens.order_by("-pk").values_list("public_id", flat=True)[:MOST_OF_EVENTS])
+class Sought(NamedTuple):
+    """Which events a search or a filter finds."""
+
+    condition: Q
+    tokens_covered: int | None = None
+    """The number of tokens whose events are found, if more tokens match; None if all are found."""
+
+
+def events_of_newest(tokens: TokenQuerySet) -> Sought:
+    """Return the events of the newest of ``tokens``, which are found by their public ids."""
+    newest = tokens.order_by("-pk").values_list("public_id", flat=True)
+    found = list(newest[: MOST_OF_EVENTS + 1])
+    covered = found[:MOST_OF_EVENTS]
+    return Sought(Q(token_id__in=covered), len(covered) if len(covered) < len(found) else None)
+
+
+def events_of_named(text: str) -> Sought:
+    """Return the events of the newest tokens that ``text`` names, alone or by its beginning."""
+    keys = find_keys(text, MOST_OF_EVENTS + 1)
+    return events_of_newest(Token.objects.primary().with_keys(keys))
 
 
 def events_of_request(request_id: str) -> Q:

@@ -1,0 +1,65 @@
+"""The list of events in the admin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.http import HttpRequest
+
+from tokenauth.admin.event_filters import AddressFilter, TimeFilter, UserFilter
+from tokenauth.admin.lists import LongList
+from tokenauth.audit.statistics import find_ranges
+from tokenauth.audit.summary import catch_up
+from tokenauth.models.paging import Page, Ranges, RowCount
+
+COVERED = "_tokenauth_tokens_covered"
+"""The attribute of a request that has the ``tokens_covered`` of its search."""
+
+
+class EventList(LongList):
+    """The list of events, which is never counted."""
+
+    tokens_covered: int | None = None
+    """The number of tokens whose events are listed, if the search or a filter matches more."""
+
+    def get_queryset(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        found = super().get_queryset(request, *args, **kwargs)
+        users = [
+            spec.sought.tokens_covered
+            for spec in self.listed_filters
+            if isinstance(spec, UserFilter) and spec.value()
+        ]
+        self.tokens_covered = next(filter(None, [getattr(request, COVERED, None), *users]), None)
+        return found
+
+    def find_ranges(self, request: HttpRequest) -> Ranges | None:
+        """Return the ranges of ids that may hold rows of this time and address, by the summary."""
+        spans = [
+            spec.span for spec in self.filter_specs if isinstance(spec, TimeFilter) and spec.value()
+        ]
+        address = next(
+            (spec.address for spec in self.filter_specs if isinstance(spec, AddressFilter)), ""
+        )
+        if None in spans:
+            return []
+        firsts = [span[0] for span in spans if span and span[0]]
+        ends = [span[1] for span in spans if span and span[1]]
+        if not (firsts or ends or address):
+            return None
+        using = self.queryset.db
+        if request.method in {"GET", "HEAD"}:
+            catch_up(using=using)
+        since, until = max(firsts, default=None), min(ends, default=None)
+        return find_ranges(using=using, since=since, until=until, ip=address)
+
+    @property
+    def quick_urls(self) -> list[tuple[str, str]]:
+        """The labels and URLs of the periods that are used most."""
+        [period] = [spec for spec in self.listed_filters if spec.parameter_name == "period"]
+        return [
+            (str(label), self.url(period=value, day="", since="", until=""))
+            for value, label in period.lookup_choices
+        ]
+
+    def count_results(self, page: Page) -> RowCount:
+        return RowCount(len(page.rows), is_all=False)
