@@ -26,6 +26,8 @@ pytestmark = pytest.mark.django_db
 
 Browse = Callable[..., Client]
 
+JWT = {"algorithm": "HS256", "keys": {"one": "x" * 32}, "issuer": "example", "audience": "api"}
+
 
 @pytest.fixture(autouse=True)
 def _count_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,10 +168,61 @@ def test_long_lists_are_cut(
     admin_client: Client, family: list[services.Issued], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tokenauth.services.incidents.MOST_TOKENS", 1)
+    monkeypatch.setattr("tokenauth.admin.incidents.MOST_TOKENS", 1)
     shown = text_of(admin_client.get(about(family[0])))
     assert "and 2 more tokens" in shown
+    assert "At most 1 tokens are listed, and only tokens that you may see." in shown
     admin_client.post(about(family[0]))
     assert len(reasons()) == 3
+
+
+@pytest.mark.parametrize(("number", "is_said"), [(2, False), (3, True)])
+def test_it_says_that_lists_of_deeds_are_limited(
+    number: int,
+    is_said: bool,
+    admin_client: Client,
+    issue: Issue,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in ("audit.traces", "admin.incidents"):
+        monkeypatch.setattr(f"tokenauth.{module}.MOST_VALUES", 3)
+    monkeypatch.setattr("tokenauth.admin.incidents.MOST_TOKENS", 3)
+    issued = issue()
+    for place in range(number):
+        child = issue()
+        Token.objects.filter(pk=child.token.pk).update(parent=issued.token.pk)
+        info = ClientInfo(ip=f"192.0.2.{place}", view_name=f"view-{place}")
+        for event in (Event.AUTH_ACCEPTED, Event.TOKEN_EXCHANGED):
+            save_row(make_row(event, info, subject=issued.token.identity), "default")
+    shown = text_of(admin_client.get(about(issued)))
+    for order, lists in {"most frequent": 2, "oldest": 1, "newest": 1}.items():
+        sentence = f"At most 3 are listed, the {order} first."
+        assert shown.count(sentence) == (lists if is_said else 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({}, ""),
+        ({"audiences": ["https://billing.example.com"]}, "at most 5 minutes later."),
+        ({"audiences": ["x"], "lifetime": timedelta(seconds=40)}, "at most 1 minute later."),
+        ({"audiences": ["x"], "lifetime": timedelta(seconds=61)}, "at most 2 minutes later."),
+        ({"audiences": ["x"], "lifetime": timedelta(hours=1)}, "at most 5 minutes later."),
+    ],
+)
+def test_it_says_how_long_jwts_for_others_stay_valid(
+    options: dict[str, Any],
+    sentence: str,
+    admin_client: Client,
+    issue: Issue,
+    configure: Callable[..., None],
+) -> None:
+    configure(JWT={**JWT, **options})
+    issued = issue()
+    for answer in (admin_client.get, admin_client.post):
+        shown = text_of(answer(about(issued), follow=True))
+        assert ("does not stop JWTs that were issued for other services" in shown) is bool(sentence)
+        assert sentence in shown
 
 
 def test_it_says_if_requests_are_not_audited(

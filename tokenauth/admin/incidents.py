@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
+from math import ceil
 from typing import Any
 
 from django.contrib import messages
@@ -17,19 +19,22 @@ from tokenauth.admin.access import TokenAccess
 from tokenauth.admin.confirming import explain
 from tokenauth.admin.figures import events_url, may_read_audit, update_summary
 from tokenauth.admin.pages import find_url, render
-from tokenauth.audit.traces import Trace, trace_all
+from tokenauth.audit.traces import MOST_VALUES, Trace, trace_all
 from tokenauth.client_info import Actor, parse_address
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import NotPermitted
 from tokenauth.models import AuditEvent, Token
 from tokenauth.services.incidents import (
     LEAKED,
+    MOST_TOKENS,
     Affected,
     count_working,
     find_affected,
     list_affected,
     revoke_leaked,
 )
+
+MINUTE = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +83,16 @@ class IncidentPages(TokenAccess):
             for one in list_affected(keys, {token.pk})
             if self.has_view_permission(request, one.token)
         ]
+        jwt = get_settings().jwt
         context = {
             "title": _("Report a leak"),
             "token": token,
             "listed": listed,
             "more": len(keys) - len(listed),
+            "most_tokens": MOST_TOKENS,
+            "most_values": MOST_VALUES,
             "working": count_working(keys),
+            "jwt_minutes": ceil(jwt.lifetime_elsewhere / MINUTE) if jwt and jwt.audiences else 0,
             "back": find_url(self.admin_site, "change", token.pk),
         }
         if may_read_audit(self.admin_site, request):

@@ -15,6 +15,8 @@ from tokenauth.conf.values import WrongValue, read_duration, read_each, read_key
 
 LONGEST_LIFE = timedelta(hours=1)
 """Short, because a JWT that leaked can be stopped only together with its source token."""
+LONGEST_LIFE_ELSEWHERE = timedelta(minutes=5)
+"""Shorter for other audiences, whose servers don't notice that the source token was revoked."""
 CACHE_LIFETIME = timedelta(minutes=5)
 """How long other servers may keep the answer of ``jwks/``."""
 CLOCK_SKEW = timedelta(seconds=30)
@@ -55,6 +57,11 @@ class JWTSettings:
     """Other services for which JWTs are issued too."""
     signs_from: Mapping[str, datetime] = field(default_factory=dict)
     """Key id → the time at which the key begins to sign, in place of the one before."""
+
+    @property
+    def lifetime_elsewhere(self) -> timedelta:
+        """The longest life of a JWT for one of ``audiences``."""
+        return min(self.lifetime, LONGEST_LIFE_ELSEWHERE)
 
     def find_signer(self, now: datetime) -> str:
         """Return the id of the key that signs at ``now``."""

@@ -44,8 +44,6 @@ __all__ = ["IssuedJWT", "JWTVerifier", "issue_jwt", "load_keys"]
 
 TYPE = "at+jwt"
 """The header ``typ`` of access tokens: no other kind of JWT passes for one (RFC 8725, 3.11)."""
-LONGEST_LIFE_ELSEWHERE = timedelta(minutes=5)
-"""The longest life of a JWT for another service, which doesn't see a revocation."""
 
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*")
 _TEXT_CLAIMS = ("sub", "client_id", "scope", "jti", "token_id")
@@ -202,7 +200,7 @@ def _permit_audience(audience: str, token: Token, settings: JWTSettings) -> time
         # Another service doesn't know the networks, and accepts the JWT from anywhere.
         problem = _("A token that is limited to networks gets no JWT for another audience.")
         raise NotPermitted(problem, field="audience")
-    return min(settings.lifetime, LONGEST_LIFE_ELSEWHERE)
+    return settings.lifetime_elsewhere
 
 
 def _end(
