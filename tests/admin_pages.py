@@ -7,6 +7,7 @@ from collections.abc import Callable
 from html import unescape
 from typing import Any
 
+from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.test import Client
 from django.urls import reverse
@@ -27,6 +28,16 @@ MakeUser = Callable[..., Any]
 
 def grant(user: Any, codename: str) -> None:
     user.user_permissions.add(Permission.objects.get(codename=codename))
+
+
+def browse(*codenames: str, name: str = "") -> Client:
+    """Return a browser of a new member of staff who has these permissions: ``browse("view_token")``."""
+    users: Any = get_user_model()
+    user = users.objects.create_user(name or "-".join(["staff", *codenames]), is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
+    browser = Client()
+    browser.force_login(user)
+    return browser
 
 
 def page(token: Token, name: str = "change") -> str:

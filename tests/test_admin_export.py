@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
-from django.contrib.auth.models import Permission
 from django.db import OperationalError, connection
 from django.test import AsyncClient, Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone, translation
 
-from tests.admin_pages import AUDIT, rows, text_of
+from tests.admin_pages import AUDIT, browse, rows, text_of
 from tests.conftest import Issue, Run, Write
 from tests.thorough import thorough
 from tokenauth.audit import stored
@@ -32,28 +31,12 @@ EXPORT = "/admin/tokenauth/auditevent/export/"
 ONE = "1" * 12
 HOUR = timedelta(hours=1)
 
-Browse = Callable[..., Client]
-
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tokenauth.audit.summary.LAG", timedelta())
     monkeypatch.setattr(stored, "ROWS_PER_READ", 2)
     monkeypatch.setattr(paging, "WIDEST", 3)
-
-
-@pytest.fixture
-def browse(make_user: Callable[..., Any]) -> Browse:
-    """Log a member of staff in who has these permissions: ``browse("view_auditevent")``."""
-
-    def log_in(*codenames: str) -> Client:
-        user = make_user(f"staff-{len(codenames)}", is_staff=True)
-        user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
-        browser = Client()
-        browser.force_login(user)
-        return browser
-
-    return log_in
 
 
 @pytest.fixture
@@ -86,16 +69,14 @@ def ids_of(response: Any) -> list[int]:
 @pytest.mark.parametrize(
     "codenames", [[], ["view_auditevent"], ["export_auditevent"], ["view_token"]], ids=",".join
 )
-def test_each_permission_alone_is_not_enough(
-    codenames: list[str], browse: Browse, log: list[int]
-) -> None:
+def test_each_permission_alone_is_not_enough(codenames: list[str], log: list[int]) -> None:
     browser = browse(*codenames)
     assert download(browser).status_code == 403
     assert browser.get(EXPORT).status_code == 403
     assert not rows("audit.exported").exists()
 
 
-def test_both_permissions_together(browse: Browse, log: list[int]) -> None:
+def test_both_permissions_together(log: list[int]) -> None:
     assert ids_of(download(browse("view_auditevent", "export_auditevent"))) == log
 
 
@@ -106,7 +87,7 @@ def test_others_are_sent_to_log_in(client: Client, make_user: Callable[..., Any]
     assert not rows("audit.exported").exists()
 
 
-def test_the_buttons_are_shown_to_those_who_may(browse: Browse, admin_client: Client) -> None:
+def test_the_buttons_are_shown_to_those_who_may(admin_client: Client) -> None:
     shown = admin_client.get(AUDIT, {"event__exact": "auth.rejected", "before": "5"})
     assert f'action="{EXPORT}?event__exact=auth.rejected"' in shown.content.decode()
     assert 'name="format" value="csv"' in shown.content.decode()

@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from django.contrib.auth.models import Permission
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -17,6 +16,7 @@ from django.urls import reverse
 from django.utils import timezone
 from pytest_django import Settings
 
+from tests.admin_pages import browse
 from tests.conftest import Issue, Write
 from tokenauth import services
 from tokenauth.admin import TokenAdmin, token_list
@@ -30,22 +30,6 @@ EVENTS = "/admin/tokenauth/auditevent/"
 DAY = timedelta(days=1)
 REQUEST = "0d9f4a3e-5a0c-4b7e-9d6e-0123456789ab"
 """A request id that is as long as a token may be."""
-
-Browse = Callable[..., Client]
-
-
-@pytest.fixture
-def browse(make_user: Callable[..., Any]) -> Browse:
-    """Log a member of staff in who has these permissions: ``browse("view_token")``."""
-
-    def log_in(*codenames: str) -> Client:
-        user = make_user(f"staff-{'-'.join(codenames)}", is_staff=True)
-        user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
-        browser = Client()
-        browser.force_login(user)
-        return browser
-
-    return log_in
 
 
 @pytest.fixture(autouse=True)
@@ -268,7 +252,7 @@ def test_a_search_keeps_filters_and_leaves_the_page(admin_client: Client, issue:
     assert search(admin_client, f"{TOKENS}?status=active&q=old", "") == f"{TOKENS}?status=active"
 
 
-def test_staff_find_what_they_may_see(browse: Browse, issue: Issue, write: Write) -> None:
+def test_staff_find_what_they_may_see(issue: Issue, write: Write) -> None:
     issued = issue()
     write(1, ip="192.0.2.7")
     viewer, auditor = browse("view_token"), browse("view_auditevent")
@@ -281,7 +265,7 @@ def test_staff_find_what_they_may_see(browse: Browse, issue: Issue, write: Write
     assert viewer.post(EVENTS, {"q": str(issued.plaintext)}).status_code == 403
 
 
-def test_staff_do_not_learn_of_others_tokens(browse: Browse, issue: Issue) -> None:
+def test_staff_do_not_learn_of_others_tokens(issue: Issue) -> None:
     name = "c" * 40
     issued, browser = issue(client_id=name), browse("add_token")
     for text in (str(issued.plaintext), name):
@@ -569,7 +553,7 @@ def test_more_than_three_scopes_fold(admin_client: Client, issue: Issue, configu
     assert "+2</summary>" in html
 
 
-def test_the_list_links_to_events_for_those_who_may_read_them(browse: Browse, issue: Issue) -> None:
+def test_the_list_links_to_events_for_those_who_may_read_them(issue: Issue) -> None:
     issue(client_id="worker")
     link = f"{EVENTS}?client_id__exact=worker"
     assert link not in browse("view_token").get(TOKENS).content.decode()
@@ -577,7 +561,7 @@ def test_the_list_links_to_events_for_those_who_may_read_them(browse: Browse, is
 
 
 def test_requests_at_the_same_time_do_not_share_links(
-    browse: Browse, issue: Issue, monkeypatch: pytest.MonkeyPatch
+    issue: Issue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One instance serves all threads, so a list of another user may begin at any moment."""
     issue(client_id="worker")

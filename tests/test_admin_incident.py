@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import User
 from django.test import Client
 
-from tests.admin_pages import LIST, page, rows, text_of
+from tests.admin_pages import LIST, browse, page, rows, text_of
 from tests.conftest import Issue, Run, ask, header
 from tokenauth import services
 from tokenauth.audit.database import save_row
@@ -24,28 +24,12 @@ from tokenauth.tokens import generate
 
 pytestmark = pytest.mark.django_db
 
-Browse = Callable[..., Client]
-
 JWT = {"algorithm": "HS256", "keys": {"one": "x" * 32}, "issuer": "example", "audience": "api"}
 
 
 @pytest.fixture(autouse=True)
 def _count_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tokenauth.audit.summary.LAG", timedelta())
-
-
-@pytest.fixture
-def browse(make_user: Callable[..., Any]) -> Browse:
-    """Log a member of staff in who has these permissions: ``browse("change_token")``."""
-
-    def log_in(*codenames: str, name: str = "staff") -> Client:
-        user = make_user(name, is_staff=True)
-        user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
-        browser = Client()
-        browser.force_login(user)
-        return browser
-
-    return log_in
 
 
 @pytest.fixture
@@ -250,9 +234,7 @@ def test_hostile_text_is_text(admin_client: Client, issue: Issue) -> None:
 
 
 @pytest.mark.parametrize("codenames", [[], ["view_token"], ["view_token", "view_auditevent"]])
-def test_it_takes_the_permission_to_revoke(
-    codenames: list[str], browse: Browse, issue: Issue
-) -> None:
+def test_it_takes_the_permission_to_revoke(codenames: list[str], issue: Issue) -> None:
     issued = issue()
     browser = browse(*codenames)
     for key in (issued.token.pk, 0):
@@ -264,21 +246,19 @@ def test_it_takes_the_permission_to_revoke(
         assert "incident" not in browser.get(page(issued.token)).content.decode()
 
 
-def test_what_it_did_takes_the_permission_to_view_the_audit(browse: Browse, issue: Issue) -> None:
+def test_what_it_did_takes_the_permission_to_view_the_audit(issue: Issue) -> None:
     issued = issue()
     ask("/api/v1/whoami/", header(issued), REMOTE_ADDR="192.0.2.7")
     shown = text_of(browse("change_token").get(about(issued)))
     assert issued.token.public_id in shown
     assert "What they did" not in shown
     assert "192.0.2.7" not in shown
-    both = browse("change_token", "view_auditevent", name="both")
+    both = browse("change_token", "view_auditevent")
     assert "192.0.2.7 (1)" in text_of(both.get(about(issued)))
 
 
-def test_staff_report_their_own_tokens(
-    browse: Browse, issue: Issue, make_user: Callable[..., Any]
-) -> None:
-    browser = browse("add_token")
+def test_staff_report_their_own_tokens(issue: Issue, make_user: Callable[..., Any]) -> None:
+    browser = browse("add_token", name="staff")
     owner = User.objects.get(username="staff")
     own, other = issue(user=owner), issue(user=make_user("jo"))
     assert about(own) in browser.get(page(own.token)).content.decode()
@@ -290,15 +270,15 @@ def test_staff_report_their_own_tokens(
     assert reasons() == {own.token.pk: "leaked"}
 
 
-def test_owners_who_may_only_view_are_offered_nothing(browse: Browse, issue: Issue) -> None:
-    browser = browse("view_token")
+def test_owners_who_may_only_view_are_offered_nothing(issue: Issue) -> None:
+    browser = browse("view_token", name="staff")
     own = issue(user=User.objects.get(username="staff"))
     assert "/incident/" not in browser.get(page(own.token)).content.decode()
     assert browser.post(about(own)).status_code == 403
 
 
-def test_one_forbidden_token_stops_all(browse: Browse, issue: Issue, make_user: Any) -> None:
-    browser = browse("add_token")
+def test_one_forbidden_token_stops_all(issue: Issue, make_user: Any) -> None:
+    browser = browse("add_token", name="staff")
     owner = User.objects.get(username="staff")
     own, other = issue(user=owner), issue(user=make_user("jo"))
     Token.objects.filter(pk=other.token.pk).update(parent=own.token.pk)

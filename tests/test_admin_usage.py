@@ -21,6 +21,7 @@ from django.urls import reverse
 from django.utils import timezone
 from pytest_django import Settings
 
+from tests.admin_pages import browse
 from tests.audit_log import settle
 from tests.conftest import Issue
 from tokenauth import services
@@ -47,20 +48,6 @@ MakeUser = Callable[..., Any]
 @pytest.fixture(autouse=True)
 def _count_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tokenauth.audit.summary.LAG", timedelta())
-
-
-@pytest.fixture
-def browse(make_user: MakeUser) -> Callable[..., Client]:
-    """Log a member of staff in who has these permissions: ``browse("view_token")``."""
-
-    def log_in(*codenames: str) -> Client:
-        user = make_user("staff", is_staff=True)
-        user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
-        browser = Client()
-        browser.force_login(user)
-        return browser
-
-    return log_in
 
 
 def write(number: int = 1, age: timedelta = HOUR, **columns: Any) -> None:
@@ -144,7 +131,7 @@ def test_a_form_with_errors_does_not_fill_the_summary(
     assert "Usage" in text_of(response)
 
 
-def test_usage_needs_the_permission_of_the_audit(browse: Any, issue: Issue) -> None:
+def test_usage_needs_the_permission_of_the_audit(issue: Issue) -> None:
     token = issue().token
     write(token=token.public_id, ip="192.0.2.77")
     response = browse("view_token").get(page_of(token))
@@ -152,7 +139,7 @@ def test_usage_needs_the_permission_of_the_audit(browse: Any, issue: Issue) -> N
     assert "192.0.2.77" not in text_of(response)
 
 
-def test_usage_is_shown_with_the_permission_of_the_audit(browse: Any, issue: Issue) -> None:
+def test_usage_is_shown_with_the_permission_of_the_audit(issue: Issue) -> None:
     token = issue().token
     write(token=token.public_id, ip="192.0.2.77")
     assert "192.0.2.77" in text_of(browse("view_token", "view_auditevent").get(page_of(token)))
@@ -382,7 +369,7 @@ def test_links_of_the_overview_lead_to_the_tokens_it_lists(
     ],
 )
 def test_sections_need_their_permission(
-    browse: Any, issue: Issue, codenames: list[str], has_events: bool, has_tokens: bool
+    issue: Issue, codenames: list[str], has_events: bool, has_tokens: bool
 ) -> None:
     issue(client_id="shown-client", expires_at=timezone.now() + timedelta(days=1))
     token = issue(client_id="used-client").token
@@ -398,13 +385,13 @@ def test_sections_need_their_permission(
 
 
 @pytest.mark.parametrize("url", [OVERVIEW, f"{OVERVIEW}hours.svg"])
-def test_the_overview_is_for_staff_with_a_permission(browse: Any, client: Client, url: str) -> None:
+def test_the_overview_is_for_staff_with_a_permission(client: Client, url: str) -> None:
     assert browse("change_user").get(url).status_code == 403
     assert client.get(url).status_code == 302
 
 
-def test_staff_who_may_add_tokens_see_their_own_on_the_overview(browse: Any, issue: Issue) -> None:
-    browser = browse("add_token")
+def test_staff_who_may_add_tokens_see_their_own_on_the_overview(issue: Issue) -> None:
+    browser = browse("add_token", name="staff")
     soon = timezone.now() + timedelta(days=1)
     user = get_user_model().objects.get(username="staff")
     own, other = issue(user=user, expires_at=soon).token, issue(expires_at=soon).token
@@ -414,7 +401,7 @@ def test_staff_who_may_add_tokens_see_their_own_on_the_overview(browse: Any, iss
     assert other.public_id not in page
 
 
-def test_the_overview_is_linked(admin_client: Client, browse: Any) -> None:
+def test_the_overview_is_linked(admin_client: Client) -> None:
     for url in ("/admin/tokenauth/", LIST, EVENTS):
         assert f'href="{OVERVIEW}"' in admin_client.get(url).content.decode()
 
@@ -526,13 +513,11 @@ def test_the_style_of_a_chart_is_the_one_that_its_policy_names(admin_client: Cli
     assert f"style-src 'sha256-{digest}'" in response["Content-Security-Policy"]
 
 
-def test_a_chart_of_a_token_needs_both_permissions(
-    browse: Any, issue: Issue, client: Client
-) -> None:
+def test_a_chart_of_a_token_needs_both_permissions(issue: Issue, client: Client) -> None:
     token = issue().token
     url = f"{LIST}{token.pk}/usage/days.svg"
     assert client.get(url).status_code == 302
-    browser = browse("view_token")
+    browser = browse("view_token", name="staff")
     assert browser.get(url).status_code == 403
     user = get_user_model().objects.get(username="staff")
     user.user_permissions.set(Permission.objects.filter(codename="view_auditevent"))
