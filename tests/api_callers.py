@@ -1,4 +1,4 @@
-"""Who calls ``tokens/``: a token that may manage others, and a user with a session."""
+"""What tests of the API share: who calls ``tokens/``, and which rows wait for the disk."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from django.test import Client
 from django.utils import timezone
 
 from tests.conftest import Issue, bearer
-from tokenauth import services
+from tokenauth import audit, services
 from tokenauth.models import AuditEvent, Token, public_fields
 
 Call = Callable[..., Any]
@@ -63,6 +64,20 @@ def by_session(user: Any) -> Call:
         return getattr(browser, method)(path, headers={"X-CSRFToken": secret}, **options)
 
     return call
+
+
+def note_waits(configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Let accepted requests not wait for the disk; return a list that tells which writes do."""
+    configure(AUDIT_SYNCHRONOUS_COMMIT=False)
+    waits: list[bool] = []
+    write = audit._write
+
+    def watch(rows: Any, *, wait_for_disk: bool) -> bool:
+        waits.append(wait_for_disk)
+        return write(rows, wait_for_disk=wait_for_disk)
+
+    monkeypatch.setattr(audit, "_write", watch)
+    return waits
 
 
 def refused() -> list[tuple[str, str, str]]:

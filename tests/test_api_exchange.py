@@ -15,6 +15,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from tests.api_callers import note_waits
 from tests.conftest import Issue, bearer
 from tests.jwt_keys import AUDIENCE, BILLING, ISSUER, VERIFIERS, jwt_settings
 from tokenauth import services
@@ -573,15 +574,6 @@ def test_what_it_costs(issue: Issue, make_user: Callable[..., Any]) -> None:
 def test_the_row_of_the_request_waits_for_the_disk(
     issue: Issue, configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tokenauth import audit
-
-    configure(AUDIT_SYNCHRONOUS_COMMIT=False)
-    waits, write = [], audit._write
-
-    def watch(found: Any, *, wait_for_disk: bool) -> bool:
-        waits.append(wait_for_disk)
-        return write(found, wait_for_disk=wait_for_disk)
-
-    monkeypatch.setattr(audit, "_write", watch)
+    waits = note_waits(configure, monkeypatch)
     assert exchange(issue()).status_code == 200
     assert waits == [True]

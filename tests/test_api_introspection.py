@@ -14,9 +14,10 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from tests.api_callers import note_waits
 from tests.conftest import Issue, bearer
 from tests.sinks import ListSink
-from tokenauth import audit, services
+from tokenauth import services
 from tokenauth.client_info import ClientInfo
 from tokenauth.exceptions import Unavailable
 from tokenauth.models import AuditEvent, Event, Token
@@ -289,14 +290,7 @@ def test_it_counts_as_a_use_from_an_unknown_address(
 def test_both_rows_wait_for_the_disk(
     ask: Ask, issue: Issue, configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    configure(AUDIT_SYNCHRONOUS_COMMIT=False)
-    waits, write = [], audit._write
-
-    def watch(found: Any, *, wait_for_disk: bool) -> bool:
-        waits.append(wait_for_disk)
-        return write(found, wait_for_disk=wait_for_disk)
-
-    monkeypatch.setattr(audit, "_write", watch)
+    waits = note_waits(configure, monkeypatch)
     ask(issue().plaintext)
     assert waits == [True, True]
 

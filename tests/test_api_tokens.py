@@ -22,11 +22,12 @@ from tests.api_callers import (
     by_session,
     by_token,
     issue_own,
+    note_waits,
     refused,
     stored,
 )
 from tests.conftest import Issue, use_middleware
-from tokenauth import audit, services
+from tokenauth import services
 from tokenauth.client_info import Actor, ActorKind
 from tokenauth.models import AuditEvent, Token, TokenStatus, paging, public_fields
 
@@ -507,13 +508,6 @@ def test_what_hands_out_a_token_waits_for_the_disk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     use_middleware(settings, middleware and f"tokenauth.middleware.{middleware}")
-    configure(AUDIT_SYNCHRONOUS_COMMIT=False)
-    waits: list[bool] = []
-
-    def watch(_rows: Any, *, wait_for_disk: bool) -> bool:
-        waits.append(wait_for_disk)
-        return True
-
-    monkeypatch.setattr(audit, "_write", watch)
+    waits = note_waits(configure, monkeypatch)
     assert by_token(own)("post", TOKENS, WITHIN).status_code == 201
     assert waits == [True]

@@ -9,9 +9,10 @@ import pytest
 from django.test import Client
 from pytest_django import DjangoAssertNumQueries, Settings
 
+from tests.api_callers import note_waits
 from tests.conftest import Issue, ask, events, header, use_middleware
 from tests.sinks import ListSink
-from tokenauth import audit, services
+from tokenauth import services
 from tokenauth.exceptions import Unavailable
 from tokenauth.models import AuditEvent, Event
 
@@ -376,19 +377,11 @@ def test_its_rows_wait_for_the_disk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     use_middleware(settings, f"tokenauth.middleware.{middleware}")
-    configure(AUDIT_SYNCHRONOUS_COMMIT=False)
-    waited = []
-    write = audit._write
-
-    def watch(rows: Any, *, wait_for_disk: bool) -> bool:
-        waited.append(wait_for_disk)
-        return write(rows, wait_for_disk=wait_for_disk)
-
-    monkeypatch.setattr(audit, "_write", watch)
+    waits = note_waits(configure, monkeypatch)
     ask(READ, header(issue()))
-    assert waited == [True, True]
+    assert waits == [True, True]
     ask("/api/v1/whoami/", header(issue()))
-    assert waited == [True, True, False]
+    assert waits == [True, True, False]
 
 
 def test_one_query_and_one_row(

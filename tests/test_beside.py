@@ -9,18 +9,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from django.conf import settings as django_settings
 from django.test import Client
 from django.utils.module_loading import import_string
 
 from tests.conftest import Issue, ask, events, header
+from tests.lanes import only_under
 from tokenauth import services
 
-IS_SITE = django_settings.SETTINGS_MODULE == "tests.beside.settings"
 pytestmark = [
     pytest.mark.beside,
     pytest.mark.django_db,
-    pytest.mark.skipif(not IS_SITE, reason="set DJANGO_SETTINGS_MODULE to tests.beside.settings"),
+    only_under("tests.beside.settings"),
 ]
 
 R = ["samples:read"]

@@ -24,6 +24,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from tests.conftest import Run
+from tests.lanes import only_under
 from tests.processes import manage
 from tests.test_docs import blocks
 from tokenauth import services
@@ -39,10 +40,7 @@ MakeUser = Callable[..., Any]
 pytestmark = [
     pytest.mark.moving,
     pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(
-        django_settings.SETTINGS_MODULE != "tests.moving.settings",
-        reason="set DJANGO_SETTINGS_MODULE to tests.moving.settings",
-    ),
+    only_under("tests.moving.settings"),
 ]
 MODELS = {
     "authtoken": "authtoken.Token",

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.conf import settings as django_settings
 from django.contrib.auth import get_user_model
 from django.core.checks import run_checks
 from django.core.management import call_command
@@ -22,15 +21,13 @@ from django.urls import reverse
 from django.utils.module_loading import import_string
 
 from tests.conftest import Run
+from tests.lanes import only_under
 from tests.test_docs import blocks
 from tokenauth import services
 from tokenauth.models import AuditEvent, Token
 
 pytestmark = [
-    pytest.mark.skipif(
-        django_settings.SETTINGS_MODULE != "tests.realistic.settings",
-        reason="set DJANGO_SETTINGS_MODULE to tests.realistic.settings",
-    ),
+    only_under("tests.realistic.settings"),
     pytest.mark.django_db(transaction=True, databases=["default", "replica"]),
 ]
 SAMPLES = "/api/samples/"

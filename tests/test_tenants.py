@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from django.conf import settings as django_settings
 from django.core.checks import run_checks
 from django.core.management import ManagementUtility
 from django.db import connection
@@ -20,16 +19,14 @@ from pytest_django import Settings
 
 import project.settings
 from tests.conftest import bearer
+from tests.lanes import only_under
 from tests.test_docs import blocks
 from tokenauth import services
 from tokenauth.models import AuditEvent
 
-IS_TENANTS_SITE = django_settings.SETTINGS_MODULE == "tests.tenants.settings"
 pytestmark = [
     pytest.mark.tenants,
-    pytest.mark.skipif(
-        not IS_TENANTS_SITE, reason="set DJANGO_SETTINGS_MODULE to tests.tenants.settings"
-    ),
+    only_under("tests.tenants.settings"),
 ]
 
 TENANTS = "django_tenants.middleware.main.TenantMainMiddleware"

@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-from django.conf import settings as django_settings
 from django.test import Client
 from django.utils import timezone
 from django.utils.module_loading import import_string
@@ -29,14 +28,14 @@ from tests.jwt_keys import (
     as_pem,
     jwt_settings,
 )
+from tests.lanes import only_under
 from tests.mcp_servers import Server
 from tests.test_api_exchange import exchange
 
-IS_SITE = django_settings.SETTINGS_MODULE == "tests.toolkit.settings"
 pytestmark = [
     pytest.mark.toolkit,
     pytest.mark.django_db,
-    pytest.mark.skipif(not IS_SITE, reason="set DJANGO_SETTINGS_MODULE to tests.toolkit.settings"),
+    only_under("tests.toolkit.settings"),
 ]
 
 READ = ["samples:read"]

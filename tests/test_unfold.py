@@ -10,20 +10,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from django.conf import settings as django_settings
 from django.test import Client
 from pytest_django.live_server_helper import LiveServer
 
 from tests.admin_pages import PLAINTEXT, fill_in, text_of
 from tests.browsers import NEEDS_BROWSER, find_violations, follow, open_list, read_plaintext, shoot
 from tests.conftest import Issue, Write
+from tests.lanes import only_under
 from tokenauth.models import AuditEvent, Token
 
-IS_SITE = django_settings.SETTINGS_MODULE == "tests.unfold.settings"
 pytestmark = [
     pytest.mark.unfold,
     pytest.mark.django_db,
-    pytest.mark.skipif(not IS_SITE, reason="set DJANGO_SETTINGS_MODULE to tests.unfold.settings"),
+    only_under("tests.unfold.settings"),
 ]
 SITES = ["admin", "plain"]
 """The site with the recipe, and the one with our own classes."""
