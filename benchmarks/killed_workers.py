@@ -18,28 +18,24 @@ import collections
 import http.client
 import os
 import random
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psycopg
+from harness.killed_servers import START_SECONDS, Postgres, Redis, Server, wait_for
 
 HERE = Path(__file__).resolve().parent
 SITE = [sys.executable, str(HERE / "killed_site.py")]
 WORKERS = 4
 CLIENTS = 8
-START_SECONDS = 60.0
-"""For a server to start, or to recover."""
 CALM_SECONDS = (0.1, 0.6)
 """Between two kills: at least, at most."""
 
@@ -47,162 +43,6 @@ CALM_SECONDS = (0.1, 0.6)
 def say(text: str) -> None:
     """Tell how far it is."""
     print(text, file=sys.stderr, flush=True)
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(what: str, condition: Callable[[], bool]) -> None:
-    """Wait until ``condition`` holds; ends the program where it doesn't come."""
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        if condition():
-            return
-        time.sleep(0.05)
-    raise SystemExit(f"gave up waiting for {what}")
-
-
-def children(pid: int) -> list[int]:
-    """Return the processes that ``pid`` started."""
-    try:
-        return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
-def is_alive(pid: int) -> bool:
-    """Tell whether the process still runs."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def kill(pids: Iterable[int]) -> None:
-    """Kill -9 these processes, and wait until they are gone."""
-    pids = list(pids)
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    wait_for("the end of a process", lambda: not any(map(is_alive, pids)))
-
-
-class Server:
-    """A process of ours that can be killed and started again."""
-
-    user: str | None = None
-    """Who runs it, if not we."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.port = free_port()
-        self.log = folder.with_suffix(".log")
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def command(self) -> list[str]:
-        """Return the command that starts it."""
-        raise NotImplementedError
-
-    def is_ready(self) -> bool:
-        """Tell whether it does its work."""
-        raise NotImplementedError
-
-    def start(self) -> None:
-        """Start it, and wait until it is ready."""
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command(),
-                stdout=log,
-                stderr=log,
-                cwd="/",
-                user=self.user,
-                start_new_session=True,
-            )
-        wait_for(f"{type(self).__name__}; see {self.log}", self.is_ready)
-
-    def tree(self) -> list[int]:
-        """Return its processes: the one started, and all below it."""
-        found = [self.process.pid] if self.process and self.process.poll() is None else []
-        for pid in found:
-            found += children(pid)
-        return found
-
-    def kill(self) -> None:
-        """Kill all of it at once."""
-        if self.process:
-            # Stopped first, it starts no process that the list would lack.
-            self.process.send_signal(signal.SIGSTOP)
-            kill(self.tree())
-            self.process.wait(timeout=START_SECONDS)
-
-
-class Postgres(Server):
-    """PostgreSQL as it is installed: fsync and synchronous_commit are on."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-        self.programs = (found or [Path(shutil.which("initdb") or "initdb")])[-1].parent
-        folder.mkdir()
-        if os.geteuid() == 0:
-            # It refuses to run as root.
-            self.user = "postgres"
-            shutil.chown(folder, self.user)
-        initdb = [str(self.programs / "initdb"), "-D", str(folder), "-A", "trust", "-U", "postgres"]
-        subprocess.run(
-            initdb, cwd="/", user=self.user, check=True, stdout=subprocess.DEVNULL, timeout=120
-        )
-        self.url = f"postgres://postgres@127.0.0.1:{self.port}/postgres"
-
-    def command(self) -> list[str]:
-        """Return the command that starts it."""
-        options = ["-c", "fsync=on", "-c", "synchronous_commit=on", "-k", str(self.folder)]
-        where = ["-D", str(self.folder), "-h", "127.0.0.1", "-p", str(self.port)]
-        return [str(self.programs / "postgres"), *where, *options]
-
-    def is_ready(self) -> bool:
-        """Tell whether it has recovered."""
-        try:
-            self.ask("SELECT 1")
-        except psycopg.OperationalError:
-            return False
-        return True
-
-    def ask(self, query: str) -> list[str]:
-        """Return the first column of what it answers."""
-        with psycopg.connect(self.url.replace("postgres:", "postgresql:", 1)) as connection:
-            return [row[0] for row in connection.execute(query).fetchall()]  # type: ignore[call-overload]
-
-
-class Redis(Server):
-    """A Redis with an append-only file."""
-
-    def __init__(self, folder: Path, appendfsync: str) -> None:
-        super().__init__(folder)
-        folder.mkdir()
-        self.appendfsync = appendfsync
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-
-    def command(self) -> list[str]:
-        """Return the command that starts it."""
-        keeps = ["--appendonly", "yes", "--appendfsync", self.appendfsync, "--save", ""]
-        where = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
-        return ["redis-server", *where, *keeps]
-
-    def is_ready(self) -> bool:
-        """Tell whether it has loaded its file."""
-        try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
-                connection.sendall(b"PING\r\n")
-                return connection.recv(100) == b"+PONG\r\n"
-        except OSError:
-            return False
 
 
 class Gunicorn(Server):
@@ -346,6 +186,16 @@ def report(load: Load, postgres: Postgres, *, waits: bool) -> int:
     return len(silent) + len(unseen) + waits * len(silent_reads)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """What runs during the trial."""
+
+    postgres: Postgres
+    gunicorn: Gunicorn
+    hits: Mapping[str, Callable[[], None]]
+    """The values of ``--kill``, and what each does."""
+
+
 def parse() -> argparse.Namespace:
     """Read the options."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -370,6 +220,33 @@ def parse() -> argparse.Namespace:
     return options
 
 
+def serve(options: argparse.Namespace, folder: Path, stack: ExitStack) -> Site:
+    """Start the database, the Redis if rows go there, and the site; ``stack`` kills them."""
+
+    def start(server: Server) -> None:
+        stack.callback(server.kill)
+        server.start()
+
+    postgres = Postgres(folder / "postgres")
+    start(postgres)
+    os.environ.update(
+        DATABASE_URL=postgres.url,
+        DATA_DIR=str(folder / "site"),
+        AUDIT_SYNCHRONOUS_COMMIT=options.synchronous_commit,
+    )
+    hits = {"postgres": restarting(postgres)}
+    if options.sink == "redis":
+        redis = Redis(folder / "redis", options.appendfsync)
+        start(redis)
+        os.environ["AUDIT_REDIS_URL"] = redis.url
+        hits["redis"] = restarting(redis)
+    manage("migrate", "-v0")
+    gunicorn = Gunicorn(folder / "gunicorn")
+    hits["workers"] = gunicorn.kill_one
+    start(gunicorn)
+    return Site(postgres=postgres, gunicorn=gunicorn, hits=hits)
+
+
 def main() -> int:
     """Kill and count; return the exit code."""
     options = parse()
@@ -377,39 +254,16 @@ def main() -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         # The user postgres has to get through.
         folder.chmod(0o755)
-
-        def started(server: Server) -> Server:
-            stack.callback(server.kill)
-            server.start()
-            return server
-
-        postgres = Postgres(folder / "postgres")
-        started(postgres)
-        os.environ.update(
-            DATABASE_URL=postgres.url,
-            DATA_DIR=str(folder / "site"),
-            AUDIT_SYNCHRONOUS_COMMIT=options.synchronous_commit,
-        )
-        hits = {"postgres": restarting(postgres)}
-        if options.sink == "redis":
-            redis = Redis(folder / "redis", options.appendfsync)
-            started(redis)
-            os.environ["AUDIT_REDIS_URL"] = redis.url
-            hits["redis"] = restarting(redis)
-        manage("migrate", "-v0")
-        token = manage("tokenauth", "issue", "--client", "load")
-        gunicorn = Gunicorn(folder / "gunicorn")
-        hits["workers"] = gunicorn.kill_one
-        started(gunicorn)
-        load = Load(gunicorn.port, token)
-        killer = Killer(load, hits[options.kill], options.kills, options.seconds)
+        site = serve(options, folder, stack)
+        load = Load(site.gunicorn.port, manage("tokenauth", "issue", "--client", "load"))
+        killer = Killer(load, site.hits[options.kill], options.kills, options.seconds)
         load.run(killer.run)
-        gunicorn.kill()
+        site.gunicorn.kill()
         if options.sink == "redis":
             say("draining")
             manage("tokenauth_audit", "drain", "--once")
         print(f"{f'{killer.done} kills of {options.kill}, sink':<46}{options.sink:>9}")
-        missing = report(load, postgres, waits=options.synchronous_commit == "on")
+        missing = report(load, site.postgres, waits=options.synchronous_commit == "on")
     return int(missing > 0 or not load.successes or killer.done < options.kills)
 
 

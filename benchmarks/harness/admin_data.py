@@ -123,15 +123,9 @@ def token_columns(tokens: int, users: int) -> Mapping[str, str]:
     }
 
 
-def event_columns(tokens: int, rows: int, users: int) -> Mapping[str, str]:
-    """Return the SQL of the columns of an audit row that differ, by their names."""
-    kind = "((n * 7919) % 1000)"
-    busy = min(tokens, BUSY)
-    token = f"(CASE WHEN n % 50 = 0 THEN (n * 31) % {tokens} ELSE (n * 31) % {busy} END + 1)"
-    known = f"({kind} < 930 OR {kind} >= 960 AND {kind} < 978 OR {kind} >= 985)"
+def _decision_columns(kind: str) -> Mapping[str, str]:
+    """Return the SQL of what happened, for ``kind``, the SQL of a number below 1,000."""
     return {
-        "event_id": _UUID[connection.vendor],
-        "at": _ago(f"({rows} - n) * {DAYS * _DAY / rows:.6f}"),
         "event": _case(
             kind,
             (930, "'auth.accepted'"),
@@ -156,6 +150,19 @@ def event_columns(tokens: int, rows: int, users: int) -> Mapping[str, str]:
             (992, "'insufficient_scope'"),
             otherwise="''",
         ),
+    }
+
+
+def event_columns(tokens: int, rows: int, users: int) -> Mapping[str, str]:
+    """Return the SQL of the columns of an audit row that differ, by their names."""
+    kind = "((n * 7919) % 1000)"
+    busy = min(tokens, BUSY)
+    token = f"(CASE WHEN n % 50 = 0 THEN (n * 31) % {tokens} ELSE (n * 31) % {busy} END + 1)"
+    known = f"({kind} < 930 OR {kind} >= 960 AND {kind} < 978 OR {kind} >= 985)"
+    return {
+        **_decision_columns(kind),
+        "event_id": _UUID[connection.vendor],
+        "at": _ago(f"({rows} - n) * {DAYS * _DAY / rows:.6f}"),
         "token_id": f"(CASE WHEN {known} THEN {_hex(token, 12)} ELSE '' END)",
         "client_id": (
             f"(CASE WHEN {known} THEN 'client-' || ({token} % {max(1, tokens // 10)}) ELSE '' END)"

@@ -1,0 +1,168 @@
+"""Servers of the benchmarks' own, which are killed and started again: PostgreSQL and Redis."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import psycopg
+
+from harness.redis_server import free_port
+
+START_SECONDS = 60.0
+"""For a server to start, or to recover."""
+
+
+def wait_for(what: str, condition: Callable[[], bool]) -> None:
+    """Wait until ``condition`` holds; ends the program where it doesn't come."""
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        if condition():
+            return
+        time.sleep(0.05)
+    raise SystemExit(f"gave up waiting for {what}")
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that ``pid`` started."""
+    try:
+        return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether the process still runs."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def kill(pids: Iterable[int]) -> None:
+    """Kill -9 these processes, and wait until they are gone."""
+    pids = list(pids)
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    wait_for("the end of a process", lambda: not any(map(is_alive, pids)))
+
+
+class Server:
+    """A process of ours that can be killed and started again."""
+
+    user: str | None = None
+    """Who runs it, if not we."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.log = folder.with_suffix(".log")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        """Return the command that starts it."""
+        raise NotImplementedError
+
+    def is_ready(self) -> bool:
+        """Tell whether it does its work."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command(),
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                user=self.user,
+                start_new_session=True,
+            )
+        wait_for(f"{type(self).__name__}; see {self.log}", self.is_ready)
+
+    def tree(self) -> list[int]:
+        """Return its processes: the one started, and all below it."""
+        found = [self.process.pid] if self.process and self.process.poll() is None else []
+        for pid in found:
+            found += children(pid)
+        return found
+
+    def kill(self) -> None:
+        """Kill all of it at once."""
+        if self.process:
+            # Stopped first, it starts no process that the list would lack.
+            self.process.send_signal(signal.SIGSTOP)
+            kill(self.tree())
+            self.process.wait(timeout=START_SECONDS)
+
+
+class Postgres(Server):
+    """PostgreSQL as it is installed: fsync and synchronous_commit are on."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+        self.programs = (found or [Path(shutil.which("initdb") or "initdb")])[-1].parent
+        folder.mkdir()
+        if os.geteuid() == 0:
+            # It refuses to run as root.
+            self.user = "postgres"
+            shutil.chown(folder, self.user)
+        initdb = [str(self.programs / "initdb"), "-D", str(folder), "-A", "trust", "-U", "postgres"]
+        subprocess.run(
+            initdb, cwd="/", user=self.user, check=True, stdout=subprocess.DEVNULL, timeout=120
+        )
+        self.url = f"postgres://postgres@127.0.0.1:{self.port}/postgres"
+
+    def command(self) -> list[str]:
+        """Return the command that starts it."""
+        options = ["-c", "fsync=on", "-c", "synchronous_commit=on", "-k", str(self.folder)]
+        where = ["-D", str(self.folder), "-h", "127.0.0.1", "-p", str(self.port)]
+        return [str(self.programs / "postgres"), *where, *options]
+
+    def is_ready(self) -> bool:
+        """Tell whether it has recovered."""
+        try:
+            self.ask("SELECT 1")
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def ask(self, query: str) -> list[str]:
+        """Return the first column of what it answers."""
+        with psycopg.connect(self.url.replace("postgres:", "postgresql:", 1)) as connection:
+            return [row[0] for row in connection.execute(query).fetchall()]  # type: ignore[call-overload]
+
+
+class Redis(Server):
+    """A Redis with an append-only file."""
+
+    def __init__(self, folder: Path, appendfsync: str) -> None:
+        super().__init__(folder)
+        folder.mkdir()
+        self.appendfsync = appendfsync
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+
+    def command(self) -> list[str]:
+        """Return the command that starts it."""
+        keeps = ["--appendonly", "yes", "--appendfsync", self.appendfsync, "--save", ""]
+        where = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        return ["redis-server", *where, *keeps]
+
+    def is_ready(self) -> bool:
+        """Tell whether it has loaded its file."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(100) == b"+PONG\r\n"
+        except OSError:
+            return False
