@@ -10,13 +10,13 @@ import pytest
 from django.http import HttpResponse
 from django.template.loader import render_to_string
 from django.test import Client
-from django.utils import timezone
+from django.utils import timezone, translation
 
 from tests.admin_pages import ADD, AUDIT, LIST, fill_in, page
 from tests.conftest import Issue, Write
 from tests.translatable import find_messages, find_unmarked, read_catalogue
 from tokenauth import services
-from tokenauth.models import AuditEvent
+from tokenauth.models import AuditEvent, TokenStatus
 
 pytestmark = pytest.mark.django_db
 
@@ -46,6 +46,11 @@ def test_every_text_is_translated_into_german() -> None:
     assert catalogue.keys() - messages == set()
     incomplete = [m for m, texts in catalogue.items() if len(texts) != len(m) or not all(texts)]
     assert incomplete == []
+
+
+def test_other_apps_do_not_translate_our_statuses() -> None:
+    with translation.override("de"):
+        assert all(label[0].islower() for label in TokenStatus.labels)
 
 
 def test_translations_have_the_same_placeholders() -> None:

@@ -14,8 +14,12 @@ import tokenauth
 APP = Path(tokenauth.__file__).parent
 Message = tuple[str, ...]
 """A text, or its singular and its plural."""
-_MARKS = {"_": 1, "gettext": 1, "gettext_lazy": 1, "ngettext": 2, "ngettext_lazy": 2}
-"""The functions that mark texts, and how many they mark."""
+_MARKS = {
+    **dict.fromkeys(("_", "gettext", "gettext_lazy"), (0, 1)),
+    **dict.fromkeys(("ngettext", "ngettext_lazy"), (0, 2)),
+    "pgettext_lazy": (1, 2),
+}
+"""The functions that mark texts, and which of their arguments, the first and the end."""
 _TEXT = r"""u?('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")"""
 _IN_TEMPLATES = re.compile(rf"\b(?:_|n?gettext)\(\s*{_TEXT}(?:\s*,\s*{_TEXT})?")
 _SENTENCE = re.compile(r"[A-Z][a-z']* .*")
@@ -38,9 +42,9 @@ def find_messages() -> set[Message]:
 
 def _find_in_code(path: Path) -> Iterator[Message]:
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and (count := _MARKS.get(_name(node), 0)):
+        if isinstance(node, ast.Call) and (marked := _MARKS.get(_name(node))):
             # Nobody could find, and so translate, a text that is not written here.
-            texts = [ast.literal_eval(text) for text in node.args[:count]]
+            texts = [ast.literal_eval(text) for text in node.args[slice(*marked)]]
             yield tuple(texts)
 
 

@@ -30,6 +30,7 @@ from tokenauth.services import Changes
 _users: Any = get_user_model()
 _OWNER = ["public_id", "state", "client_id", "user"]
 _CHANGEABLE = list(Changes.__annotations__)
+_ALWAYS_SHOWN = {"created_at", "created_by", "last_used_at"}
 _HISTORY = [
     *("created_at", "created_by", "last_used_at", "last_used_ip", "revoked_at", "revoked_by"),
     *("revoked_reason", "disabled_by", "replaced_by", "parent", "imported_from", "imported_at"),
@@ -83,7 +84,9 @@ class TokenAdmin(OverviewPages, UsagePages, IncidentPages, OperationPages, Token
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         if obj is not None:
-            return super().get_fieldsets(request, obj)
+            *others, (title, _options) = super().get_fieldsets(request, obj)
+            known = [name for name in _HISTORY if name in _ALWAYS_SHOWN or getattr(obj, name)]
+            return [*others, (title, {"fields": known})]
         owner = ["user"] if policy.may_issue_for_others(Actor.from_request(request)) else []
         return [
             (_("Owner"), {"fields": [*owner, "client_id", "name"]}),

@@ -19,6 +19,7 @@ from django.db.models.expressions import RawSQL
 from django.db.models.functions import Coalesce, Lower
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 from tokenauth.client_info import NAME_LENGTH, parse_address, stored_address
 from tokenauth.exceptions import Identity, Reason
@@ -42,7 +43,8 @@ _LONGEST_WAIT = 50
 class TokenStatus(models.TextChoices):
     """The lifecycle status of a token. All but ``active`` have the value of the refusal's reason."""
 
-    ACTIVE = "active", _("active")
+    # With a context, because Django translates "active" as the label of a field.
+    ACTIVE = "active", pgettext_lazy("status", "active")
     NOT_YET_VALID = Reason.NOT_YET_VALID.value, _("not yet valid")
     EXPIRED = Reason.EXPIRED.value, _("expired")
     OWNER_INACTIVE = Reason.OWNER_INACTIVE.value, _("owner inactive")
