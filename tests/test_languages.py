@@ -53,10 +53,12 @@ def test_the_compiled_catalogue_is_the_one_in_the_source() -> None:
     catalogue = read_catalogue()
     forms = re.findall(r'^msgstr(?:\[\d\])? "(.*)"$', source, re.MULTILINE)
     assert len(forms) == len(catalogue)
-    single = re.findall(r'^msgid "(.+)"\nmsgstr "(.+)"$', source, re.MULTILINE)
+    entry = re.compile(r'^(?:msgctxt "(.+)"\n)?msgid "(.+)"\nmsgstr "(.+)"$', re.MULTILINE)
+    single = entry.findall(source)
     assert single
-    for key, text in single:
-        assert catalogue[key.replace('\\"', '"')] == text.replace('\\"', '"')
+    for context, key, text in single:
+        compiled = f"{context}\x04{key}" if context else key
+        assert catalogue[compiled.replace('\\"', '"')] == text.replace('\\"', '"')
 
 
 @pytest.mark.usefixtures("german")
