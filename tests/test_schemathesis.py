@@ -42,7 +42,7 @@ BY_TEXT = {"/auth/revoke/", "/auth/token/"}
 """Paths where every token may ask about itself, whatever its scopes."""
 OPEN = {"/auth/jwks/": {200, 405}}
 """How paths answer that need no token."""
-FEW = hypothesis_settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @schemathesis.hook
