@@ -327,6 +327,21 @@ def test_readme_views_say_who_calls(view_at: Answer) -> None:
     assert created == {"owner": "client:client"}
 
 
+def test_readme_calls_get_the_answers_that_it_shows(
+    run: Run, settings: Settings, client: Client, issue: Issue
+) -> None:
+    urlpatterns = run(snippet("README.md", "urlpatterns"))["urlpatterns"]
+    settings.ROOT_URLCONF = Routes(*urlpatterns)
+    token = bearer(issue(client_id="claude-desktop", scopes=[READ]))
+    [shown] = blocks("console", "README.md")
+    calls = re.findall(r"^\$ curl (.*)http://127.0.0.1:8000(\S+)\n(.*)$", shown.text, re.M)
+    assert len(calls) == shown.text.count("$ curl") == 3
+    for options, url, answer in calls:
+        method = client.post if "-X POST" in options else client.get
+        headers = token if "$TOKEN" in options else {}
+        assert method(url, **headers).content.decode() == answer
+
+
 def test_a_token_of_staff_passes_is_admin_user(
     view_at: Answer, make_user: Callable[..., Any]
 ) -> None:
