@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import nginx
 from tests.mcp_servers import stop
 from tests.ports import free_port
 from tests.processes import ROOT
@@ -21,20 +22,6 @@ from tests.processes import ROOT
 PROGRAMS = {
     name: os.environ.get(f"TOKENAUTH_TEST_{name.upper()}", "") for name in ("nginx", "caddy")
 }
-_NGINX = """
-daemon off;
-worker_processes 2;
-user root;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{}}
-http {{
-    access_log {folder}/access.log;
-    {temporary}
-    include {folder}/site.conf;
-}}
-"""
-_TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
 def documented(language: str) -> str:
@@ -132,12 +119,8 @@ class Gateway:
 
     def _set_nginx_up(self, folder: Path, text: str) -> list[str]:
         assert "listen 80;" in text
-        (folder / "site.conf").write_text(
-            text.replace("listen 80;", f"listen 127.0.0.1:{self.port};")
-        )
-        temporary = "\n".join(f"{name}_temp_path {folder}/{name};" for name in _TEMPORARY)
-        (folder / "nginx.conf").write_text(_NGINX.format(folder=folder, temporary=temporary))
-        return [PROGRAMS["nginx"], "-e", f"{folder}/error.log", "-c", f"{folder}/nginx.conf"]
+        site = text.replace("listen 80;", f"listen 127.0.0.1:{self.port};")
+        return [PROGRAMS["nginx"], *nginx.prepare(folder, site)]
 
     def _set_caddy_up(self, folder: Path, text: str) -> list[str]:
         assert text.startswith("api.example {")

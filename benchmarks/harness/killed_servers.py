@@ -8,12 +8,12 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import psycopg
 
-from harness.redis_server import free_port
+from .redis_server import free_port
 
 START_SECONDS = 60.0
 """For a server to start, or to recover."""
@@ -60,7 +60,11 @@ class Server:
     """A process of ours that can be killed and started again."""
 
     user: str | None = None
-    """Who runs it, if not we."""
+    """The system's user that runs it; None for the user of this process."""
+    environment: Mapping[str, str] | None = None
+    """Its environment variables; None for those of this process."""
+    stop_signal = signal.SIGTERM
+    """Asks it to end its work and exit."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -84,6 +88,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 cwd="/",
+                env=self.environment,
                 user=self.user,
                 start_new_session=True,
             )
@@ -96,6 +101,14 @@ class Server:
             found += children(pid)
         return found
 
+    def stop(self) -> int:
+        """Let it end by itself; return its exit status, or 0 if it never started."""
+        if self.process is None:
+            return 0
+        if self.process.poll() is None:
+            self.process.send_signal(self.stop_signal)
+        return self.process.wait(timeout=START_SECONDS)
+
     def kill(self) -> None:
         """Kill all of it at once."""
         if self.process:
@@ -107,6 +120,9 @@ class Server:
 
 class Postgres(Server):
     """PostgreSQL as it is installed: fsync and synchronous_commit are on."""
+
+    # Fast shutdown: it does not wait for clients that stay connected.
+    stop_signal = signal.SIGINT
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

@@ -1,0 +1,1 @@
+"""The example site on several machines: configuration files, and a trial of them on one machine."""

@@ -1,0 +1,135 @@
+"""The commands of the site that the trial runs, as staff and as the timers run them."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+
+from project.deployment.load import Caller
+from project.deployment.units import FOLDER, Unit, read_unit, timed
+
+MANAGE = [sys.executable, str(FOLDER.parent.parent / "manage.py")]
+RATE = "1000000/m"
+"""More than clients can send: the trial is not about limits."""
+
+
+def read_environment(name: str) -> dict[str, str]:
+    """Return the variables of an example file, with a secret for each ``change-me``."""
+    lines = (FOLDER / name).read_text().splitlines()
+    pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
+    return {
+        key: secrets.token_hex(32) if value == "change-me" else value.strip('"')
+        for key, _, value in pairs
+    }
+
+
+@dataclass
+class Outage:
+    """The times in which PostgreSQL is down."""
+
+    count: int = 0
+    is_now: bool = False
+
+    @contextmanager
+    def lasting(self) -> Iterator[None]:
+        """Count the block as an outage."""
+        self.count, self.is_now = self.count + 1, True
+        try:
+            yield
+        finally:
+            self.is_now = False
+
+
+@dataclass
+class Site:
+    """The commands of the site, with the environment that they run in."""
+
+    folder: Path
+    environment: dict[str, str]
+    audit_environment: dict[str, str]
+    failures: Counter[str] = field(default_factory=Counter)
+    """Commands of timers that failed, by name."""
+    runs: Counter[str] = field(default_factory=Counter)
+    """Commands of timers that ended, by name."""
+
+    @property
+    def heads(self) -> Path:
+        """The file of the heads, which would be on another machine."""
+        return self.folder / "heads"
+
+    def manage(self, *arguments: str) -> str:
+        """Run a command of ``manage.py`` like staff would; return what it prints."""
+        run = [*MANAGE, *arguments]
+        done = subprocess.run(
+            run, env=self.environment, check=True, stdout=subprocess.PIPE, text=True, timeout=300
+        )
+        return done.stdout.strip()
+
+    def issue(self, client: str) -> Caller:
+        """Issue a token that may read and write samples."""
+        scopes = ["--scope", "samples:read", "--scope", "samples:write"]
+        made = self.manage("tokenauth", "issue", "--client", client, *scopes, "--rate", RATE)
+        return Caller(name=client, token=made)
+
+    def finish(self) -> list[str]:
+        """Bring summary and seals up to date, and check them; return the commands that failed."""
+        failed = []
+        for name in ("summarise", "seal", "verify", "status"):
+            done = self.run(read_unit(name))
+            print(f"{name}: {done.stdout}{done.stderr}".strip(), file=sys.stderr)
+            if done.returncode:
+                failed.append(name)
+        return failed
+
+    def run(self, unit: Unit) -> subprocess.CompletedProcess[str]:
+        """Run a unit's command as its timer would, with its standard input and output."""
+        run = [*MANAGE, *unit.command]
+        done = subprocess.run(
+            run,
+            env=self.audit_environment,
+            input=self.heads.read_text() if unit.reads else "",
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        if unit.appends:
+            with self.heads.open("a") as file:
+                file.write(done.stdout)
+        return done
+
+    @contextmanager
+    def timers(self, outage: Outage) -> Iterator[None]:
+        """Run the commands of all timers again and again while the block runs.
+
+        A command that fails counts, unless it ran during an outage.
+        """
+        stopped = threading.Event()
+        units = [read_unit(name) for name in ("seal", *timed())]
+
+        def work() -> None:
+            for unit in cycle(units):
+                if stopped.is_set():
+                    return
+                is_excused, count = outage.is_now, outage.count
+                done = self.run(unit)
+                self.runs[unit.name] += 1
+                if done.returncode and not is_excused and outage.count == count:
+                    self.failures[unit.name] += 1
+                    print(f"{unit.name} failed: {done.stdout}{done.stderr}", file=sys.stderr)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            yield
+        finally:
+            stopped.set()
+            thread.join(timeout=300)

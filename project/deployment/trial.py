@@ -1,0 +1,175 @@
+"""Run the site with the files of this folder on one machine, disturb it, and count what was lost.
+
+    python -m project.deployment.trial --seconds 30
+
+Starts PostgreSQL, two Redis, two gunicorn as if on two machines, ``drain``, and nginx in front, on
+free ports of 127.0.0.1 with all data in a temporary folder, and runs the commands of the timers
+again and again. While clients call, a worker is killed with SIGKILL, a token is revoked, and
+PostgreSQL is restarted. Needs ``pip install -e '.[dev]'``, nginx, redis-server, PostgreSQL and
+openssl; as root also a user ``postgres``.
+
+Exits with 1 if an answered request or a stored sample has no audit row, if an answered write is not
+stored, if the revoked token was accepted, if ``verify`` or ``status`` finds a problem, or if a
+command of the timers failed although PostgreSQL was running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.harness.killed_servers import Postgres, Redis, Server
+from project.deployment.commands import Outage, Site, read_environment
+from project.deployment.load import Caller, Load
+from project.deployment.outcome import SUCCESSES, Result, Stored, describe, find_losses
+from project.deployment.servers import Drain, Gunicorn, Nginx
+
+BEGAN = time.monotonic()
+CLIENTS = 4
+"""How many clients call with the token that stays valid; half as many use the other one."""
+MACHINES = 2
+"""How many gunicorn there are. Each has one worker."""
+
+
+def say(text: str) -> None:
+    """Print what is being done, after how many seconds."""
+    print(f"{time.monotonic() - BEGAN:4.0f} s: {text}", file=sys.stderr, flush=True)
+
+
+@dataclass(kw_only=True)
+class Deployment:
+    """All servers of the site, which run, and its commands."""
+
+    site: Site
+    postgres: Postgres
+    machines: list[Gunicorn]
+    drain: Drain
+    nginx: Nginx
+
+    def end(self) -> None:
+        """End the servers that write, and store the rows that are still in Redis."""
+        self.nginx.stop()
+        for machine in self.machines:
+            machine.stop()
+        self.drain.stop()
+        self.site.manage("tokenauth_audit", "drain", "--once")
+
+
+def start(folder: Path, stack: ExitStack) -> Deployment:
+    """Start everything in ``folder``; ``stack`` ends it."""
+
+    def started(server: Server) -> None:
+        stack.callback(server.kill)
+        server.start()
+
+    postgres = Postgres(folder / "postgres")
+    counters, rows = Redis(folder / "counters", "no"), Redis(folder / "rows", "always")
+    first: list[Server] = [postgres, counters, rows]
+    for server in first:
+        started(server)
+    machines = [Gunicorn(folder / f"machine{number}") for number in range(MACHINES)]
+    nginx = Nginx(folder / "nginx", machines)
+    variables = {
+        **read_environment("site.env.example"),
+        "PATH": "/usr/bin:/bin",
+        "DATABASE_URL": postgres.url,
+        "REDIS_URL": counters.url,
+        "AUDIT_REDIS_URL": rows.url,
+        "PUBLIC_URL": f"https://localhost:{nginx.port}",
+    }
+    site = Site(folder, variables, {**variables, **read_environment("audit.env.example")})
+    site.manage("migrate", "-v0")
+    site.manage("check", "--deploy", "--fail-level", "WARNING", "--database", "default")
+    drain = Drain(folder / "drain")
+    for machine in machines:
+        machine.environment = variables
+    drain.environment = site.audit_environment
+    second: list[Server] = [*machines, drain, nginx]
+    for server in second:
+        started(server)
+    return Deployment(site=site, postgres=postgres, machines=machines, drain=drain, nginx=nginx)
+
+
+def ask_everywhere(deployment: Deployment, load: Load, caller: Caller) -> list[int]:
+    """Return the statuses of a request to each machine, and of as many through nginx."""
+    statuses = []
+    for connect in [
+        *(machine.connect for machine in deployment.machines),
+        *(load.connect for _ in deployment.machines),
+    ]:
+        with closing(connect()) as connection:
+            statuses.append(load.send(connection, caller).status)
+    return statuses
+
+
+def disturb(deployment: Deployment, seconds: float) -> Result:
+    """Let clients call for so long; meanwhile kill a worker, revoke a token, restart PostgreSQL."""
+    site, outage = deployment.site, Outage()
+    kept, stolen = site.issue("kept"), site.issue("stolen")
+    load = Load(deployment.nginx.port, deployment.nginx.certificate)
+    with site.timers(outage), load.running([kept] * CLIENTS + [stolen] * (CLIENTS // 2)):
+        time.sleep(seconds / 4)
+        say("killing a worker")
+        deployment.machines[0].kill_worker()
+        time.sleep(seconds / 4)
+        say("revoking a token")
+        site.manage("tokenauth", "revoke", stolen.public_id, "--reason", "stolen")
+        revoked_at = time.monotonic()
+        statuses = ask_everywhere(deployment, load, stolen)
+        time.sleep(seconds / 4)
+        say("restarting PostgreSQL")
+        with outage.lasting():
+            deployment.postgres.stop()
+            deployment.postgres.start()
+        statuses += ask_everywhere(deployment, load, stolen)
+        time.sleep(seconds / 4)
+    late = [one for one in load.answers if one.caller == "stolen" and one.began > revoked_at]
+    return Result(answers=load.answers, after_revocation=[*statuses, *(one.status for one in late)])
+
+
+def read_stored(deployment: Deployment) -> Stored:
+    """Return what the database has of the requests."""
+    ask = deployment.postgres.ask
+    events = "SELECT request_id FROM tokenauth_auditevent WHERE event = "
+    return Stored(
+        accepted=ask(f"{events} 'auth.accepted'"),
+        rejected=ask(f"{events} 'auth.rejected'"),
+        samples=ask("SELECT name FROM project_sample"),
+    )
+
+
+def main() -> int:
+    """Run the trial; return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=30.0, help="how long clients call (30)")
+    seconds = parser.parse_args().seconds
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+        # The user postgres has to get through.
+        folder.chmod(0o755)
+        say("starting")
+        deployment = start(folder, stack)
+        result = disturb(deployment, seconds)
+        say("counting")
+        deployment.end()
+        stored, failed = read_stored(deployment), deployment.site.finish()
+    numbers, losses = describe(result, stored), find_losses(result, stored)
+    losses["failed commands of timers"] = deployment.site.failures.total()
+    losses["failed commands at the end"] = len(failed)
+    numbers["commands of timers"] = deployment.site.runs.total()
+    for name, number in {**numbers, **losses}.items():
+        print(f"{name:<50}{number:>8}")
+    lost = sum(losses.values()) or not numbers[SUCCESSES]
+    print("Something was lost." if lost else "Nothing was lost, and the audit is as it was sealed.")
+    return int(bool(lost))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

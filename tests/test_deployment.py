@@ -1,0 +1,180 @@
+"""project/deployment: its files agree with each other, with the commands, and with docs/deploy.md."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from django.core.management import get_commands, load_command_class
+
+from project.deployment.commands import read_environment
+from project.deployment.load import Answer
+from project.deployment.outcome import Result, Stored, describe, find_losses
+from project.deployment.units import FOLDER, UNITS, read_section, read_unit, timed
+from tests.test_docs import DOCS, ROOT
+
+PAGE = DOCS / "deploy.md"
+SERVICES = sorted(path.stem.removeprefix("tokenauth-") for path in UNITS.glob("*.service"))
+COMMANDS = [name for name in SERVICES if name != "web"]
+EXAMPLES = ["site.env.example", "audit.env.example"]
+
+
+def parse(words: list[str]) -> None:
+    """Fail unless these are valid arguments of ``manage.py``."""
+    name, *rest = words
+    load_command_class(get_commands()[name], name).create_parser("manage.py", name).parse_args(rest)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_units_run_commands_that_exist(name: str) -> None:
+    parse(read_unit(name).command)
+
+
+def test_every_command_of_a_timer_has_a_service() -> None:
+    assert set(timed()) == set(COMMANDS) - {"drain"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_only_the_commands_of_the_audit_read_its_environment(name: str) -> None:
+    service = read_section(UNITS / f"tokenauth-{name}.service", "Service")
+    user = "tokenauth" if name == "web" else "tokenauth-audit"
+    text = (UNITS / f"tokenauth-{name}.service").read_text()
+    assert service["User"] == user
+    assert ("/audit.env" in text) == (user == "tokenauth-audit")
+
+
+def test_heads_are_read_where_they_are_written() -> None:
+    assert read_unit("verify").reads == read_unit("seal").appends != ""
+
+
+def test_nginx_asks_gunicorn_and_closes_connections_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BIND", "WEB_CONCURRENCY"):
+        monkeypatch.delenv(name, raising=False)
+    gunicorn = runpy.run_path(str(FOLDER / "gunicorn.conf.py"))
+    nginx = (FOLDER / "nginx.conf").read_text()
+    assert f"server {gunicorn['bind']};" in nginx
+    [seconds] = re.findall(r"keepalive_timeout (\d+)s;", nginx)
+    assert gunicorn["keepalive"] > int(seconds)
+    assert read_environment("site.env.example")["BIND"] == gunicorn["bind"]
+
+
+def test_the_examples_have_the_variables_that_are_read() -> None:
+    read = set()
+    for path in (FOLDER / "settings.py", FOLDER / "gunicorn.conf.py", ROOT / "project/settings.py"):
+        text = path.read_text()
+        read |= set(re.findall(r'(?:environ\.get\(|environ\[|_required\(|_flag\()"(\w+)"', text))
+    # These have a default that is right in production.
+    optional = {"DEBUG", "DATA_DIR", "TOKENAUTH_KEY_FILE"}
+    given = {key for name in EXAMPLES for key in read_environment(name)}
+    assert given == read - optional | {"DJANGO_SETTINGS_MODULE"}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_shell_reads_the_examples_as_systemd_does(name: str) -> None:
+    script = f"set -a; . {shlex.quote(str(FOLDER / name))}; env -0"
+    done = subprocess.run(["sh", "-c", script], env={}, capture_output=True, check=True)
+    read = dict(pair.partition("=")[::2] for pair in done.stdout.decode().split("\0") if pair)
+    assert {key: read[key] for key in read_environment(name)} == {
+        key: "change-me" if value != read[key] else value
+        for key, value in read_environment(name).items()
+    }
+
+
+def test_check_deploy_reports_nothing(tmp_path: Path) -> None:
+    variables = read_environment("site.env.example")
+    # Reading its settings would need the Redis of the audit.
+    del variables["AUDIT_REDIS_URL"]
+    done = subprocess.run(
+        [sys.executable, "manage.py", "check", "--deploy", "--fail-level", "WARNING"],
+        cwd=ROOT,
+        env={**variables, "PATH": os.environ["PATH"], "DATABASE_URL": f"sqlite:///{tmp_path}/db"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# The page.
+
+
+def test_the_page_names_every_file() -> None:
+    text = PAGE.read_text()
+    programs = {
+        "__init__.py",
+        "commands.py",
+        "load.py",
+        "outcome.py",
+        "servers.py",
+        "trial.py",
+        "units.py",
+    }
+    files = {path.name for path in FOLDER.iterdir() if path.is_file()} - programs
+    assert [name for name in sorted(files) if f"`{name}`" not in text] == []
+    services = {f"tokenauth-{name}" for name in SERVICES}
+    assert [name for name in sorted(services) if name not in text] == []
+
+
+def test_cron_runs_the_same_commands() -> None:
+    [block] = re.findall(r"^```\n(RUN=.*?)^```$", PAGE.read_text(), re.M | re.S)
+    lines = [line for line in block.splitlines() if line and not line.startswith(("#", "RUN="))]
+    ran = [shlex.split(line.partition("$RUN ")[2].split(">")[0].split("<")[0]) for line in lines]
+    for words in ran:
+        parse(words)
+    units = [read_unit(name).command for name in COMMANDS if name != "drain"]
+    assert sorted(ran) == sorted([*units, ["tokenauth_audit", "drain", "--once"]])
+
+
+# What the trial counts as lost.
+
+SEEN = [
+    ("r1", 200, False),
+    ("r2", 201, True),
+    ("r3", 401, False),
+    ("r4", 503, True),
+    ("r5", 0, True),
+]
+RESULT = Result(
+    answers=[
+        Answer(request_id=name, caller="kept", began=0, status=status, writes=writes)
+        for name, status, writes in SEEN
+    ],
+    after_revocation=[401, 401],
+)
+
+
+def stored(accepted: str = "r1 r2", rejected: str = "r3", samples: str = "r2") -> Stored:
+    return Stored(accepted=accepted.split(), rejected=rejected.split(), samples=samples.split())
+
+
+def test_nothing_is_lost_if_every_answer_has_its_row() -> None:
+    assert set(find_losses(RESULT, stored()).values()) == {0}
+    numbers = describe(RESULT, stored())
+    assert numbers["requests that were answered with success"] == 2
+    assert (numbers["requests that were answered with 503"], numbers["cut connections"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "loss"),
+    [
+        ({"accepted": "r2"}, "successes without an audit row"),
+        ({"rejected": ""}, "401 without an audit row"),
+        ({"samples": "r2 r5"}, "stored samples without an audit row"),
+        ({"samples": ""}, "answered writes that are not stored"),
+    ],
+)
+def test_losses_are_seen(given: dict[str, str], loss: str) -> None:
+    found = find_losses(RESULT, stored(**given))
+    assert {name for name, number in found.items() if number} == {loss}
+
+
+def test_a_revoked_token_that_is_accepted_is_seen() -> None:
+    result = Result(answers=[], after_revocation=[401, 200, 401])
+    found = find_losses(result, Stored(accepted=[], rejected=[], samples=[]))
+    assert found["answers other than 401 to the revoked token"] == 1
