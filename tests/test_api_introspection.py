@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.api_callers import note_waits
 from tests.conftest import Issue, bearer
 from tests.sinks import ListSink
 from tokenauth import services
+from tokenauth.api import introspection
 from tokenauth.client_info import ClientInfo
 from tokenauth.exceptions import Unavailable
 from tokenauth.models import AuditEvent, Event, Token
@@ -73,6 +75,52 @@ def rows(**conditions: Any) -> list[tuple[str, str, str]]:
     found = AuditEvent.objects.filter(**conditions).exclude(client_id="resource-server")
     kept = found.exclude(event__startswith="token.").order_by("id")
     return list(kept.values_list("event", "token_id", "reason"))
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return how long views sleep, in seconds, while each step of the clock takes five milliseconds."""
+    found: list[float] = []
+    clock = count(0, 0.005)
+    monkeypatch.setattr(introspection, "sleep", found.append)
+    monkeypatch.setattr(introspection, "monotonic", lambda: next(clock))
+    return found
+
+
+@pytest.mark.parametrize(
+    "kind", ["unknown", "revoked", "expired", "limited", "checksum", "malformed"]
+)
+def test_the_time_does_not_tell_why_a_token_is_inactive(
+    kind: str, ask: Ask, issue: Issue, slept: list[float]
+) -> None:
+    issued = issue(allowed_networks=["127.0.0.0/8"] if kind == "limited" else [])
+    text = str(issued.plaintext)
+    if kind == "revoked":
+        services.revoke(issued.token)
+    elif kind == "expired":
+        Token.objects.filter(pk=issued.token.pk).update(expires_at=timezone.now() - DAY)
+    elif kind != "limited":
+        others = {
+            "unknown": generate("tka", NOWHERE),
+            "checksum": text[:-1] + ("A" if text[-1] != "A" else "B"),
+            "malformed": "x" * 5_000,
+        }
+        text = str(others[kind])
+    assert ask(text).json() == {"active": False}
+    assert slept == [pytest.approx(0.02)]
+
+
+def test_an_active_answer_does_not_wait(ask: Ask, issue: Issue, slept: list[float]) -> None:
+    assert ask(issue().plaintext).json()["active"]
+    assert slept == []
+
+
+def test_a_slow_inactive_answer_does_not_wait(
+    ask: Ask, slept: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(introspection, "LEAST_SECONDS", 0.004)
+    assert ask(generate("tka", NOWHERE)).json() == {"active": False}
+    assert slept == [0.0]
 
 
 def test_an_active_token_is_described(
