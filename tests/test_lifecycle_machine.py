@@ -18,7 +18,8 @@ from django.http import HttpResponse
 from django.test import RequestFactory
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
-from hypothesis import HealthCheck, Phase, note, settings
+from hypothesis import HealthCheck, Phase, note
+from hypothesis import settings as run_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -27,11 +28,32 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from pytest_django import Settings
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from tests.jwt_keys import jwt_settings
+from tests.lifecycle_actions import (
+    ACTIONS,
+    ADDRESSES,
+    EVENTS,
+    action,
+    clients,
+    kinds,
+    lives,
+    maybe,
+    networks,
+    numbers,
+    one_of,
+    operations,
+    owners,
+    rates,
+    scopes,
+    some_of,
+    twists,
+)
+from tests.lifecycle_api import CallsTheAPI
 from tests.lifecycle_model import (
-    COVERED_NETWORKS,
     COVERED_SCOPES,
     DAY,
     GRACE,
@@ -40,7 +62,6 @@ from tests.lifecycle_model import (
     MANAGE,
     PEOPLE,
     PERMISSIONS,
-    RATES,
     SELF_SERVICE,
     Acting,
     Foreign,
@@ -52,6 +73,7 @@ from tests.thorough import examples
 from tokenauth import admission, services
 from tokenauth.authentication import TokenAuthentication
 from tokenauth.client_info import Actor, ActorKind, ClientInfo
+from tokenauth.conf import get_settings
 from tokenauth.credentials import Credential
 from tokenauth.decorators import scopes_required
 from tokenauth.exceptions import NotPermitted, Refused
@@ -62,7 +84,6 @@ from tokenauth.principal import Principal
 from tokenauth.tokens import Plaintext
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-ADDRESSES = {"": "203.0.113.7", "10.0.0.0/8": "10.9.9.9", "10.1.0.0/16": "10.1.9.9"}
 SINGLE = {"revoke": services.revoke, "disable": services.disable, "enable": services.enable}
 MANY = {
     "revoke": services.revoke_many,
@@ -72,9 +93,6 @@ MANY = {
 AUTHTOKEN: Any = "authtoken.Token"
 HAS_AUTHTOKEN = apps.is_installed("rest_framework.authtoken")
 """Under tests.moving.settings, where takeovers are among the actions."""
-EVENTS = {"revoke": "token.revoked", "disable": "token.disabled", "enable": "token.enabled"}
-
-Choice = Callable[[Random], Any]
 
 
 def answer(request: Any) -> HttpResponse:
@@ -91,45 +109,7 @@ def drf_view(scopes: list[str]) -> Any:
     return type("View", (APIView,), {**classes, **get, "required_scopes": scopes}).as_view()  # type: ignore[attr-defined]
 
 
-def one_of(*values: Any) -> Choice:
-    return lambda random: random.choice(values)
-
-
-def maybe(choice: Choice) -> Choice:
-    return lambda random: choice(random) if random.random() < 0.4 else None
-
-
-def some_of(*values: Any) -> Choice:
-    return lambda random: frozenset(random.sample(values, random.randrange(4)))
-
-
-numbers = one_of(*range(30))
-kinds = one_of("code", "command", *PEOPLE, *["token"] * 5)
-operations = one_of(*SINGLE)
-scopes = some_of(*COVERED_SCOPES)
-networks = one_of(*COVERED_NETWORKS)
-rates = one_of(*RATES)
-lives = one_of(None, HOUR, 5 * DAY, 9 * DAY, 11 * DAY)
-clients = one_of("bot", "BOT", "jo", "eva")
-owners = one_of(None, *PEOPLE)
-twists = one_of("nothing", "scopes", "scopes", "network", "rate", "life", "owner")
-
-ACTIONS: list[tuple[str, dict[str, Choice]]] = []
-
-
-def action(**arguments: Choice) -> Callable[[Callable[..., None]], Any]:
-    """Have the machine call a method with such arguments."""
-
-    def register(method: Callable[..., None]) -> Callable[..., None]:
-        # Tokens' own rights have the most limits to come close to.
-        weight = {"issue_by_token": 3, "change": 3}.get(method.__name__, 1)
-        ACTIONS.extend([(method.__name__, arguments)] * weight)
-        return method
-
-    return register
-
-
-class Lifecycle(RuleBasedStateMachine):
+class Lifecycle(CallsTheAPI, RuleBasedStateMachine):
     """Each rule says what should happen, does it, and compares."""
 
     def __init__(self) -> None:
@@ -223,11 +203,13 @@ class Lifecycle(RuleBasedStateMachine):
         self.last = rows[-1].pk if rows else self.last
         return sorted((row.event, row.token_id) for row in rows)
 
-    def remember(self, issued: services.Issued, rights: Rights, parent: Known | None) -> None:
+    def remember(
+        self, public_id: str, plaintext: str, rights: Rights, parent: Known | None
+    ) -> None:
         self.world.tokens.append(
             Known(
-                public_id=issued.token.public_id,
-                plaintext=str(issued.plaintext),
+                public_id=public_id,
+                plaintext=plaintext,
                 rights=rights,
                 created_at=self.now,
                 parent=parent,
@@ -321,7 +303,7 @@ class Lifecycle(RuleBasedStateMachine):
             rows=lambda issued: [("token.issued", issued.token.public_id)],
         )
         if issued is not None:
-            self.remember(issued, rights, acting.token)
+            self.remember(issued.token.public_id, str(issued.plaintext), rights, acting.token)
 
     @action(
         kind=kinds, number=numbers, which=numbers, scopes=maybe(scopes),
@@ -373,10 +355,7 @@ class Lifecycle(RuleBasedStateMachine):
         if token.deleted:
             return
         now = self.now + timedelta(seconds=1)
-        ends_at = now + min(LIFETIME, token.rights.ends_at - token.created_at)
-        if acting.token is not None:
-            ends_at = min(ends_at, acting.token.rights.ends_at)
-        rights = replace(token.rights, ends_at=ends_at)
+        rights = self.rights_of_successor(acting, token, now)
         issued = self.attempt(
             lambda: services.rotate(self.row(token), by=self.by(acting)),
             permitted=acting.may_touch(token, now) and acting.may_hand_out(rights, self.world, now),
@@ -387,10 +366,8 @@ class Lifecycle(RuleBasedStateMachine):
             ],
         )
         if issued is not None:
-            parent = token.parent if acting.token in {None, token} else acting.token
-            self.remember(issued, rights, parent)
-            token.rotated = True
-            token.rights = replace(token.rights, ends_at=min(token.rights.ends_at, now + GRACE))
+            text = str(issued.plaintext)
+            self.remember_rotation(issued.token.public_id, text, rights, acting, token)
 
     @action(kind=kinds, number=numbers, which=numbers, name=operations)
     def stop_or_start(self, kind: str, number: int, which: int, name: str) -> None:
@@ -603,6 +580,20 @@ class Lifecycle(RuleBasedStateMachine):
 
     # What should change.
 
+    def rights_of_successor(self, acting: Acting, token: Known, now: datetime) -> Rights:
+        ends_at = now + min(LIFETIME, token.rights.ends_at - token.created_at)
+        if acting.token is not None:
+            ends_at = min(ends_at, acting.token.rights.ends_at)
+        return replace(token.rights, ends_at=ends_at)
+
+    def remember_rotation(
+        self, public_id: str, plaintext: str, rights: Rights, acting: Acting, token: Known
+    ) -> None:
+        parent = token.parent if acting.token in {None, token} else acting.token
+        self.remember(public_id, plaintext, rights, parent)
+        token.rotated = True
+        token.rights = replace(token.rights, ends_at=min(token.rights.ends_at, self.now + GRACE))
+
     def row(self, token: Known) -> Token:
         return Token.objects.get(public_id=token.public_id)
 
@@ -723,8 +714,13 @@ def replay() -> dict[str, tuple[Any, ...]]:
 
 
 @pytest.mark.django_db
-def test_any_sequence_of_changes_keeps_the_rules(configure: Callable[..., None]) -> None:
+def test_any_sequence_of_changes_keeps_the_rules(
+    configure: Callable[..., None], settings: Settings
+) -> None:
+    settings.ROOT_URLCONF = "tests.lifecycle_api"
     configure(
+        JWT=jwt_settings(),
+        VERIFIERS=["tokenauth.verifiers.jwt.JWTVerifier", *get_settings().verifiers],
         SCOPES={"a:read": "A", "a:write": "A", "b": "B"},
         SELF_SERVICE_SCOPES=sorted(SELF_SERVICE),
         MAX_LIFETIME="10d",
@@ -735,10 +731,10 @@ def test_any_sequence_of_changes_keeps_the_rules(configure: Callable[..., None])
     )
     run_state_machine_as_test(
         Lifecycle,
-        settings=settings(
+        settings=run_settings(
             phases=[Phase.generate],  # Shrinking takes minutes; the steps are printed.
             max_examples=examples(3, thorough=10),
-            stateful_step_count=40,
+            stateful_step_count=50,
             deadline=None,
             derandomize=True,
             database=None,
