@@ -406,6 +406,8 @@ def test_a_restore_before_the_first_seal(monkeypatch: pytest.MonkeyPatch) -> Non
     ids += write(2)
     seal_all()
     assert sealed_ids() == ids
+    # Rows of the old cluster have higher numbers than any transaction here, and are sealed.
+    assert cursors.count_waiting(last_seal("default"), "default") == 0
     write(2)
     check_all_sealed_once()
 

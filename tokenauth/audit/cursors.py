@@ -253,12 +253,13 @@ def _origin(using: str) -> str:
     return _ask(using, "SELECT system_identifier::text FROM pg_control_system()")
 
 
-def count_waiting(using: str) -> int:
+def count_waiting(last: AuditSeal | None, using: str) -> int:
     """Return how many rows can't be sealed yet, because a later commit may precede them.
 
-    The rows that sealing wrote itself don't count: they wait for other rows.
+    ``last`` is the last seal. The rows that sealing wrote itself don't count: they wait for other
+    rows.
     """
-    rows = AuditEvent.objects.using(using).exclude(event=Event.AUDIT_SEALED.value)
+    rows = find_unsealed(last, using)
     if _vendor(using) == "postgresql":
         return rows.filter(xid__gte=_oldest_running(using)[0]).count()
     if not may_be_late(using):

@@ -161,12 +161,13 @@ class Command(BaseCommand):
                 counts.append(made.count)
                 progress(made.count)
         self._say(f"Sealed {count_of(sum(counts), 'row')} in {count_of(len(counts), 'seal')}.")
-        if waiting := count_waiting(using):
+        last = last_seal(using)
+        if waiting := count_waiting(last, using):
             self._say(
                 f"Not sealed yet: {count_of(waiting, 'row')}, because open transactions may still "
                 "add rows before them."
             )
-        if print_head and (last := last_seal(using)):
+        if print_head and last:
             self.stdout.write(str(last))
 
     def _verify(
