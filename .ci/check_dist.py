@@ -20,7 +20,8 @@ NEEDED = {
 TOP_LEVEL = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md"}
 BUILD = {".gitignore", "PKG-INFO", "pyproject.toml"}
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
-_OWN = re.compile(r"https://github\.com/drf-tokenauth/drf-tokenauth/blob/v[^/]+/([^#]+)")
+_PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
+_OWN = re.compile(r"https://github\.com/drf-tokenauth/drf-tokenauth/(?:blob|raw)/v[^/]+/([^#]+)")
 
 
 def files_below(folder: Path) -> set[str]:
@@ -44,6 +45,10 @@ def check_links(metadata: str) -> list[str]:
     links = _LINK.findall(description)
     problems = [f"not absolute: {link}" for link in links if not link.startswith("https://")]
     own = [match[1] for match in map(_OWN.match, links) if match]
+    # An address with "blob" answers with a page around the picture.
+    problems += [
+        f"no picture: {link}" for link in _PICTURE.findall(description) if "/raw/" not in link
+    ]
     if not own:
         problems.append("the description has no link to the documentation")
     return problems + [f"no such file: {path}" for path in own if not (ROOT / path).exists()]

@@ -21,6 +21,7 @@ from pytest_django.live_server_helper import LiveServer
 from project.presets import mcp_guide
 from tests.browsers import NEEDS_BROWSER, find_violations, follow, open_list, read_plaintext, shoot
 from tests.conftest import Issue
+from tokenauth import services
 from tokenauth.models import AuditEvent, Token
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -369,3 +370,25 @@ def test_the_api_is_browsable_under_a_content_security_policy(page: Any, issue: 
     shoot(page, "docs-tried")
     assert '"client_id": "laptop"' in page.inner_text(".live-responses-table")
     assert problems == []
+
+
+def test_the_picture_of_the_readme(page: Any, live_server: LiveServer, issue: Issue) -> None:
+    """To renew it, copy ``admin.png`` from the folder in TOKENAUTH_TEST_PICTURES to docs/images."""
+    read, write = "samples:read", "samples:write"
+    soon = timezone.now() + timedelta(days=5)
+    jo = User.objects.create_user("jo")
+    used = [
+        issue(client_id="claude-desktop", name="Laptop", scopes=[read], user=jo),
+        issue(client_id="ci", name="Build server", scopes=[read, write], rate="600/m"),
+        issue(client_id="reports", name="Weekly export", scopes=[read], expires_at=soon),
+    ]
+    paused = issue(client_id="scanner", name="In repair", scopes=[write])
+    lost = issue(client_id="phone", name="Stolen", scopes=[read])
+    assert [call(live_server, str(one.plaintext)) for one in used] == [200] * 3
+    services.disable(paused.token)
+    services.revoke(lost.token, reason="stolen")
+    page.set_viewport_size({"width": 1280, "height": 400})
+    page.goto("/admin/tokenauth/token/")
+    rows = page.inner_text("#result_list")
+    assert [rows.count(status) for status in ("active", "disabled", "revoked")] == [2, 1, 1]
+    shoot(page, "admin")

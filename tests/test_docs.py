@@ -732,6 +732,12 @@ def test_links_lead_somewhere(page: str) -> None:
         assert (PAGES[page].parent / link).exists(), link
 
 
+def test_pictures_are_small() -> None:
+    sizes = {file.name: file.stat().st_size for file in (DOCS / "images").iterdir()}
+    assert sizes
+    assert [name for name, size in sizes.items() if size > 150_000] == []
+
+
 def test_the_index_links_every_page() -> None:
     linked = set(_LINK.findall(prose("index.md")))
     assert {str(file.relative_to(DOCS)) for file in DOCS.rglob("*.md")} - linked == {"index.md"}
