@@ -23,7 +23,8 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.testing import ApplicationCommunicator
 from django.core.management import call_command, get_commands, load_command_class
 from django.test import Client
 from django.urls import path
@@ -443,6 +444,51 @@ def test_the_mcp_server_answers_in_its_place(run: Run, issue: Issue) -> None:
     assert (called.status_code, "laptop" in called.text) == (200, True)
     assert refused.status_code == 401
     assert metadata.json()["resource"] == application["URL"]
+
+
+def test_a_websocket_ends_with_its_token(run: Run, issue: Issue) -> None:
+    application = run(snippet("asgi.md", "def authenticate("))["application"]
+    good, other = issue(client_id="laptop", scopes=[READ]), issue(scopes=[WRITE])
+
+    def connect(*headers: tuple[bytes, bytes]) -> Any:
+        scope = {"type": "websocket", "path": "/ws", "headers": headers, "query_string": b""}
+        communicator: Any = ApplicationCommunicator
+        return communicator(application, {**scope, "client": ("192.0.2.1", 1)})
+
+    async def talk() -> list[Any]:
+        seen = []
+        for headers in ([], [sent_as(other)], [sent_as(good)]):
+            socket = connect(*headers)
+            await socket.send_input({"type": "websocket.connect"})
+            seen.append((await socket.receive_output(60))["type"])
+        for revoke in (False, True):
+            if revoke:
+                await sync_to_async(services.revoke)(good.token)
+            await socket.send_input({"type": "websocket.receive", "text": "hello"})
+            answer = await socket.receive_output(60)
+            seen.append(answer.get("text") or answer["code"])
+        return seen
+
+    refused, accepted = "websocket.close", "websocket.accept"
+    seen = async_to_sync(talk)()
+    assert seen == [refused, refused, accepted, "Hello, laptop!", 4401]
+    row = AuditEvent.objects.filter(event=Event.AUTH_REJECTED).get()
+    assert (row.reason, row.path, row.ip) == ("revoked", "/ws", "192.0.2.1")
+    assert AuditEvent.objects.filter(event=Event.AUTH_ACCEPTED).count() == 3
+
+
+def sent_as(issued: services.Issued) -> tuple[bytes, bytes]:
+    return (b"authorization", f"Bearer {issued.plaintext!s}".encode())
+
+
+def test_a_browser_sends_its_token_in_a_message(run: Run, issue: Issue) -> None:
+    authenticate = run(snippet("asgi.md", "def authenticate("))["authenticate"]
+    with_token = run(snippet("asgi.md", "def with_token("))["with_token"]
+    scope = {"type": "websocket", "path": "/ws", "headers": [(b"authorization", b"Basic YTph")]}
+    token = str(issue(client_id="laptop").plaintext)
+    assert authenticate(with_token(scope, token)).client_id == "laptop"
+    assert [authenticate(with_token(scope, text)) for text in ("", "é", "wrong")] == [None] * 3
+    assert authenticate(scope) is None
 
 
 def test_a_token_is_exchanged_for_a_jwt(
