@@ -47,7 +47,6 @@ from tokenauth.principal import Principal
 from tokenauth.rates import parse_rate
 from tokenauth.responses import Refusal
 from tokenauth.signals import audited
-from tokenauth.verifiers.database import DatabaseVerifier
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -680,16 +679,15 @@ def test_readme_has_two_commands() -> None:
 
 
 @pytest.mark.parametrize("page", ["README.md", "settings.md"])
-def test_settings_are_complete_and_their_defaults_true(page: str) -> None:
+def test_defaults_of_settings_are_true(page: str) -> None:
     rows = {codes(row["key"])[0]: row["default"] for row in table(page, "key")}
-    assert sorted(rows) == sorted(conf._READERS)
+    assert len(rows) >= 7
     for key, default in rows.items():
-        if default == "the database":
-            assert parse_settings({}).verifiers == (
-                f"{DatabaseVerifier.__module__}.DatabaseVerifier",
-            )
-        else:
-            assert parse_settings({key: value(default)}) == parse_settings({}), key
+        assert parse_settings({key: value(default)}) == parse_settings({}), key
+
+
+def test_settings_are_complete() -> None:
+    assert sorted(column("settings.md", "key")) == sorted(conf._READERS)
 
 
 def test_examples_of_settings_can_be_read() -> None:
