@@ -15,7 +15,7 @@ from tests.conftest import Issue, Run, bearer
 from tests.test_summary import HOUR, NOW, make, run, write
 from tokenauth.audit import statistics, summary
 from tokenauth.audit.rows import make_row
-from tokenauth.audit.statistics import Decisions, Lag, measure_lag
+from tokenauth.audit.statistics import Decisions, Lag, measure_lag, uncounted
 from tokenauth.client_info import ClientInfo
 from tokenauth.models import AuditEvent, AuditSummary, Event, SummaryFacet, Token
 
@@ -85,6 +85,12 @@ def test_names_that_differ_in_letter_case_are_kept_apart() -> None:
     clients = statistics.most_frequent(SummaryFacet.CLIENT, **RANGE)
     assert (clients[0], set(clients[1:])) == (("ci", 2), {("CI", 1), ("ci ", 1)})
     assert statistics.most_frequent(SummaryFacet.VIEW, **RANGE) == [("v", 3), ("V", 1)]
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="others write plans otherwise")
+def test_rows_that_are_not_counted_are_found_by_their_ids() -> None:
+    plan = uncounted("default").filter(at__gte=NOW).explain()
+    assert "SEARCH tokenauth_auditevent USING INTEGER PRIMARY KEY" in plan
 
 
 def test_a_row_from_a_clock_that_is_ahead_has_no_age() -> None:
