@@ -36,8 +36,10 @@ from tokenauth.models.paging import RowCount, count_rows, read_page
 
 MOST_TOKENS = 10
 """How many tokens each list has."""
-MOST_COUNTED = 10_000
+MOST_COUNTED = 1_000
 """How many tokens are counted: counting millions takes longer than the rest of the page."""
+_SECONDS_PER_LIST = 0.1
+"""The time limit for finding the tokens of a list that no index serves: the page has several."""
 _SOON = (7, 30)
 _IDLE_DAYS = 90
 _RANKINGS = [
@@ -190,7 +192,7 @@ class OverviewPages(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def _list_found(self, title: str, tokens: QuerySet[Token], **filters: str) -> TokenList:
         """Return the newest of ``tokens``, as far as they are found while there is time."""
-        page = read_page(tokens, size=MOST_TOKENS)
+        page = read_page(tokens, size=MOST_TOKENS, seconds=_SECONDS_PER_LIST)
         counted = (
             RowCount(len(page.rows), is_all=False)
             if page.is_cut

@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 from django.db.models import Q, QuerySet
 
 SECONDS = 0.25
-"""The time limit for one page or one count; the window that is being searched is completed."""
+"""The time limit for one page; the window that is being searched is completed."""
+SECONDS_TO_COUNT = 0.1
+"""The time limit for one count. It is lower, because people wait for the rows and not for their number."""
 QUICK = 0.02
 """If a window takes fewer seconds than this, the next window is wider."""
 NARROWEST, WIDEST = 20_000, 200_000
@@ -50,15 +52,18 @@ def read_page(
     ranges: Ranges | None = None,
     before: int | None = None,
     after: int | None = None,
+    seconds: float | None = None,
 ) -> Page:
     """Return the ``size`` newest of ``rows`` with ids below ``before``.
 
     With ``after``, the oldest ones with ids above it. ``ranges`` are the ranges of ids that hold all
-    of ``rows``, in order, if the caller knows them.
+    of ``rows``, in order, if the caller knows them. ``seconds`` is the time limit, by default
+    ``SECONDS``.
     """
     spans = _clip(find_span(rows) if ranges is None else ranges, before, after)
     is_forward = after is not None and before is None
-    found, stopped = _search(rows, spans, size + 1, is_forward=is_forward)
+    limit = SECONDS if seconds is None else min(seconds, SECONDS)
+    found, stopped = _search(rows, spans, size + 1, is_forward=is_forward, seconds=limit)
     further = found[size - 1].pk if len(found) > size else stopped
     found = found[:size]
     if is_forward:
@@ -88,7 +93,7 @@ class RowCount(NamedTuple):
 
 
 def count_rows(rows: QuerySet[Any], limit: int) -> RowCount:
-    """Return the number of ``rows``; counting stops at ``limit``, or after ``SECONDS``."""
+    """Return the number of ``rows``; counting stops at ``limit``, or when its time is up."""
     keys, total = rows.order_by().values("pk"), 0
 
     def count(group: Ranges) -> bool:
@@ -96,7 +101,8 @@ def count_rows(rows: QuerySet[Any], limit: int) -> RowCount:
         total += keys.filter(within(group))[: limit - total].count()
         return total >= limit
 
-    stopped = _walk(find_span(rows), count, is_forward=False)
+    seconds = min(SECONDS_TO_COUNT, SECONDS)
+    stopped = _walk(find_span(rows), count, is_forward=False, seconds=seconds)
     return RowCount(total, is_all=stopped is None and total < limit)
 
 
@@ -120,7 +126,7 @@ def _clip(ranges: Ranges, before: int | None, after: int | None) -> Ranges:
 
 
 def _search(
-    rows: QuerySet[Any], spans: Ranges, size: int, *, is_forward: bool
+    rows: QuerySet[Any], spans: Ranges, size: int, *, is_forward: bool, seconds: float
 ) -> tuple[list[Any], int | None]:
     """Return ``size`` rows, and the last id searched; None if the search reached the end."""
     ordered = rows.order_by("pk" if is_forward else "-pk")
@@ -130,15 +136,17 @@ def _search(
         found.extend(ordered.filter(within(group))[: size - len(found)])
         return len(found) >= size
 
-    return found, _walk(spans, read, is_forward=is_forward)
+    return found, _walk(spans, read, is_forward=is_forward, seconds=seconds)
 
 
-def _walk(spans: Ranges, visit: Callable[[Ranges], bool], *, is_forward: bool) -> int | None:
+def _walk(
+    spans: Ranges, visit: Callable[[Ranges], bool], *, is_forward: bool, seconds: float
+) -> int | None:
     """Call ``visit`` with one window after the other until it returns True or the time is up.
 
     Returns the last id of the windows if the time was up, and None otherwise.
     """
-    end, width, rest = monotonic() + SECONDS, NARROWEST, list(spans)
+    end, width, rest = monotonic() + seconds, NARROWEST, list(spans)
     while rest:
         group, rest = _split(rest, width, is_forward=is_forward)
         began = monotonic()
