@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from django.db import OperationalError, connection, transaction
+from django.db.models import Min
 from django.test.utils import CaptureQueriesContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from tests.audit_log import ACTOR, late_commit, needs_postgresql, raw, settle
 from tests.locks import held
 from tests.thorough import examples
-from tokenauth.audit import summary
+from tokenauth.audit import cursors, summary
 from tokenauth.audit.rows import make_row
 from tokenauth.audit.sealing.retention import prune
 from tokenauth.audit.statistics import measure_lag, uncounted
@@ -38,6 +40,7 @@ SHOWN = ("facet", "hour", "event", "token_id", "value", "count", "first_id", "la
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summary, "ROWS_PER_BLOCK", 7)
+    monkeypatch.setattr(cursors, "IDS_PER_LOOK", 5)
     monkeypatch.setattr("django.utils.timezone.now", lambda: NOW)
 
 
@@ -106,7 +109,7 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("write"), st.lists(ROWS, min_size=1, max_size=9)),
         st.tuples(st.just("young"), st.lists(ROWS, min_size=1, max_size=2)),
-        st.tuples(st.sampled_from(["summarise", "one block", "busy"]), st.none()),
+        st.tuples(st.sampled_from(["summarise", "one block", "look", "busy"]), st.none()),
         st.tuples(st.just("prune"), st.integers(2, 7).map(lambda hours: NOW - hours * HOUR)),
         st.tuples(st.just("prune"), st.integers(120, 420).map(lambda m: NOW - m * HOUR / 60)),
         st.tuples(
@@ -131,6 +134,9 @@ def do(step: str, given: Any) -> None:
     elif step == "busy":
         with holding_the_lock():
             assert not summary.catch_up(using="default")
+    elif step == "look":
+        settle()
+        summary.catch_up(using="default", seconds=0)
     else:
         settle()
         for _count in summary.summarise(using="default"):
@@ -238,6 +244,65 @@ def test_catching_up_is_bounded() -> None:
     assert 0 < measure_lag(using="default").rows < 30
     assert summary.catch_up(using="default")
     assert stored() == counted()
+
+
+class SlowMin(Min):
+    """The lowest value, which PostgreSQL takes a minute to find."""
+
+    template = "CASE WHEN pg_sleep(60) IS NULL THEN 0 ELSE %(function)s(%(expressions)s) END"
+
+
+@pytest.fixture
+def short_of_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Write rows, have them counted, write more, and let it take too long to find the first of these."""
+
+    def write_rows(before: int, later: int) -> None:
+        write(*(make() for _ in range(before)))
+        run()
+        write(*(make() for _ in range(later)))
+        settle()
+        monkeypatch.setattr(summary, "SECONDS_TO_OPEN", 0.01)
+        monkeypatch.setattr(cursors, "Min", SlowMin)
+
+    return write_rows
+
+
+@needs_postgresql
+@pytest.mark.parametrize("before", [0, 40], ids=["first", "later"])
+def test_a_window_whose_first_row_is_not_found_in_time(
+    before: int, short_of_time: Callable[[int, int], None]
+) -> None:
+    short_of_time(before, 40)
+    steps = 0
+    while not summary.catch_up(using="default", seconds=0):
+        assert measure_lag(using="default").rows <= 40
+        steps += 1
+    assert steps >= (before + 40) // summary.ROWS_PER_BLOCK
+    assert stored() == counted()
+    assert measure_lag(using="default").rows == 0
+
+
+@needs_postgresql
+def test_the_command_skips_what_is_counted_already(
+    short_of_time: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_of_time(300, 20)
+    assert not summary.catch_up(using="default", seconds=0)
+    assert measure_lag(using="default").rows == 20
+    monkeypatch.setattr(cursors, "Min", Min)
+    assert len(list(summary.summarise(using="default"))) <= 6
+    assert stored() == counted()
+
+
+@needs_postgresql
+def test_the_limit_of_one_search_ends_with_it() -> None:
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SET LOCAL statement_timeout = '90s'")
+        for statement in ("SELECT 1", "SELECT pg_sleep(60)"):
+            with suppress(cursors._TooSlow), cursors._time_limit(0.01, "default"):
+                cursor.execute(statement)
+            cursor.execute("SHOW statement_timeout")
+            assert cursor.fetchone() == ("90s",)
 
 
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="others have locks on rows")

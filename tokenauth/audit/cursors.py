@@ -12,6 +12,9 @@ among the sealed ones is sealed by these numbers first, then all rows up to the 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from functools import reduce
@@ -20,6 +23,7 @@ from typing import Any, NamedTuple
 
 from django.db import OperationalError, connections, transaction
 from django.db.models import F, Max, Min, Q, QuerySet
+from django.db.models.lookups import GreaterThanOrEqual, LessThan
 from django.utils import timezone
 
 from tokenauth.exceptions import SealError
@@ -28,8 +32,12 @@ from tokenauth.models import AuditEvent, AuditSeal, Event
 LAG = timedelta(minutes=1)
 """How old rows must be to be final, where transactions have no numbers."""
 LOCK_TIMEOUT_MS = 5_000
+IDS_PER_LOOK = 20_000
+"""In how many ids the next row of a window is looked for by the key."""
 MARKS = 8
 """The most marks of a cursor."""
+_QUERY_CANCELED = "57014"
+"""PostgreSQL's SQLSTATE for a statement that took too long."""
 
 
 class Mark(NamedTuple):
@@ -81,10 +89,23 @@ class Cursor:
 
     def rows(self, using: str) -> Any:
         """Return the rows of the open window that are not sealed, by id."""
+        return self._rows(using, F("xid"))
+
+    def rows_until(self, last: int, using: str) -> Any:
+        """Return those of ``rows`` with ids up to ``last``, which databases find by their ids.
+
+        PostgreSQL may expect few rows in the window, and read all of them by the index on
+        transactions, which doesn't serve an expression.
+        """
+        return self._rows(using, F("xid") + 0).filter(id__lte=last)
+
+    def _rows(self, using: str, number: Any) -> Any:
         found = AuditEvent.objects.using(using).filter(id__gt=max(self.closed_id, self.after))
         if self.window == "id":
             return found.filter(id__lte=self.until).order_by("id")
-        found = found.filter(xid__gte=self.closed_xid, xid__lt=self.until)
+        found = found.filter(
+            GreaterThanOrEqual(number, self.closed_xid), LessThan(number, self.until)
+        )
         if self.window == "old":
             found = found.filter(id__lte=self.highest)
         # Rows that an intruder inserted stay unsealed, so that verification finds them.
@@ -179,12 +200,18 @@ def read_position(text: str, using: str) -> Cursor | None:
 
 
 def open_window(
-    cursor: Cursor, using: str, *, is_first: bool, lag: timedelta | None = None
+    cursor: Cursor,
+    using: str,
+    *,
+    is_first: bool,
+    lag: timedelta | None = None,
+    seconds: float | None = None,
 ) -> Cursor | None:
     """Return ``cursor`` with a window of final rows, or None if there are no new ones.
 
     With ``lag``, on databases where transactions have no numbers, the window ends before the first
-    row that is younger. Raises SealError if that needs a lock that it can't get.
+    row that is younger. ``seconds`` limits the search for the first row of the window, see
+    ``find_next``. Raises SealError if that needs a lock that it can't get.
     """
     cursor, known = localise(cursor, using), cursor.origin
     if cursor.window:
@@ -192,7 +219,7 @@ def open_window(
     if _vendor(using) == "postgresql":
         origin = _origin(using)
         if origin == known or (is_first and not _has_foreign_rows(using)):
-            return _open_by_transaction(replace(cursor, origin=origin), using)
+            return _open_by_transaction(replace(cursor, origin=origin), using, seconds)
         return _reopen(cursor, origin, using)
     if lag is not None:
         until = _last_before_young(using, cursor.closed_id, timezone.now() - lag)
@@ -210,14 +237,67 @@ def _vendor(using: str) -> str:
     return connections[using].vendor
 
 
-def _open_by_transaction(cursor: Cursor, using: str) -> Cursor | None:
+def find_next(window: Cursor, using: str, *, seconds: float | None) -> int | None:
+    """Return a lower bound of the ids of all rows in the open window that are not sealed.
+
+    It is the id of the next such row if this is found within ``seconds``; None has no limit, and 0
+    searches the next ``IDS_PER_LOOK`` ids only. Otherwise it is the id of a row after these ids, from
+    which the search can continue. Returns None if no row is left.
+    """
+    rows = window.rows(using)
+    if window.window == "id":
+        return _lowest(rows)
+    near = max(window.closed_id, window.after) + IDS_PER_LOOK
+    first = _lowest(window.rows_until(near, using))
+    if first is not None:
+        return first
+    with suppress(_TooSlow), _time_limit(seconds, using):
+        # As an expression, so that PostgreSQL uses the index on transactions, not the one on ids.
+        found: int | None = rows.order_by().aggregate(first=Min(F("id") + 0))["first"]
+        return found
+    return _lowest(AuditEvent.objects.using(using).filter(id__gt=near))
+
+
+def _open_by_transaction(cursor: Cursor, using: str, seconds: float | None) -> Cursor | None:
     oldest, began = _oldest_running(using)
     if oldest <= cursor.closed_xid:
         return None
     opened = replace(cursor, window="xid", until=oldest, began=began)
-    # As an expression, so that PostgreSQL uses the index on transactions, not the one on ids.
-    first = opened.rows(using).order_by().aggregate(first=Min(F("id") + 0))["first"]
+    first = find_next(opened, using, seconds=seconds)
     return None if first is None else replace(opened, after=first - 1)
+
+
+def _lowest(rows: QuerySet[AuditEvent]) -> int | None:
+    return rows.order_by("id").values_list("id", flat=True).first()
+
+
+class _TooSlow(Exception):
+    pass
+
+
+@contextmanager
+def _time_limit(seconds: float | None, using: str) -> Iterator[None]:
+    """Raise _TooSlow if a statement in the block takes longer than ``seconds``; for 0, at once.
+
+    For PostgreSQL, in a transaction.
+    """
+    if seconds is None:
+        yield
+        return
+    if not seconds:
+        raise _TooSlow
+    # In milliseconds; 0 for no limit.
+    before = int(_ask(using, "SELECT setting FROM pg_settings WHERE name = 'statement_timeout'"))
+    limit = min(before or math.inf, seconds * 1_000)
+    try:
+        with transaction.atomic(using=using):
+            _ask(using, f"SELECT set_config('statement_timeout', '{limit:.0f}', true)")
+            yield
+            _ask(using, f"SELECT set_config('statement_timeout', '{before}', true)")
+    except OperationalError as error:
+        if getattr(error.__cause__, "sqlstate", "") != _QUERY_CANCELED:
+            raise
+        raise _TooSlow from error
 
 
 def _reopen(cursor: Cursor, origin: str, using: str) -> Cursor | None:
@@ -243,8 +323,14 @@ def _reopen(cursor: Cursor, origin: str, using: str) -> Cursor | None:
 
 def _has_foreign_rows(using: str) -> bool:
     """Return whether rows have transactions' numbers that this cluster has not given yet."""
-    last = AuditEvent.objects.using(using).aggregate(last=Max("xid"))["last"] or 0
-    return bool(last > int(_ask(using, "SELECT pg_current_xact_id()::text")))
+    given = int(_ask(using, "SELECT pg_current_xact_id()::text"))
+    # Only rows above it are read, or this would read the whole table. They may be foreign, or of
+    # transactions that began since, which the next snapshot knows.
+    newer = AuditEvent.objects.using(using).filter(xid__gt=given)
+    last = newer.aggregate(last=Max("xid"))["last"] or 0
+    return last > given and last >= int(
+        _ask(using, "SELECT pg_snapshot_xmax(pg_current_snapshot())::text")
+    )
 
 
 def _origin(using: str) -> str:

@@ -22,7 +22,7 @@ from django.db import OperationalError, connections, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Count, F, Max, Min, Sum
 
-from tokenauth.audit.cursors import Cursor, open_window, read_position
+from tokenauth.audit.cursors import Cursor, find_next, open_window, read_position
 from tokenauth.audit.hours import by_hour, read_hour
 from tokenauth.client_info import address_key
 from tokenauth.exceptions import SealError, SummaryBusy
@@ -37,6 +37,8 @@ LAG = timedelta(minutes=10)
 """How old rows must be to be counted, where transactions have no numbers."""
 ROWS_PER_BLOCK = 20_000
 """How many ids are counted in one transaction."""
+SECONDS_TO_OPEN = 1.0
+"""How long ``catch_up`` looks for the first row that is not counted."""
 MOST_VALUES = 1_000
 """How many values are kept apart per facet, event and hour. At twice as many, the less frequent
 ones are counted as "other"."""
@@ -70,24 +72,25 @@ Tally = dict[tuple[datetime, Counted], list[int]]
 """Hour and what is counted → how often, the lowest and the highest id."""
 
 
-def summarise(*, using: str) -> Iterator[int]:
+def summarise(*, using: str, is_bounded: bool = False) -> Iterator[int]:
     """Count the rows that are final, in blocks; give the number of each once it is committed.
 
     A caller that stops early loses nothing: the next call continues. Rows that become final
-    meanwhile are left to the next call. Raises SummaryBusy if another process is summarising, and
-    SealError if the database was restored from elsewhere and is being written to.
+    meanwhile are left to the next call. ``is_bounded`` limits what is read for each number. Raises
+    SummaryBusy if another process is summarising, and SealError if the database was restored from
+    elsewhere and is being written to.
     """
     is_last = False
     while True:
         with _locked(using) as cursor:
             window: Cursor | None = cursor
-            if not cursor.window:
-                is_first = cursor == Cursor()
-                window = None if is_last else open_window(cursor, using, is_first=is_first, lag=LAG)
-                is_last = True
-            if window is None:
+            if not cursor.window and not is_last:
+                seconds = SECONDS_TO_OPEN if is_bounded else None
+                is_first, is_last = cursor == Cursor(), True
+                window = open_window(cursor, using, is_first=is_first, lag=LAG, seconds=seconds)
+            if window is None or not window.window:
                 return
-            count, after = _count_block(window, using)
+            count, after = _count_block(window, using, is_bounded=is_bounded)
             _positions(using).update(cursor=str(after))
         yield count
 
@@ -100,7 +103,7 @@ def catch_up(*, using: str, seconds: float = 1.0) -> bool:
     """
     end = monotonic() + seconds
     try:
-        for _count in summarise(using=using):
+        for _count in summarise(using=using, is_bounded=True):
             if monotonic() >= end:
                 return False
     except SummaryBusy:
@@ -239,16 +242,15 @@ def _take_sqlite(stack: ExitStack, using: str, *, wait: bool) -> str:
         raise SummaryBusy from error
 
 
-def _count_block(window: Cursor, using: str) -> tuple[int, Cursor]:
+def _count_block(window: Cursor, using: str, *, is_bounded: bool) -> tuple[int, Cursor]:
     """Count the next block of a window; return how many rows it has, and the cursor after it."""
-    rows = window.rows(using)
-    first = rows.values_list("id", flat=True).first()
+    first = find_next(window, using, seconds=0 if is_bounded else None)
     if first is None:
         return 0, window.closed()
     last = (first // ROWS_PER_BLOCK + 1) * ROWS_PER_BLOCK - 1
     if window.window == "id":
         last = min(last, window.until)
-    tally = _tally(rows.filter(id__lte=last), using)
+    tally = _tally(replace(window, after=first - 1).rows_until(last, using), using)
     _add(tally, using)
     _fold(tally, using)
     counts = (
