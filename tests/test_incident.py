@@ -7,6 +7,9 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import pytest
@@ -14,14 +17,18 @@ from django.core.management.base import CommandError
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
+from tests.audit_log import settle
 from tests.conftest import Issue, Run, ask, header
 from tests.test_docs import blocks
 from tokenauth import services
+from tokenauth.audit import summary, traces
+from tokenauth.audit.cursors import Cursor
 from tokenauth.audit.database import save_row
 from tokenauth.audit.rows import make_row
+from tokenauth.audit.statistics import most_frequent, uncounted
 from tokenauth.client_info import Actor, ActorKind, ClientInfo
 from tokenauth.management import incidents
-from tokenauth.models import AuditEvent, Event, Token
+from tokenauth.models import AuditEvent, Event, SummaryFacet, Token
 from tokenauth.models.tokens import TokenQuerySet
 from tokenauth.services import stopping
 from tokenauth.services.incidents import revoke_leaked
@@ -275,17 +282,21 @@ def test_input_that_is_no_text(issue: Issue, run: Run, monkeypatch: pytest.Monke
 # The report.
 
 
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("summarised", [True, False])
 def test_what_it_did_is_listed(
     summarised: bool, issue: Issue, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not summarised:
-        monkeypatch.setattr(incidents, "catch_up", lambda **_options: False)
+    monkeypatch.setattr(summary, "LAG", timedelta())
     issued = issue(client_id="ci", scopes=["samples:read"])
     for _ in range(2):
         ask("/api/v1/whoami/", header(issued))
     ask("/api/v1/samples/", header(issued), REMOTE_ADDR="192.0.2.7")
     ask("/api/v1/samples/", header(issue(scopes=["samples:read"])), REMOTE_ADDR="192.0.2.9")
+    if summarised:
+        settle()
+        assert summary.catch_up(using="default")
+        assert not uncounted("default").exists()
     [token] = run.json("incident", issued.token.public_id)["tokens"]
     assert (token["id"], token["client_id"], token["leaked"]) == (
         issued.token.public_id,
@@ -341,7 +352,6 @@ def test_long_lists_are_cut(
 def test_values_beyond_the_limit_are_not_counted(
     issue: Issue, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(incidents, "catch_up", lambda **_options: False)
     monkeypatch.setattr("tokenauth.audit.traces.MOST_GROUPS", 2)
     issued = issue()
     for number in (1, 2, 3, 3):
@@ -352,10 +362,71 @@ def test_values_beyond_the_limit_are_not_counted(
     assert "summarise" in run("incident", issued.token.public_id)
 
 
+def test_rows_are_counted_in_parts_from_the_newest_on(
+    issue: Issue, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traces, "IDS_PER_PART", 1)
+    monkeypatch.setattr(traces, "PARTS", 2)
+    issued = issue()
+    for number in (1, 2, 2, 3, 3, 3):
+        ask("/api/v1/whoami/", header(issued), REMOTE_ADDR=f"192.0.2.{number}")
+    [token] = run.json("incident", issued.token.public_id)["tokens"]
+    assert (token["calls"], token["complete"]) == (6, True)
+    assert token["addresses"] == {"192.0.2.3": 3, "192.0.2.2": 2, "192.0.2.1": 1}
+    # The clock is asked when counting begins and before each part; the revocation is the newest row.
+    clock = count()
+    monkeypatch.setattr(traces, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(traces, "SECONDS", 3)
+    [token] = run.json("incident", issued.token.public_id)["tokens"]
+    assert (token["calls"], token["complete"]) == (3, False)
+    assert token["addresses"] == {"192.0.2.3": 3}
+
+
+def test_only_parts_that_are_not_summarised_are_counted(
+    issue: Issue, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traces, "IDS_PER_PART", 1)
+    monkeypatch.setattr(traces, "PARTS", 1)
+    issued, other = issue(), issue()
+    ask("/api/v1/whoami/", header(issued))
+    for _ in range(10):
+        ask("/api/v1/whoami/", header(other))
+    counted = AuditEvent.objects.latest("id").pk
+    position = replace(Cursor(), closed_id=counted)
+    monkeypatch.setattr(traces, "find_position", lambda _using: position)
+    for _ in range(3):
+        ask("/api/v1/whoami/", header(other))
+    with CaptureQueriesContext(connection) as queries:
+        [token] = run.json("incident", issued.token.public_id)["tokens"]
+    assert (token["calls"], token["complete"]) == (0, True)
+    # The first part is empty, so the lowest row that counts is looked up, and no part before it.
+    grouping = [query for query in queries if "GROUP BY" in query["sql"]]
+    assert len(grouping) <= 6
+
+
+@pytest.mark.django_db(transaction=True)
+def test_rows_that_are_summarised_meanwhile_count_once(
+    issue: Issue, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summary, "LAG", timedelta())
+    issued = issue()
+    for _ in range(3):
+        ask("/api/v1/whoami/", header(issued))
+    settle()
+
+    def summarise_in_between(facet: SummaryFacet, **options: Any) -> Any:
+        if facet is SummaryFacet.TOKEN_VIEW:
+            list(summary.summarise(using="default"))
+        return most_frequent(facet, **options)
+
+    monkeypatch.setattr(traces, "most_frequent", summarise_in_between)
+    [token] = run.json("incident", issued.token.public_id)["tokens"]
+    assert (token["calls"], token["views"]) == (3, {"whoami": 3})
+
+
 def test_rows_of_many_tokens_are_counted_at_once(
     manager: services.Issued, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(incidents, "catch_up", lambda **_options: False)
     tokens = [manager, *(child_of(manager) for _ in range(3))]
     for number, issued in enumerate(tokens):
         for _ in range(number):

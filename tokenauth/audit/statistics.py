@@ -219,14 +219,19 @@ def _at(since: datetime | None, until: datetime | None, ip: str) -> Q:
     return Q(**{column: value for column, value in columns.items() if value is not None})
 
 
-def uncounted(using: str) -> QuerySet[AuditEvent]:
-    """Return the rows that the summary has not counted yet."""
+def find_position(using: str) -> Cursor:
+    """Return the position up to which the summary has counted the rows."""
     found = AuditPosition.objects.using(using).filter(name=POSITION)
     text = found.values_list("cursor", flat=True).first()
-    cursor = (None if text is None else read_position(text, using)) or Cursor()
+    return (None if text is None else read_position(text, using)) or Cursor()
+
+
+def uncounted(using: str, position: Cursor | None = None) -> QuerySet[AuditEvent]:
+    """Return the rows that the summary has not counted yet, or had not at ``position``."""
+    position = find_position(using) if position is None else position
     # The first condition follows from the second; SQLite finds the index by it.
-    rows = AuditEvent.objects.using(using).filter(id__gt=cursor.closed_id)
-    return rows.exclude(cursor.covered()).order_by()
+    rows = AuditEvent.objects.using(using).filter(id__gt=position.closed_id)
+    return rows.exclude(position.covered()).order_by()
 
 
 def _join(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
+from time import monotonic
 from typing import Any
 
-from django.db.models import Count, Max, QuerySet
+from django.db.models import Count, F, Max, Min, QuerySet
 
-from tokenauth.audit.statistics import ACCEPTED, most_frequent, uncounted
+from tokenauth.audit.statistics import ACCEPTED, find_position, most_frequent, uncounted
 from tokenauth.audit.summary import HOUR
 from tokenauth.client_info import address_key
 from tokenauth.models import AuditEvent, Event, SummaryFacet
@@ -19,8 +20,16 @@ from tokenauth.models.charsets import Exact
 MOST_GROUPS = 200_000
 """The most combinations of token, address and view that are read of rows which the summary doesn't
 count yet: those that were used last."""
+SECONDS = 5.0
+"""How long rows are counted that the summary doesn't count yet. The newest rows come first."""
+IDS_PER_PART = 500_000
+"""How many ids one part of a query counts."""
+PARTS = 4
+"""How many parts a query has, which is not interrupted. PostgreSQL counts several at a time."""
 MOST_SUMMARISED = 100_000
 """The most addresses, and views, of one token that are read from the summary."""
+MOST_ATTEMPTS = 5
+"""How often the summary is read until no process has changed it meanwhile."""
 MOST_VALUES = 20
 """The most addresses, views and JWTs of one token that are listed."""
 
@@ -40,15 +49,25 @@ class Trace:
     exchanges: list[dict[str, Any]] = field(default_factory=list)
     """The times at which JWTs were issued for the token, and their details, the newest first."""
     complete: bool = True
-    """False if the rows that are not in the summary have too many combinations to count all."""
+    """False if older rows that are not in the summary were too many to count in time."""
 
 
 @dataclass
-class _Uncounted:
-    """The calls of one token that the summary doesn't count yet."""
+class _Calls:
+    """The accepted requests of one token."""
 
     addresses: Counter[str] = field(default_factory=Counter)
     views: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """The rows of one token that are read by themselves."""
+
+    first: datetime | None
+    """When its first request was accepted."""
+    last: datetime | None
+    exchanges: list[dict[str, Any]]
 
 
 def trace_all(token_ids: Collection[str], *, using: str) -> dict[str, Trace]:
@@ -56,64 +75,113 @@ def trace_all(token_ids: Collection[str], *, using: str) -> dict[str, Trace]:
 
     Reads the summary, the rows that it doesn't count yet, and single rows by the token's index.
     """
-    uncounted_calls, is_complete = _count_rest(token_ids, using)
+    found = {token_id: _find(token_id, using) for token_id in token_ids}
+    calls, rows = _read_summary(found, using)
+    is_complete = _count_rest(calls, rows, using)
     return {
-        token_id: _trace(token_id, uncounted_calls[token_id], using, is_complete=is_complete)
+        token_id: _describe(found[token_id], calls[token_id], is_complete=is_complete)
         for token_id in token_ids
     }
 
 
-def _count_rest(
-    token_ids: Collection[str], using: str
-) -> tuple[defaultdict[str, _Uncounted], bool]:
-    """Return the calls that the summary doesn't count yet, by token, and whether these are all."""
-    calls = uncounted(using).filter(token_id__in=token_ids, event=Event.AUTH_ACCEPTED.value)
-    # One query for all tokens: busy ones would have the database read most of the log once each.
-    groups = (
-        calls.values_list("token_id", "ip", Exact("view_name"))
-        .annotate(calls=Count("id"), last=Max("id"))
-        .order_by("-last")
-    )
-    found = list(groups[: MOST_GROUPS + 1])
-    rest: defaultdict[str, _Uncounted] = defaultdict(_Uncounted)
-    for token_id, ip, view, count, _last in found[:MOST_GROUPS]:
-        rest[token_id].addresses[address_key(ip)] += count
-        rest[token_id].views[view] += count
-    return rest, len(found) <= MOST_GROUPS
-
-
-def _trace(token_id: str, rest: _Uncounted, using: str, *, is_complete: bool) -> Trace:
+def _find(token_id: str, using: str) -> _Found:
     own = AuditEvent.objects.using(using).filter(token_id=token_id)
-    accepted = own.filter(event=Event.AUTH_ACCEPTED.value)
-    first = accepted.order_by("id").values_list("at", flat=True).first()
-    last = accepted.order_by("-id").values_list("at", flat=True).first()
-    exchanges = _find_exchanges(own)
-    if first is None or last is None:
-        return Trace(exchanges=exchanges)
-    counted = {SummaryFacet.TOKEN_ADDRESS: rest.addresses, SummaryFacet.TOKEN_VIEW: rest.views}
-    for facet, counter in counted.items():
-        values = most_frequent(
+    accepted = own.filter(event=Event.AUTH_ACCEPTED.value).values_list("at", flat=True)
+    exchanged = own.filter(event=Event.TOKEN_EXCHANGED.value).order_by("-id")
+    exchanges = exchanged.values_list("at", "details")[:MOST_VALUES]
+    return _Found(
+        first=accepted.order_by("id").first(),
+        last=accepted.order_by("-id").first(),
+        exchanges=[{"at": at.isoformat(), **details} for at, details in exchanges],
+    )
+
+
+def _read_summary(
+    found: dict[str, _Found], using: str
+) -> tuple[dict[str, _Calls], QuerySet[AuditEvent]]:
+    """Return the calls that the summary counts, by token, and the rows that it didn't count then."""
+    position = find_position(using)
+    for _attempt in range(MOST_ATTEMPTS):
+        calls = {token_id: _summarised(token_id, one, using) for token_id, one in found.items()}
+        before, position = position, find_position(using)
+        if before == position:
+            break
+    return calls, uncounted(using, position)
+
+
+def _summarised(token_id: str, found: _Found, using: str) -> _Calls:
+    if found.first is None or found.last is None:
+        return _Calls()
+    addresses, views = (
+        most_frequent(
             facet,
             using=using,
-            since=first - HOUR,
-            until=last + HOUR,
+            since=found.first - HOUR,
+            until=found.last + HOUR,
             events=ACCEPTED,
             token_id=token_id,
             limit=MOST_SUMMARISED,
         )
-        counter.update(dict(values))
+        for facet in (SummaryFacet.TOKEN_ADDRESS, SummaryFacet.TOKEN_VIEW)
+    )
+    return _Calls(Counter(dict(addresses)), Counter(dict(views)))
+
+
+def _count_rest(calls: dict[str, _Calls], rows: QuerySet[AuditEvent], using: str) -> bool:
+    """Add the calls in ``rows`` to ``calls``, by token; return whether these are all."""
+    # For all tokens at once: busy ones would have the database read most of the log once each.
+    wanted = rows.filter(token_id__in=calls, event=Event.AUTH_ACCEPTED.value)
+    end, left, lowest = monotonic() + SECONDS, MOST_GROUPS, None
+    last = _last_id(using)
+    while last is not None:
+        if monotonic() >= end:
+            return False
+        first = last - PARTS * IDS_PER_PART + 1
+        groups = _group(wanted, last, left + 1)
+        for token_id, ip, view, count, _last in groups[:left]:
+            calls[token_id].addresses[address_key(ip)] += count
+            calls[token_id].views[view] += count
+        if len(groups) > left:
+            return False
+        left -= len(groups)
+        if not groups and lowest is None:
+            # Reads all of ``rows``, so not before it is likely that no part is left.
+            lowest = rows.aggregate(first=Min(F("id") + 0))["first"] or first
+        if lowest is not None and first <= lowest:
+            break
+        last = _last_id(using, before=first)
+    return True
+
+
+def _group(calls: QuerySet[AuditEvent], last: int, most: int) -> list[Any]:
+    """Return combinations of token, address and view with their number of ``calls``, the last first.
+
+    Counts those with ids up to ``last``. A combination is returned once for each part that has it.
+    """
+    parts = [
+        calls.filter(id__range=(end - IDS_PER_PART + 1, end))
+        .values_list("token_id", "ip", Exact("view_name"))
+        .annotate(calls=Count("id"), last=Max("id"))
+        for end in range(last, last - PARTS * IDS_PER_PART, -IDS_PER_PART)
+    ]
+    return list(parts[0].union(*parts[1:], all=True).order_by("-last")[:most])
+
+
+def _last_id(using: str, before: int | None = None) -> int | None:
+    rows = AuditEvent.objects.using(using)
+    rows = rows if before is None else rows.filter(id__lt=before)
+    return rows.order_by("-id").values_list("id", flat=True).first()
+
+
+def _describe(found: _Found, calls: _Calls, *, is_complete: bool) -> Trace:
+    if found.first is None or found.last is None:
+        return Trace(exchanges=found.exchanges)
     return Trace(
-        first_used_at=first,
-        last_used_at=last,
-        calls=rest.addresses.total(),
-        addresses=rest.addresses.most_common(MOST_VALUES),
-        views=rest.views.most_common(MOST_VALUES),
-        exchanges=exchanges,
+        first_used_at=found.first,
+        last_used_at=found.last,
+        calls=calls.addresses.total(),
+        addresses=calls.addresses.most_common(MOST_VALUES),
+        views=calls.views.most_common(MOST_VALUES),
+        exchanges=found.exchanges,
         complete=is_complete,
     )
-
-
-def _find_exchanges(own: QuerySet[AuditEvent]) -> list[dict[str, Any]]:
-    rows = own.filter(event=Event.TOKEN_EXCHANGED.value).order_by("-id")
-    found = rows.values_list("at", "details")[:MOST_VALUES]
-    return [{"at": at.isoformat(), **details} for at, details in found]

@@ -12,7 +12,6 @@ from typing import Any
 from django.core.management.base import CommandError
 from django.db import router
 
-from tokenauth.audit.summary import catch_up
 from tokenauth.audit.traces import Trace, trace_all
 from tokenauth.client_info import Actor
 from tokenauth.conf import get_settings
@@ -27,7 +26,6 @@ from tokenauth.tokens import SHORTEST, Plaintext, digests, leak_pattern
 LONGEST_INPUT = 1_000_000
 """The most bytes that are read from standard input."""
 _TEXTS_PER_QUERY = 200
-_SECONDS_TO_CATCH_UP = 2.0
 
 
 def read_texts() -> list[Plaintext]:
@@ -89,7 +87,6 @@ class Incident:
     def tokens(self) -> list[dict[str, Any]]:
         """Descriptions of at most ``MOST_TOKENS`` affected tokens, the leaked ones first."""
         using = router.db_for_write(AuditEvent)
-        catch_up(using=using, seconds=_SECONDS_TO_CATCH_UP)
         listed = list_affected(self.affected, self.leaked)
         traces = trace_all([one.token.public_id for one in listed], using=using)
         return [_describe(one, traces[one.token.public_id]) for one in listed]
