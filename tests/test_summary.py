@@ -273,13 +273,14 @@ def test_a_window_whose_first_row_is_not_found_in_time(
     before: int, short_of_time: Callable[[int, int], None]
 ) -> None:
     short_of_time(before, 40)
-    steps = 0
-    while not summary.catch_up(using="default", seconds=0):
-        assert measure_lag(using="default").rows <= 40
-        steps += 1
-    assert steps >= (before + 40) // summary.ROWS_PER_BLOCK
+    lags = [40]
+    # Not until it is complete: transactions in other databases of the server open further windows.
+    while lags[-1]:
+        summary.catch_up(using="default", seconds=0)
+        lags.append(measure_lag(using="default").rows)
+        assert lags[-2] - summary.ROWS_PER_BLOCK <= lags[-1] <= lags[-2]
+    assert len(lags) > (before + 40) // summary.ROWS_PER_BLOCK
     assert stored() == counted()
-    assert measure_lag(using="default").rows == 0
 
 
 @needs_postgresql
