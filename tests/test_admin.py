@@ -30,6 +30,7 @@ from tests.admin_pages import (
     text_of,
 )
 from tests.conftest import Issue
+from tokenauth import services
 from tokenauth.admin import OPERATIONS, BoundedPaginator, TokenAdmin
 from tokenauth.models import AuditEvent, Token, TokenStatus
 
@@ -231,6 +232,19 @@ def test_the_list_filters_by_scope_and_searches(
         ({"status": "junk"}, [writer, reader]),
     ]:
         assert list(admin_client.get(LIST, query).context["cl"].queryset) == expected
+
+
+def test_a_tokens_page_shows_only_the_history_there_is(admin_client: Client, issue: Issue) -> None:
+    token = issue().token
+    shown = text_of(admin_client.get(page(token)))
+    assert "Issued by:" in shown
+    assert "Last used:" in shown
+    absent = ("Revoked:", "Revoked by:", "Disabled by:", "Replaced by:", "Taken over from:")
+    assert [title for title in absent if title in shown] == []
+    services.revoke(token, reason="retired")
+    shown = text_of(admin_client.get(page(token)))
+    assert "Revoked:" in shown
+    assert "Reason: retired" in shown
 
 
 def test_the_audit_is_read_only(admin_client: Client, issue: Issue) -> None:
