@@ -145,7 +145,7 @@ def report(times: dict[str, list[float]], chance: random.Random) -> bool:
     """Print a table; return whether no kind can be told from the baseline."""
     count = len(times[BASELINE])
     print(f"{count:,} requests of each kind, in random order; {CONFIDENCE:.1%} intervals\n")
-    print("| text | median, µs | less the unknown one's, µs | Cliff's delta | |")
+    print("| text | median, µs | difference to unknown, µs | Cliff's delta | |")
     print("|---|---:|---:|---:|---|")
     told_apart = []
     for kind, values in times.items():
@@ -179,7 +179,7 @@ def difference(
 
 
 def cliffs_delta(values: list[float], base: list[float]) -> tuple[float, float]:
-    """Return how much more often a value is above one of ``base`` than below it, and the margin.
+    """Return how much more often a value is above than below one of ``base``, and the margin.
 
     1 if all are above, 0 if there is no effect. The margin is DeLong's, of the area under the curve.
     """
@@ -190,7 +190,7 @@ def cliffs_delta(values: list[float], base: list[float]) -> tuple[float, float]:
 
 
 def _placements(values: list[float], others: list[float]) -> list[float]:
-    """Return for each value the share of ``others``, in order, below it, less that above it."""
+    """Return for each value the share of the sorted ``others`` below it, minus the share above."""
     count = len(others)
     return [
         (bisect_left(others, value) + bisect_right(others, value) - count) / count

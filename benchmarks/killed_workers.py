@@ -188,12 +188,12 @@ def report(load: Load, postgres: Postgres, *, waits: bool) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """What runs during the trial."""
+    """The servers that run during the trial."""
 
     postgres: Postgres
     gunicorn: Gunicorn
     hits: Mapping[str, Callable[[], None]]
-    """The values of ``--kill``, and what each does."""
+    """A value of ``--kill`` → the function that kills."""
 
 
 def parse() -> argparse.Namespace:

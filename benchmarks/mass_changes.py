@@ -105,7 +105,7 @@ def fill(vendor: str, count: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one operation on all tokens took."""
+    """The cost of one operation on all tokens."""
 
     changed: int
     """How many tokens the operation says it changed."""
@@ -115,7 +115,7 @@ class Cost:
     cpu_seconds: float
     """Of this process."""
     megabytes: float
-    """How much the most memory that the process has had grew by."""
+    """How much the peak memory of the process grew."""
 
     def __str__(self) -> str:
         times = f"{self.seconds:.1f} | {self.cpu_seconds:.1f}"
@@ -131,7 +131,7 @@ class Cost:
 
 
 def measure(operation: Callable[..., int]) -> Cost:
-    """Do ``operation`` to all tokens; return what it took."""
+    """Do ``operation`` to all tokens; return its cost."""
     from tokenauth.models import AuditEvent, Token  # noqa: PLC0415
 
     rows, memory = AuditEvent.objects.count(), peak()

@@ -16,11 +16,11 @@ import psycopg
 from .redis_server import free_port
 
 START_SECONDS = 60.0
-"""For a server to start, or to recover."""
+"""How long a server may take to start, or to recover."""
 
 
 def wait_for(what: str, condition: Callable[[], bool]) -> None:
-    """Wait until ``condition`` holds; ends the program where it doesn't come."""
+    """Wait until ``condition`` holds; end the program if it doesn't hold in time."""
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if condition():
@@ -46,7 +46,7 @@ def is_alive(pid: int) -> bool:
 
 
 def kill(pids: Iterable[int]) -> None:
-    """Kill -9 these processes, and wait until they are gone."""
+    """Kill these processes with SIGKILL, and wait until they are gone."""
     pids = list(pids)
     for pid in pids:
         try:
@@ -64,7 +64,7 @@ class Server:
     environment: Mapping[str, str] | None = None
     """Its environment variables; None for those of this process."""
     stop_signal = signal.SIGTERM
-    """Asks it to end its work and exit."""
+    """The signal that asks it to end its work and exit."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -95,14 +95,14 @@ class Server:
         wait_for(f"{type(self).__name__}; see {self.log}", self.is_ready)
 
     def tree(self) -> list[int]:
-        """Return its processes: the one started, and all below it."""
+        """Return its process and all descendants of this process."""
         found = [self.process.pid] if self.process and self.process.poll() is None else []
         for pid in found:
             found += children(pid)
         return found
 
     def stop(self) -> int:
-        """Let it end by itself; return its exit status, or 0 if it never started."""
+        """Ask it to end; return its exit status, or 0 if it never started."""
         if self.process is None:
             return 0
         if self.process.poll() is None:
@@ -110,9 +110,9 @@ class Server:
         return self.process.wait(timeout=START_SECONDS)
 
     def kill(self) -> None:
-        """Kill all of it at once."""
+        """Kill all its processes at once."""
         if self.process:
-            # Stopped first, it starts no process that the list would lack.
+            # Stop it first. Otherwise it may start a process that is missing in the list.
             self.process.send_signal(signal.SIGSTOP)
             kill(self.tree())
             self.process.wait(timeout=START_SECONDS)
@@ -154,7 +154,7 @@ class Postgres(Server):
         return True
 
     def ask(self, query: str) -> list[str]:
-        """Return the first column of what it answers."""
+        """Return the first column of the result."""
         with psycopg.connect(self.url.replace("postgres:", "postgresql:", 1)) as connection:
             return [row[0] for row in connection.execute(query).fetchall()]  # type: ignore[call-overload]
 

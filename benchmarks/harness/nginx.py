@@ -1,4 +1,4 @@
-"""An nginx of our own, with the configuration of a site."""
+"""Starts an nginx with the configuration of a site."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from project.deployment.units import FOLDER, Unit, read_unit, timed
 
 MANAGE = [sys.executable, str(FOLDER.parent.parent / "manage.py")]
 ADDED = {"status": ["--max-outages", "1000000"]}
-"""On a busy machine, Redis may answer later than the 30 ms that limits wait for it."""
+"""Arguments that the trial adds. On a busy machine, Redis answers late, which is an outage."""
 RATE = "1000000/m"
 """More than clients can send: the trial is not about limits."""
 

@@ -1,4 +1,4 @@
-"""Clients that call the site, and what they were answered."""
+"""Clients that call the site, and the answers that they get."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PAUSE_SECONDS = 0.02
-"""Between two requests of a client."""
+"""How long a client waits between two requests."""
 LONGEST_SECONDS = 60.0
 SUCCESS, ENDS_AT = 200, 300
 PATH = "/api/v1/samples/"
@@ -77,7 +77,7 @@ def ask(
 
 @dataclass
 class Load:
-    """Threads that call one after the other until they are stopped."""
+    """Threads that each send one request after the other until they are stopped."""
 
     port: int
     """The port of nginx."""
@@ -108,7 +108,7 @@ class Load:
         return answer
 
     def call(self, caller: Caller) -> None:
-        """Send requests, each second one a write, until stopped or until the token is refused."""
+        """Send requests, every second one a write, until stopped or until the token is refused."""
         connection, writes = self.connect(), False
         while not self.stopped.is_set():
             answer, writes = self.send(connection, caller, writes=writes), not writes

@@ -27,7 +27,7 @@ class Result:
 
     @property
     def writes(self) -> set[str]:
-        """Those of them that created a sample."""
+        """The ids of the requests whose view created a sample."""
         return {one.request_id for one in self.answers if one.is_success and one.writes}
 
     @property
@@ -38,7 +38,7 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """What the database has: ids of requests, which are also the names of the samples."""
+    """The ids of the requests in the database. They are also the names of the samples."""
 
     accepted: list[str]
     """The requests in the rows of ``auth.accepted``."""
@@ -48,7 +48,7 @@ class Stored:
 
 
 def describe(result: Result, stored: Stored) -> dict[str, int]:
-    """Return the numbers of requests, rows and samples. No row is due for other statuses."""
+    """Return the numbers of requests, rows and samples. Other statuses need no audit row."""
     others = Counter(
         one.status for one in result.answers if not one.is_success and one.status != _REFUSED
     )

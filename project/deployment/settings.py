@@ -17,10 +17,10 @@ from project.settings import TOKENAUTH as _TOKENAUTH
 
 
 def _required(name: str) -> str:
-    """Return an environment variable, without which machines would not agree with each other."""
+    """Return an environment variable that must have the same value on every machine."""
     if value := os.environ.get(name):
         return value
-    raise ImproperlyConfigured(f"Set {name}, to the same value on every machine.")
+    raise ImproperlyConfigured(f"Set {name} to the same value on every machine.")
 
 
 SECRET_KEY = _required("SECRET_KEY")
@@ -38,7 +38,7 @@ TOKENAUTH = {
 if _seal_key := os.environ.get("AUDIT_SEAL_KEY_2026"):
     TOKENAUTH["AUDIT_SEAL_KEYS"] = {"2026": _seal_key}
 
-# A Redis of its own: counters may be evicted, audit rows may not.
+# Use a second Redis, because the first one may evict counters, and audit rows must not be lost.
 if _audit_redis_url := os.environ.get("AUDIT_REDIS_URL"):
     TOKENAUTH["AUDIT_SINK"] = "tokenauth.audit.redis_stream.RedisStreamSink"
     CACHES = {

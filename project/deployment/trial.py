@@ -33,17 +33,17 @@ BEGAN = time.monotonic()
 CLIENTS = 4
 """How many clients call with the token that stays valid; half as many use the other one."""
 MACHINES = 2
-"""How many gunicorn there are. Each has one worker."""
+"""How many times gunicorn runs. Each has one worker."""
 
 
 def say(text: str) -> None:
-    """Print what is being done, after how many seconds."""
+    """Print ``text`` and the seconds since the start."""
     print(f"{time.monotonic() - BEGAN:4.0f} s: {text}", file=sys.stderr, flush=True)
 
 
 @dataclass(kw_only=True)
 class Deployment:
-    """All servers of the site, which run, and its commands."""
+    """The running servers of the site, and its commands."""
 
     site: Site
     postgres: Postgres
@@ -108,7 +108,7 @@ def ask_everywhere(deployment: Deployment, load: Load, caller: Caller) -> list[i
 
 
 def disturb(deployment: Deployment, seconds: float) -> Result:
-    """Let clients call for so long; meanwhile kill a worker, revoke a token, restart PostgreSQL."""
+    """Let clients call; meanwhile kill a worker, revoke a token, and restart PostgreSQL."""
     site, outage = deployment.site, Outage()
     kept, stolen = site.issue("kept"), site.issue("stolen")
     load = Load(deployment.nginx.port, deployment.nginx.certificate)
@@ -152,7 +152,7 @@ def main() -> int:
     seconds = parser.parse_args().seconds
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
-        # The user postgres has to get through.
+        # The user postgres must be able to enter the folder.
         folder.chmod(0o755)
         say("starting")
         deployment = start(folder, stack)

@@ -87,7 +87,7 @@ class AuditEventAdmin(ExportPages):
         if not is_storable(text):
             return queryset.none(), False
         sought = self._seek(request, text)
-        # For the list, to which Django passes on nothing but the rows.
+        # The request carries the number, because Django passes only the rows on to the list.
         setattr(request, COVERED, sought.tokens_covered)
         return queryset.filter(sought.condition), False
 

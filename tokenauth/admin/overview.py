@@ -39,7 +39,7 @@ MOST_TOKENS = 10
 MOST_COUNTED = 1_000
 """How many tokens are counted: counting millions takes longer than the rest of the page."""
 _SECONDS_PER_LIST = 0.1
-"""The time limit for finding the tokens of a list that no index serves: the page has several."""
+"""The time limit for each list of tokens that no index serves. The page has several lists."""
 _SOON = (7, 30)
 _IDLE_DAYS = 90
 _RANKINGS = [

@@ -69,9 +69,10 @@ def of_user(name: str) -> Q:
 
 
 def find_keys(text: str, most: int = MOST_TOKENS) -> list[int]:
-    """Return the keys of the tokens that ``text`` names, alone or by its beginning.
+    """Return the keys of the tokens that ``text`` names, the newest first, at most ``most``.
 
-    That is a public id, a user, or the beginning of clients or names. The newest ones are returned, at most ``most``.
+    ``text`` names a token if it is its public id or its user, or if its client or its name begins
+    with it.
     """
     tokens = Token.objects.primary()
     if not is_storable(text):
@@ -111,7 +112,7 @@ def events_of_newest(tokens: TokenQuerySet) -> Sought:
 
 
 def events_of_named(text: str) -> Sought:
-    """Return the events of the newest tokens that ``text`` names, alone or by its beginning."""
+    """Return the events of the newest tokens that ``text`` names, as in ``find_keys``."""
     keys = find_keys(text, MOST_OF_EVENTS + 1)
     return events_of_newest(Token.objects.primary().with_keys(keys))
 
@@ -122,7 +123,7 @@ def events_of_request(request_id: str) -> Q:
 
 
 def _has_any(events: QuerySet[AuditEvent]) -> bool:
-    """Return whether there are such events, as far as they are found while there is time."""
+    """Return whether such events are found, on some databases within a time limit."""
     if connections[events.db].features.supports_partial_indexes:
         return events.exists()
     # Without an index of requests, the whole log would be read.

@@ -51,7 +51,8 @@ class IntrospectionView(TokenAPIView):
             found = _verify(text, client_info)
         except Refused as refused:
             _audit_inactive(refused, asking, client_info)
-            # An unknown text takes less work than a stored token, and a revoked one has two rows.
+            # Otherwise the time tells the kinds apart: an unknown text needs less work than a stored
+            # token, and a revoked token writes a second audit row.
             sleep(max(0.0, began + LEAST_SECONDS - monotonic()))
             return Response({"active": False})
         _audit_active(found.principal, asking, client_info)

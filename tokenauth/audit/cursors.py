@@ -33,7 +33,7 @@ LAG = timedelta(minutes=1)
 """How old rows must be to be final, where transactions have no numbers."""
 LOCK_TIMEOUT_MS = 5_000
 IDS_PER_LOOK = 20_000
-"""In how many ids the next row of a window is looked for by the key."""
+"""Among how many ids the next row of a window is searched for by the primary key."""
 MARKS = 8
 """The most marks of a cursor."""
 _QUERY_CANCELED = "57014"
@@ -94,8 +94,8 @@ class Cursor:
     def rows_until(self, last: int, using: str) -> Any:
         """Return those of ``rows`` with ids up to ``last``, which databases find by their ids.
 
-        PostgreSQL may expect few rows in the window, and read all of them by the index on
-        transactions, which doesn't serve an expression.
+        The transaction is compared as an expression. Otherwise PostgreSQL may choose the index on
+        transactions, and read all rows of the window.
         """
         return self._rows(using, F("xid") + 0).filter(id__lte=last)
 
@@ -279,14 +279,14 @@ class _TooSlow(Exception):
 def _time_limit(seconds: float | None, using: str) -> Iterator[None]:
     """Raise _TooSlow if a statement in the block takes longer than ``seconds``; for 0, at once.
 
-    For PostgreSQL, in a transaction.
+    Works on PostgreSQL only. The block runs in a transaction.
     """
     if seconds is None:
         yield
         return
     if not seconds:
         raise _TooSlow
-    # In milliseconds; 0 for no limit.
+    # In milliseconds; 0 means that there is no limit.
     before = int(_ask(using, "SELECT setting FROM pg_settings WHERE name = 'statement_timeout'"))
     limit = min(before or math.inf, seconds * 1_000)
     try:
@@ -324,8 +324,9 @@ def _reopen(cursor: Cursor, origin: str, using: str) -> Cursor | None:
 def _has_foreign_rows(using: str) -> bool:
     """Return whether rows have transactions' numbers that this cluster has not given yet."""
     given = int(_ask(using, "SELECT pg_current_xact_id()::text"))
-    # Only rows above it are read, or this would read the whole table. They may be foreign, or of
-    # transactions that began since, which the next snapshot knows.
+    # Read only rows with higher numbers, because the maximum of all rows would read the whole table.
+    # Such rows were restored from elsewhere, or their transactions began after this one. The next
+    # snapshot includes the numbers of the latter.
     newer = AuditEvent.objects.using(using).filter(xid__gt=given)
     last = newer.aggregate(last=Max("xid"))["last"] or 0
     return last > given and last >= int(

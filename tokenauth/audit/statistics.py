@@ -227,9 +227,9 @@ def find_position(using: str) -> Cursor:
 
 
 def uncounted(using: str, position: Cursor | None = None) -> QuerySet[AuditEvent]:
-    """Return the rows that the summary has not counted yet, or had not at ``position``."""
+    """Return the rows that the summary has not counted at ``position``, by default the current."""
     position = find_position(using) if position is None else position
-    # The first condition follows from the second; SQLite finds the index by it.
+    # The second condition implies the first one, without which SQLite doesn't use the index.
     rows = AuditEvent.objects.using(using).filter(id__gt=position.closed_id)
     return rows.exclude(position.covered()).order_by()
 

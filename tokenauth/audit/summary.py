@@ -76,7 +76,7 @@ def summarise(*, using: str, is_bounded: bool = False) -> Iterator[int]:
     """Count the rows that are final, in blocks; give the number of each once it is committed.
 
     A caller that stops early loses nothing: the next call continues. Rows that become final
-    meanwhile are left to the next call. ``is_bounded`` limits what is read for each number. Raises
+    meanwhile are left to the next call. ``is_bounded`` limits how many rows each block reads. Raises
     SummaryBusy if another process is summarising, and SealError if the database was restored from
     elsewhere and is being written to.
     """

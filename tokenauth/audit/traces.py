@@ -21,15 +21,15 @@ MOST_GROUPS = 200_000
 """The most combinations of token, address and view that are read of rows which the summary doesn't
 count yet: those that were used last."""
 SECONDS = 5.0
-"""How long rows are counted that the summary doesn't count yet. The newest rows come first."""
+"""The time limit for counting rows that the summary doesn't count yet, the newest rows first."""
 IDS_PER_PART = 500_000
 """How many ids one part of a query counts."""
 PARTS = 4
-"""How many parts a query has, which is not interrupted. PostgreSQL counts several at a time."""
+"""How many parts one query counts. PostgreSQL counts several parts in parallel."""
 MOST_SUMMARISED = 100_000
 """The most addresses, and views, of one token that are read from the summary."""
 MOST_ATTEMPTS = 5
-"""How often the summary is read until no process has changed it meanwhile."""
+"""How often the summary is read at most, until no other process changes it during the reading."""
 MOST_VALUES = 20
 """The most addresses, views and JWTs of one token that are listed."""
 
@@ -62,7 +62,7 @@ class _Calls:
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """The rows of one token that are read by themselves."""
+    """What is read from the audit rows of one token, and not from the summary."""
 
     first: datetime | None
     """When its first request was accepted."""
@@ -99,7 +99,7 @@ def _find(token_id: str, using: str) -> _Found:
 def _read_summary(
     found: dict[str, _Found], using: str
 ) -> tuple[dict[str, _Calls], QuerySet[AuditEvent]]:
-    """Return the calls that the summary counts, by token, and the rows that it didn't count then."""
+    """Return the calls that the summary counts, by token, and the rows that it doesn't count yet."""
     position = find_position(using)
     for _attempt in range(MOST_ATTEMPTS):
         calls = {token_id: _summarised(token_id, one, using) for token_id, one in found.items()}
@@ -129,7 +129,7 @@ def _summarised(token_id: str, found: _Found, using: str) -> _Calls:
 
 def _count_rest(calls: dict[str, _Calls], rows: QuerySet[AuditEvent], using: str) -> bool:
     """Add the calls in ``rows`` to ``calls``, by token; return whether these are all."""
-    # For all tokens at once: busy ones would have the database read most of the log once each.
+    # One query for all tokens: one for each busy token would read most of the log each time.
     wanted = rows.filter(token_id__in=calls, event=Event.AUTH_ACCEPTED.value)
     end, left, lowest = monotonic() + SECONDS, MOST_GROUPS, None
     last = _last_id(using)
@@ -145,7 +145,7 @@ def _count_rest(calls: dict[str, _Calls], rows: QuerySet[AuditEvent], using: str
             return False
         left -= len(groups)
         if not groups and lowest is None:
-            # Reads all of ``rows``, so not before it is likely that no part is left.
+            # This query reads all of ``rows``, so it waits until probably few rows are left.
             lowest = rows.aggregate(first=Min(F("id") + 0))["first"] or first
         if lowest is not None and first <= lowest:
             break
