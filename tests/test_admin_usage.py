@@ -269,7 +269,7 @@ def test_an_hour_and_a_day_have_a_row_each(admin_client: Client, db: None) -> No
     response = admin_client.get(OVERVIEW)
     hours, days, *_ = response.context["figures"]
     assert (len(hours.rows), len(days.rows)) == (24, 30)
-    assert "The numbers count no events yet." in text_of(response)
+    assert "No events are counted yet." in text_of(response)
 
 
 @pytest.mark.parametrize("zone", ["Asia/Kolkata", "America/St_Johns", "Pacific/Apia"])

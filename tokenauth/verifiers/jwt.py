@@ -173,7 +173,7 @@ def _find_source(principal: Principal) -> Token:
     token = _find_token(principal.token_id)
     if token is None:
         problem = _(
-            "No token is stored with the id {id}. Issue it first, and send it in a request."
+            "No token is stored with the id {id}. Issue a token first, and send it in a request."
         )
         raise NotPermitted(format_lazy(problem, id=principal.token_id))
     # It may have been revoked since the request was authenticated.
