@@ -22,7 +22,7 @@ MOST_GROUPS = 200_000
 count yet: those that were used last."""
 SECONDS = 5.0
 """The time limit for counting rows that the summary doesn't count yet, the newest rows first."""
-IDS_PER_PART = 500_000
+IDS_PER_PART = 250_000
 """How many ids one part of a query counts."""
 PARTS = 4
 """How many parts one query counts. PostgreSQL counts several parts in parallel."""
