@@ -233,7 +233,8 @@ def _copy(template: Model, count: int, columns: Mapping[str, str]) -> None:
     fields = [
         field
         for field in template._meta.local_concrete_fields
-        if not (field.primary_key or field.generated)
+        # Each insertion has its own transaction's number, as it has on a site.
+        if not (field.primary_key or field.generated or field.name == "xid")
     ]
     names = [str(field.column) for field in fields]
     values = [columns.get(name, f'template."{name}"') for name in names]
