@@ -22,7 +22,7 @@ from tests.test_docs import DOCS, ROOT
 PAGE = DOCS / "deploy.md"
 SERVICES = sorted(path.stem.removeprefix("tokenauth-") for path in UNITS.glob("*.service"))
 COMMANDS = [name for name in SERVICES if name != "web"]
-EXAMPLES = ["site.env.example", "audit.env.example"]
+EXAMPLES = ["site.env.example", "audit.env.example", "owner.env.example"]
 
 
 def parse(words: list[str]) -> None:
@@ -43,7 +43,7 @@ def test_every_command_of_a_timer_has_a_service() -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_only_the_commands_of_the_audit_read_its_environment(name: str) -> None:
     service = read_section(UNITS / f"tokenauth-{name}.service", "Service")
-    user = "tokenauth" if name == "web" else "tokenauth-audit"
+    user = "tokenauth" if name in {"web", "notify"} else "tokenauth-audit"
     text = (UNITS / f"tokenauth-{name}.service").read_text()
     assert service["User"] == user
     assert ("/audit.env" in text) == (user == "tokenauth-audit")
@@ -125,8 +125,11 @@ def test_cron_runs_the_same_commands() -> None:
     [block] = re.findall(r"^```\n(RUN=.*?)^```$", PAGE.read_text(), re.M | re.S)
     lines = [line for line in block.splitlines() if line and not line.startswith(("#", "RUN="))]
     ran = [shlex.split(line.partition("$RUN ")[2].split(">")[0].split("<")[0]) for line in lines]
+    users = {words[1]: line.split()[5] for words, line in zip(ran, lines, strict=True)}
     for words in ran:
         parse(words)
+    services = [read_section(UNITS / f"tokenauth-{name}.service", "Service") for name in COMMANDS]
+    assert users == dict(zip(COMMANDS, (service["User"] for service in services), strict=True))
     units = [read_unit(name).command for name in COMMANDS if name != "drain"]
     assert sorted(ran) == sorted([*units, ["tokenauth_audit", "drain", "--once"]])
 

@@ -55,8 +55,8 @@ class Site:
     """The commands of the site, with the environment that they run in."""
 
     folder: Path
-    environment: dict[str, str]
-    audit_environment: dict[str, str]
+    environments: dict[str, dict[str, str]]
+    """Of "site" (web workers and staff), "audit" (its commands), and "owner" (of the tables)."""
     failures: Counter[str] = field(default_factory=Counter)
     """Commands of timers that failed, by name."""
     runs: Counter[str] = field(default_factory=Counter)
@@ -67,11 +67,11 @@ class Site:
         """The file of the heads, which would be on another machine."""
         return self.folder / "heads"
 
-    def manage(self, *arguments: str) -> str:
-        """Run a command of ``manage.py`` like staff would; return what it prints."""
-        run = [*MANAGE, *arguments]
+    def manage(self, *arguments: str, of: str = "site") -> str:
+        """Run a command of ``manage.py`` in one of the environments; return what it prints."""
+        run, variables = [*MANAGE, *arguments], self.environments[of]
         done = subprocess.run(
-            run, env=self.environment, check=True, stdout=subprocess.PIPE, text=True, timeout=300
+            run, env=variables, check=True, stdout=subprocess.PIPE, text=True, timeout=300
         )
         return done.stdout.strip()
 
@@ -96,7 +96,7 @@ class Site:
         run = [*MANAGE, *unit.command, *ADDED.get(unit.name, [])]
         done = subprocess.run(
             run,
-            env=self.audit_environment,
+            env=self.environments["audit" if unit.is_for_audit else "site"],
             input=self.heads.read_text() if unit.reads else "",
             capture_output=True,
             text=True,

@@ -4,7 +4,8 @@
 
 Starts PostgreSQL, two Redis, two gunicorn as if on two machines, ``drain``, and nginx in front, on
 free ports of 127.0.0.1 with all data in a temporary folder, and runs the commands of the timers
-again and again. While clients call, a worker is killed with SIGKILL, a token is revoked, and
+again and again. The web workers and the commands have database roles of their own, of which none can
+rewrite the audit. While clients call, a worker is killed with SIGKILL, a token is revoked, and
 PostgreSQL is restarted. Needs ``pip install -e '.[dev]'``, nginx, redis-server, PostgreSQL and
 openssl; as root also a user ``postgres``.
 
@@ -23,11 +24,14 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
+
 from benchmarks.harness.killed_servers import Postgres, Redis, Server
 from project.deployment.commands import Outage, Site, read_environment
 from project.deployment.load import Caller, Load
 from project.deployment.outcome import SUCCESSES, Result, Stored, describe, find_losses
 from project.deployment.servers import Drain, Gunicorn, Nginx
+from project.deployment.units import FOLDER
 
 BEGAN = time.monotonic()
 CLIENTS = 4
@@ -57,7 +61,30 @@ class Deployment:
         for machine in self.machines:
             machine.stop()
         self.drain.stop()
-        self.site.manage("tokenauth_audit", "drain", "--once")
+        self.site.manage("tokenauth_audit", "drain", "--once", of="audit")
+
+
+def make_environments(postgres: Postgres, addresses: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Return the environments of the site, of the audit's commands and of the owner."""
+    site = {**read_environment("site.env.example"), "PATH": "/usr/bin:/bin", **addresses}
+    made = {"site": site}
+    for name in ("audit", "owner"):
+        made[name] = {**site, **read_environment(f"{name}.env.example")}
+    for name, role in (("site", "web"), ("audit", "upkeep"), ("owner", "postgres")):
+        made[name]["DATABASE_URL"] = postgres.url.replace("postgres@", f"{role}@")
+    return made
+
+
+def protect(postgres: Postgres, site: Site) -> None:
+    """Create the tables, and two roles of which none can rewrite the audit."""
+    site.manage("migrate", "-v0", of="owner")
+    url = postgres.url.replace("postgres:", "postgresql:", 1)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE web LOGIN")
+        connection.execute("CREATE ROLE upkeep LOGIN")
+        connection.execute((FOLDER / "roles.sql").read_bytes())
+    roles = ["--role", "web", "--maintenance-role", "upkeep"]
+    site.manage("tokenauth_audit", "harden", *roles, "--apply", of="owner")
 
 
 def start(folder: Path, stack: ExitStack) -> Deployment:
@@ -74,21 +101,18 @@ def start(folder: Path, stack: ExitStack) -> Deployment:
         started(server)
     machines = [Gunicorn(folder / f"machine{number}") for number in range(MACHINES)]
     nginx = Nginx(folder / "nginx", machines)
-    variables = {
-        **read_environment("site.env.example"),
-        "PATH": "/usr/bin:/bin",
-        "DATABASE_URL": postgres.url,
+    addresses = {
         "REDIS_URL": counters.url,
         "AUDIT_REDIS_URL": rows.url,
         "PUBLIC_URL": f"https://localhost:{nginx.port}",
     }
-    site = Site(folder, variables, {**variables, **read_environment("audit.env.example")})
-    site.manage("migrate", "-v0")
+    site = Site(folder, make_environments(postgres, addresses))
+    protect(postgres, site)
     site.manage("check", "--deploy", "--fail-level", "WARNING", "--database", "default")
     drain = Drain(folder / "drain")
     for machine in machines:
-        machine.environment = variables
-    drain.environment = site.audit_environment
+        machine.environment = site.environments["site"]
+    drain.environment = site.environments["audit"]
     second: list[Server] = [*machines, drain, nginx]
     for server in second:
         started(server)

@@ -24,6 +24,8 @@ class Unit:
     """The file that is its standard input, if any."""
     appends: str = ""
     """The file that its standard output is appended to, if any."""
+    is_for_audit: bool
+    """Whether it has the environment of the audit's commands, in addition to that of the site."""
 
 
 class _UnitParser(ConfigParser):
@@ -45,7 +47,8 @@ def read_section(path: Path, section: str) -> dict[str, str]:
 
 def read_unit(name: str) -> Unit:
     """Return the unit ``tokenauth-NAME.service``, which must run ``manage.py``."""
-    service = read_section(UNITS / f"tokenauth-{name}.service", "Service")
+    path = UNITS / f"tokenauth-{name}.service"
+    service = read_section(path, "Service")
     python, script, *command = shlex.split(service["ExecStart"])
     if (python, script) != (_PYTHON, "manage.py"):
         raise ValueError(f"tokenauth-{name}.service doesn't run manage.py.")
@@ -54,6 +57,7 @@ def read_unit(name: str) -> Unit:
         command=command,
         reads=service.get("StandardInput", "").removeprefix("file:"),
         appends=_appended(service.get("StandardOutput", "")),
+        is_for_audit="EnvironmentFile=/etc/tokenauth/audit.env\n" in path.read_text(),
     )
 
 
