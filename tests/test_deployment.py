@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from django.core.management import get_commands, load_command_class
 
+from project.deployment import commands, units
 from project.deployment.commands import read_environment
 from project.deployment.load import Answer
 from project.deployment.outcome import Result, Stored, describe, find_losses
-from project.deployment.units import FOLDER, UNITS, read_section, read_unit, timed
+from project.deployment.units import FOLDER, UNITS, Unit, read_section, read_unit, timed
 from tests.test_docs import DOCS, ROOT
 
 PAGE = DOCS / "deploy.md"
@@ -51,6 +52,59 @@ def test_only_the_commands_of_the_audit_read_its_environment(name: str) -> None:
 
 def test_heads_are_read_where_they_are_written() -> None:
     assert read_unit("verify").reads == read_unit("seal").appends != ""
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_file_gets_no_messages_in_between(name: str) -> None:
+    path = UNITS / f"tokenauth-{name}.service"
+    unit, service = read_section(path, "Unit"), read_section(path, "Service")
+    file = service.get("StandardOutput", "").partition("append:")[2]
+    if file:
+        # Without it, systemd would append messages too.
+        assert service["StandardError"] == "journal"
+        # Otherwise heads would be stored on the local disk if the file system isn't mounted.
+        assert service["ExecStartPre"] == f"/usr/bin/mountpoint -q {Path(file).parent}"
+    file = file or service.get("StandardInput", "").partition("file:")[2]
+    assert unit.get("RequiresMountsFor", "") == (str(Path(file).parent) if file else "")
+
+
+@pytest.mark.parametrize(
+    ("given", "appends"),
+    [
+        ("StandardOutput=append:/heads", ("/heads", "/heads")),
+        ("StandardOutput=append:/heads\nStandardError=inherit", ("/heads", "/heads")),
+        ("StandardOutput=append:/heads\nStandardError=journal", ("/heads", "")),
+        ("StandardOutput=journal", ("", "")),
+        ("", ("", "")),
+    ],
+)
+def test_a_unit_sends_output_where_systemd_does(
+    given: str, appends: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "UNITS", tmp_path)
+    start = "ExecStart=/srv/tokenauth/.venv/bin/python manage.py tokenauth_audit seal"
+    (tmp_path / "tokenauth-x.service").write_text(f"[Service]\n{start}\n{given}\n")
+    unit = read_unit("x")
+    assert (unit.appends, unit.appends_errors) == appends
+
+
+@pytest.mark.parametrize(
+    ("unit", "heads"),
+    [
+        (Unit(name="x", command=[], appends="/heads", appends_errors="/heads"), "head\nmessage\n"),
+        (Unit(name="x", command=[], appends="/heads"), "head\n"),
+        (Unit(name="x", command=[]), ""),
+    ],
+)
+def test_the_trial_appends_what_the_unit_appends(
+    unit: Unit, heads: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = "import sys; print('head'); print('message', file=sys.stderr)"
+    monkeypatch.setattr(commands, "MANAGE", [sys.executable, "-c", program])
+    site = commands.Site(tmp_path, {"audit": {}})
+    site.heads.touch()
+    done = site.run(unit)
+    assert (done.stdout, done.stderr, site.heads.read_text()) == ("head\n", "message\n", heads)
 
 
 def test_nginx_asks_gunicorn_and_closes_connections_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,8 +184,8 @@ def test_cron_runs_the_same_commands() -> None:
         parse(words)
     services = [read_section(UNITS / f"tokenauth-{name}.service", "Service") for name in COMMANDS]
     assert users == dict(zip(COMMANDS, (service["User"] for service in services), strict=True))
-    units = [read_unit(name).command for name in COMMANDS if name != "drain"]
-    assert sorted(ran) == sorted([*units, ["tokenauth_audit", "drain", "--once"]])
+    timed_commands = [read_unit(name).command for name in COMMANDS if name != "drain"]
+    assert sorted(ran) == sorted([*timed_commands, ["tokenauth_audit", "drain", "--once"]])
 
 
 # What the trial counts as lost.

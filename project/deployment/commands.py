@@ -92,7 +92,7 @@ class Site:
         return failed
 
     def run(self, unit: Unit) -> subprocess.CompletedProcess[str]:
-        """Run a unit's command as its timer would, with its standard input and output."""
+        """Run a unit's command as its timer would, with its input and output."""
         run = [*MANAGE, *unit.command, *ADDED.get(unit.name, [])]
         done = subprocess.run(
             run,
@@ -103,9 +103,9 @@ class Site:
             timeout=300,
             check=False,
         )
-        if unit.appends:
-            with self.heads.open("a") as file:
-                file.write(done.stdout)
+        with self.heads.open("a") as file:
+            file.write(done.stdout if unit.appends else "")
+            file.write(done.stderr if unit.appends_errors else "")
         return done
 
     @contextmanager

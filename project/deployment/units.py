@@ -24,7 +24,9 @@ class Unit:
     """The file that is its standard input, if any."""
     appends: str = ""
     """The file that its standard output is appended to, if any."""
-    is_for_audit: bool
+    appends_errors: str = ""
+    """The file that its standard error is appended to, if any."""
+    is_for_audit: bool = True
     """Whether it has the environment of the audit's commands, in addition to that of the site."""
 
 
@@ -52,11 +54,13 @@ def read_unit(name: str) -> Unit:
     python, script, *command = shlex.split(service["ExecStart"])
     if (python, script) != (_PYTHON, "manage.py"):
         raise ValueError(f"tokenauth-{name}.service doesn't run manage.py.")
+    output, errors = service.get("StandardOutput", ""), service.get("StandardError", "inherit")
     return Unit(
         name=name,
         command=command,
         reads=service.get("StandardInput", "").removeprefix("file:"),
-        appends=_appended(service.get("StandardOutput", "")),
+        appends=_appended(output),
+        appends_errors=_appended(output if errors == "inherit" else errors),
         is_for_audit="EnvironmentFile=/etc/tokenauth/audit.env\n" in path.read_text(),
     )
 
