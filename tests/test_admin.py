@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from django.contrib import admin as django_admin
@@ -245,6 +245,32 @@ def test_a_tokens_page_shows_only_the_history_there_is(admin_client: Client, iss
     shown = text_of(admin_client.get(page(token)))
     assert "Revoked:" in shown
     assert "Reason: retired" in shown
+
+
+def test_a_subclass_keeps_its_own_sections(issue: Issue, rf: Any) -> None:
+    token = issue().token
+
+    class Own(TokenAdmin):
+        fieldsets: ClassVar[list[Any]] = [
+            ("Ids", {"fields": ("public_id",)}),
+            *TokenAdmin.fieldsets[2:],
+            ("Stop", {"fields": ["revoked_at", ("revoked_by", "revoked_reason")]}),
+            ("Use", {"fields": [("last_used_at", "last_used_ip"), "revoked_at"]}),
+            ("Nothing", {"fields": []}),
+            ("Ours", {"fields": ["link"], "classes": ["collapse"], "description": "d"}),
+        ]
+
+    own = Own(Token, AdminSite())
+    assert own.get_fieldsets(rf.get("/"), token) == [
+        ("Ids", {"fields": ["public_id"]}),
+        ("History", {"fields": ["created_at", "created_by", "last_used_at"]}),
+        ("Use", {"fields": [("last_used_at",)]}),
+        ("Nothing", {"fields": []}),
+        Own.fieldsets[-1],
+    ]
+    services.revoke(token, reason="retired")
+    token.refresh_from_db()
+    assert Own.fieldsets[2] in own.get_fieldsets(rf.get("/"), token)
 
 
 def test_the_audit_is_read_only(admin_client: Client, issue: Issue) -> None:

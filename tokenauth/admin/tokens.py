@@ -37,6 +37,28 @@ _HISTORY = [
 ]
 
 
+def _find_unset(token: Token) -> set[str]:
+    """Return the fields of the history that are not shown, because nothing of this kind happened."""
+    return {name for name in _HISTORY if name not in _ALWAYS_SHOWN and not getattr(token, name)}
+
+
+def _without(hidden: set[str], fieldsets: Any) -> list[Any]:
+    """Return ``fieldsets`` without these fields, and without the sections that have no other fields.
+
+    A project's own sections and options are kept, also sections that it left empty.
+    """
+    kept = []
+    for title, options in fieldsets:
+        lines = (
+            line if isinstance(line, str) else tuple(name for name in line if name not in hidden)
+            for line in options["fields"]
+        )
+        fields = [line for line in lines if line and line not in hidden]
+        if fields or not options["fields"]:
+            kept.append((title, {**options, "fields": fields}))
+    return kept
+
+
 @admin.register(Token)
 class TokenAdmin(OverviewPages, UsagePages, IncidentPages, OperationPages, TokenListAdmin):
     """Tokens. All writes go through ``services``; a token's text is shown once and never stored."""
@@ -84,9 +106,7 @@ class TokenAdmin(OverviewPages, UsagePages, IncidentPages, OperationPages, Token
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         if obj is not None:
-            *others, (title, _options) = super().get_fieldsets(request, obj)
-            known = [name for name in _HISTORY if name in _ALWAYS_SHOWN or getattr(obj, name)]
-            return [*others, (title, {"fields": known})]
+            return _without(_find_unset(obj), super().get_fieldsets(request, obj))
         owner = ["user"] if policy.may_issue_for_others(Actor.from_request(request)) else []
         return [
             (_("Owner"), {"fields": [*owner, "client_id", "name"]}),
