@@ -275,9 +275,39 @@ def test_the_row_tells_who_and_what(admin_client: Client, log: list[int]) -> Non
             "address": "192.0.2.1",
             "event": "auth.rejected",
         },
+        "search_found": "address",
     }
     assert (row.actor, row.outcome, row.severity) == ("user:admin", "success", "low")
     assert (row.ip, row.method, row.path) == ("127.0.0.1", "POST", EXPORT)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (ONE, "token"),
+        ("192.0.2.1", "address"),
+        ("jo", "user"),
+        ("ci", "client"),
+        ("rob", "beginning"),
+        ("r-1", "request id"),
+        ("nothing", "beginning"),
+        ("", None),
+    ],
+)
+def test_the_row_tells_what_the_search_found(
+    text: str,
+    found: str | None,
+    admin_client: Client,
+    issue: Issue,
+    make_user: Any,
+    log: list[int],
+) -> None:
+    issue(client_id="robot", user=make_user("jo"))
+    with translation.override("de"):
+        download(admin_client, f"?q={text}")
+    details = rows("audit.exported").get().details
+    assert details["filters"] == ({"search": text} if text else {})
+    assert details.get("search_found") == found
 
 
 def test_long_and_hostile_filters_are_cut_and_escaped(admin_client: Client) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from tests.conftest import Issue, Write
-from tests.test_admin_finding import EVENTS, TOKENS, shown
+from tests.conftest import Issue, Write, ask
+from tests.test_admin_finding import EVENTS, TOKENS, search, shown
 from tests.test_admin_usage import OVERVIEW
 from tokenauth.admin import AuditEventAdmin, TokenAdmin
 from tokenauth.admin.search import find_keys, name_events
@@ -112,6 +113,20 @@ def test_a_request_is_looked_for_in_bounds(write: Write, monkeypatch: pytest.Mon
     for name, value in {"SECONDS": 0, "NARROWEST": 2, "QUICK": 0}.items():
         monkeypatch.setattr(paging, name, value)
     assert name_events("old") == {}
+
+
+@pytest.mark.parametrize("text", ["alice", "reader", "read", "READ", "lap", "night"])
+@pytest.mark.parametrize("url", [TOKENS, EVENTS])
+def test_a_chosen_request_id_hides_nothing(
+    admin_client: Client, issue: Issue, make_user: Any, url: str, text: str
+) -> None:
+    issue(client_id="laptop", user=make_user("alice"), name="Nightly")
+    issue(client_id="reader")
+    before = search(admin_client, url, text), shown(admin_client, url, {"q": text})
+    assert before[1]
+    ask("/api/v1/whoami/", HTTP_X_REQUEST_ID=text)
+    assert AuditEvent.objects.filter(request_id=text).exists()
+    assert (search(admin_client, url, text), shown(admin_client, url, {"q": text})) == before
 
 
 # Plans.

@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 from tokenauth.admin.cells import EMPTY, badge, cut, events_link, find_page
 from tokenauth.admin.event_filters import EVENT_FILTERS
-from tokenauth.admin.event_list import COVERED, EventList
+from tokenauth.admin.event_list import SOUGHT, EventList
 from tokenauth.admin.exporting import ExportPages
 from tokenauth.admin.figures import events_url
 from tokenauth.admin.search import (
@@ -87,8 +87,8 @@ class AuditEventAdmin(ExportPages):
         if not is_storable(text):
             return queryset.none(), False
         sought = self._seek(request, text)
-        # The request carries the number, because Django passes only the rows on to the list.
-        setattr(request, COVERED, sought.tokens_covered)
+        # The request carries what was sought, because Django passes only the rows on to the list.
+        setattr(request, SOUGHT, sought)
         return queryset.filter(sought.condition), False
 
     def _seek(self, request: HttpRequest, text: str) -> Sought:
@@ -97,7 +97,7 @@ class AuditEventAdmin(ExportPages):
             return events_of_named(text)
         [(name, value)] = named.items()
         [spec] = [spec for spec in EVENT_FILTERS if spec.parameter_name == name]
-        return spec(request, {name: [value]}, AuditEvent, self).sought
+        return spec(request, {name: [value]}, AuditEvent, self).sought._replace(kind=spec.title)
 
     def find(self, request: HttpRequest, text: str, kept: dict[str, str]) -> str:
         """Return the page of a token whose text this is, or the list of the events of ``text``."""

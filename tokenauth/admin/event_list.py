@@ -8,12 +8,13 @@ from django.http import HttpRequest
 
 from tokenauth.admin.event_filters import AddressFilter, TimeFilter, UserFilter
 from tokenauth.admin.lists import LongList
+from tokenauth.admin.search import Sought
 from tokenauth.audit.statistics import find_ranges
 from tokenauth.audit.summary import catch_up
 from tokenauth.models.paging import Page, Ranges, RowCount
 
-COVERED = "_tokenauth_tokens_covered"
-"""The attribute of a request that has the ``tokens_covered`` of its search."""
+SOUGHT = "_tokenauth_sought"
+"""The attribute of a request that tells which events its search finds."""
 
 
 class EventList(LongList):
@@ -21,15 +22,19 @@ class EventList(LongList):
 
     tokens_covered: int | None = None
     """The number of tokens whose events are listed, if the search or a filter matches more."""
+    search: Sought | None = None
+    """The events that the search finds; None without a search."""
 
     def get_queryset(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         found = super().get_queryset(request, *args, **kwargs)
+        self.search = getattr(request, SOUGHT, None)
         users = [
-            spec.sought.tokens_covered
+            spec.sought
             for spec in self.listed_filters
             if isinstance(spec, UserFilter) and spec.value()
         ]
-        self.tokens_covered = next(filter(None, [getattr(request, COVERED, None), *users]), None)
+        limits = [sought.tokens_covered for sought in (self.search, *users) if sought]
+        self.tokens_covered = next(filter(None, limits), None)
         return found
 
     def find_ranges(self, request: HttpRequest) -> Ranges | None:

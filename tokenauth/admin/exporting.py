@@ -135,7 +135,9 @@ def _record(request: HttpRequest, found: EventList, kind: str) -> bool:
     """Commit the audit row of this export; return False if the database fails."""
     with translation.override("en"):
         filters = {str(chip.title): sanitise(chip.value, _LONGEST_VALUE) for chip in found.chips}
-    details: dict[str, Any] = {"format": kind, "filters": filters}
+        details: dict[str, Any] = {"format": kind, "filters": filters}
+        if found.search is not None:
+            details["search_found"] = str(found.search.kind)
     if found.tokens_covered is not None:
         details["tokens_covered"] = found.tokens_covered
     using = found.queryset.db

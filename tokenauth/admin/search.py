@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.contrib.auth import get_user_model
 from django.db import connections, router
@@ -16,6 +16,9 @@ from tokenauth.models import AuditEvent, Token, TokenQuerySet
 from tokenauth.models.charsets import exactly, find_unstorable, starting
 from tokenauth.models.paging import read_page
 from tokenauth.tokens import SHORTEST, digests, is_public_id
+
+if TYPE_CHECKING:
+    from django.utils.functional import _StrPromise
 
 MOST_TOKENS = 10_000
 """The most tokens that a search by the beginning of a name finds: the newest ones."""
@@ -68,6 +71,16 @@ def of_user(name: str) -> Q:
     return Q(**{f"user__{users.USERNAME_FIELD}": name})
 
 
+def _name_or_begin(text: str, using: str) -> list[Q]:
+    """Return conditions on tokens: having the public id or user ``text``, or a name that begins with it."""
+    return [
+        Q(public_id=read_public_id(text)),
+        of_user(text),
+        starting("client_key", text, using),
+        starting("name_key", text, using),
+    ]
+
+
 def find_keys(text: str, most: int = MOST_TOKENS) -> list[int]:
     """Return the keys of the tokens that ``text`` names, the newest first, at most ``most``.
 
@@ -77,16 +90,10 @@ def find_keys(text: str, most: int = MOST_TOKENS) -> list[int]:
     tokens = Token.objects.primary()
     if not is_storable(text):
         return []
-    questions = [
-        Q(public_id=read_public_id(text)),
-        of_user(text),
-        starting("client_key", text, tokens.db),
-        starting("name_key", text, tokens.db),
-    ]
     # One query after the other: joined with OR, they would read the whole table.
     found: set[int] = set()
-    for question in questions:
-        found.update(tokens.filter(question).order_by("-pk").values_list("pk", flat=True)[:most])
+    for condition in _name_or_begin(text, tokens.db):
+        found.update(tokens.filter(condition).order_by("-pk").values_list("pk", flat=True)[:most])
     return sorted(found, reverse=True)[:most]
 
 
@@ -101,6 +108,8 @@ class Sought(NamedTuple):
     condition: Q
     tokens_covered: int | None = None
     """The number of tokens whose events are found, if more tokens match; None if all are found."""
+    kind: str | _StrPromise = "beginning"
+    """What a search takes its text for: the title of a filter, or the beginning of a name."""
 
 
 def events_of_newest(tokens: TokenQuerySet) -> Sought:
@@ -140,14 +149,17 @@ def name_events(text: str) -> dict[str, str]:
         return {"token_id__exact": public_id}
     if address and (len(text) < SHORTEST or find_ranges(using=events.db, ip=address)):
         return {"ip__exact": address}
-    if Token.objects.primary().filter(of_user(text)).exists():
+    tokens = Token.objects.primary()
+    if tokens.filter(of_user(text)).exists():
         return {"user": text}
     if events.filter(exactly("client_id", text)).exists():
         return {"client_id__exact": text}
-    # Last, because it takes the most time on databases without an index of requests.
-    if _has_any(events.filter(events_of_request(text))):
-        return {"request_id__exact": text}
-    return {}
+    # Clients choose request ids, even those that are refused: a request id must not hide the
+    # events of what has this name, or of what the text is the beginning of.
+    names = _name_or_begin(text, tokens.db)
+    is_taken = any(tokens.filter(condition).exists() for condition in names)
+    is_request = not is_taken and _has_any(events.filter(events_of_request(text)))
+    return {"request_id__exact": text} if is_request else {}
 
 
 def name_tokens(text: str, tokens: Any) -> dict[str, str]:
