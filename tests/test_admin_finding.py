@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -278,15 +278,15 @@ def test_staff_do_not_learn_of_others_tokens(issue: Issue) -> None:
 
 
 @pytest.fixture
-def days(write: Write) -> dict[str, int]:
-    """Write an event on each of some days; return their ids."""
-    now = timezone.localtime()
-    noon = now.replace(hour=12, minute=0, second=0, microsecond=0)
+def days(write: Write, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Set the clock to noon and write an event on each of some days; return their ids."""
+    noon = timezone.localtime().replace(hour=12, minute=0, second=0, microsecond=0)
+    monkeypatch.setattr(timezone, "now", lambda: noon.astimezone(UTC))
     times = {
         "old": noon - 40 * DAY,
         "week": noon - 5 * DAY,
         "yesterday": noon - DAY,
-        "now": now - timedelta(minutes=5),
+        "now": noon - timedelta(minutes=5),
     }
     for number, at in enumerate(times.values()):
         write(1, at=at, ip=f"192.0.2.{number % 2}", client_id=f"client-{number}")
