@@ -305,9 +305,7 @@ def test_a_key_must_be_published_before_it_signs(
     assert ids(include_deployment_checks=True) == expected
 
 
-def test_the_keys_fit_the_standard(
-    configure: Configure, clock: Callable[[datetime], None]
-) -> None:
+def test_the_keys_fit_the_standard(configure: Configure, clock: Callable[[datetime], None]) -> None:
     clock(CHANGE - MINUTE)
     for algorithm in ASYMMETRIC:
         configure(JWT=changing(algorithm))

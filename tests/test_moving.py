@@ -19,11 +19,11 @@ from django.contrib.auth.hashers import make_password
 from django.core.checks import run_checks
 from django.core.management.base import CommandError
 from django.db import OperationalError, connection, transaction
-from django.test import Client
+from django.test import Client, override_settings
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from tests.conftest import Run
+from tests.conftest import Issue, Run
 from tests.lanes import only_under
 from tests.processes import manage
 from tests.test_docs import blocks
@@ -594,6 +594,51 @@ def test_slow_digests_only_below_the_failure_rate(slow: list[str], configure: Co
     # The right one waits, too, unless it was taken over.
     assert [old.new(text), old.new(known)] == [429, 200]
     assert len(slow) == 3
+    assert reasons() == ["unknown"] * 3
+    rejected = AuditEvent.objects.filter(event="auth.rejected")
+    assert set(rejected.values_list("client_id", "token_id")) == {("", "")}
+    assert not AuditEvent.objects.filter(event="security.revoked_token_used").exists()
+
+
+@pytest.mark.usefixtures("limits_on")
+def test_slow_digests_behind_a_gateway_that_is_no_trusted_proxy(
+    slow: list[str], configure: Configure
+) -> None:
+    configure(FAILURE_RATE="3/h")
+    old, text = Old(name="api-key"), make_slow()
+    slow.clear()
+    wrong = text[:-1] + ("a" if text[-1] != "a" else "b")
+    statuses = [old.call("auth/verify", wrong) for _ in range(6)]
+    assert statuses == [401, 401, 401, 429, 429, 429]
+    assert len(slow) == 3
+
+
+def test_a_key_that_a_permission_reads_is_left_to_it(issue: Issue, configure: Configure) -> None:
+    """It isn't taken over there, and a token beside it is accepted."""
+    configure(TRANSPORTS=["Authorization: Bearer", "X-Api-Key"])
+    old = Old(name="api-key")
+    text = old.make(None)
+    token = str(issue(scopes=["samples:read"]).plaintext)
+    client = Client(headers={"X-Api-Key": text, "Authorization": f"Bearer {token}"})
+    with override_settings(API_KEY_CUSTOM_HEADER="HTTP_X_API_KEY"):
+        assert client.get("/both/").status_code == 200
+    assert imports() == []
+    assert AuditEvent.objects.filter(event="auth.accepted").count() == 1
+
+
+@pytest.mark.parametrize("is_taken_over", [False, True])
+def test_a_refusal_does_not_show_a_key_in_its_own_name(*, is_taken_over: bool) -> None:
+    old = Old(name="api-key")
+    text = old.make(None)
+    old.model.objects.update(name=f"my key {text}")
+    if is_taken_over:
+        assert old.new(text) == 200
+        Token.objects.all().delete()
+    else:
+        old.model.objects.update(expiry_date=timezone.now() - HOUR)
+    assert old.new(text) == 401
+    assert AuditEvent.objects.filter(event="auth.rejected").exists()
+    assert text.partition(".")[2] not in everything()
 
 
 def test_an_unknown_hasher_refuses(settings: Any) -> None:

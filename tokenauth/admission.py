@@ -39,7 +39,7 @@ from tokenauth.limits import Usage
 from tokenauth.models import Event
 from tokenauth.principal import DATABASE, Principal
 from tokenauth.scopes import missing
-from tokenauth.verifiers import get_verifiers
+from tokenauth.verifiers import get_verifiers, is_source
 
 logger = logging.getLogger("tokenauth")
 _DENIALS = {
@@ -72,10 +72,7 @@ class RequestState:
     client_info: ClientInfo
     """Who calls, for the audit."""
     has_client_address: bool = True
-    """Whether ``client_info.ip`` is the client's address, as far as ``TRUSTED_PROXIES`` tells.
-
-    False if it may be a gateway's: then tokens that are limited to networks are refused.
-    """
+    """Whether ``client_info.ip`` is the client's, as far as ``TRUSTED_PROXIES`` tells."""
     verdict: Verdict | None = None
     """The verdict; None before the credential was verified."""
     denied: Refused | None = None
@@ -141,8 +138,7 @@ def authenticate_request(
     django_request: Any = getattr(request, "_request", request)
     django_request._cache_update_cache = False
     if state.verdict is None:
-        # Set only on success: after OpenTransaction, a retry must raise again instead of
-        # reporting an anonymous request.
+        # Set on success only, so that a retry after OpenTransaction raises it again.
         state.verdict = _decide(
             django_request,
             state,
@@ -271,7 +267,7 @@ def _decide(
         for other in read_left(request, left) if left else ():
             if credential is None:
                 credential, shared = other, True
-            elif other.text != credential.text and _is_ours(other, state.client_info):
+            elif other.text != credential.text and _is_ours(other, state):
                 raise Refused(Reason.AMBIGUOUS)  # noqa: TRY301 - as the other ambiguous ones
         if credential is None:
             return Verdict()
@@ -308,7 +304,7 @@ def _count_failure(refused: Refused, state: RequestState) -> Refused:
     from a locked-out address, and a client can't lock out another client's token.
     """
     rate = limits.read_rate(get_settings().failure_rate)
-    usage = limits.count("failure", address_key(state.client_info.ip), rate)
+    usage = limits.count("failure", address_key(_judged(state).ip), rate)
     if usage is None or not usage.excess:
         return refused
     state.usages.append(usage)
@@ -320,10 +316,7 @@ def _admit(
     credential: Credential, state: RequestState, *, shared: bool, wait_for_disk: bool
 ) -> Principal | None:
     """Return the audited principal; None only if ``shared``. Refusals it raises aren't audited yet."""
-    client_info = state.client_info
-    if not state.has_client_address:
-        client_info = replace(client_info, ip=None)
-    principal = _verify(credential, client_info)
+    principal = _verify(credential, state)
     if principal is None:
         if shared:
             return None
@@ -340,10 +333,17 @@ def _admit(
     return principal
 
 
-def _verify(credential: Credential, client_info: ClientInfo) -> Principal | None:
-    now = timezone.now()
+def _judged(state: RequestState) -> ClientInfo:
+    """Return what verifiers and limits see: no address if it may be a gateway's."""
+    return state.client_info if state.has_client_address else replace(state.client_info, ip=None)
+
+
+def _verify(credential: Credential, state: RequestState) -> Principal | None:
+    client_info, now = _judged(state), timezone.now()
     try:
         for verify in get_verifiers():
+            if credential.is_left and is_source(verify):
+                continue
             principal = verify(credential.text, client_info=client_info, now=now)
             if principal is not None:
                 return principal
@@ -353,10 +353,10 @@ def _verify(credential: Credential, client_info: ClientInfo) -> Principal | None
     return None
 
 
-def _is_ours(credential: Credential, client_info: ClientInfo) -> bool:
+def _is_ours(credential: Credential, state: RequestState) -> bool:
     """Return whether a verifier knows the credential, valid or not."""
     try:
-        return _verify(credential, client_info) is not None
+        return _verify(credential, state) is not None
     except Refused:
         return True
 

@@ -39,6 +39,8 @@ class Credential:
     text: Plaintext = field(repr=False)
     transport: Transport | None
     """The header that held it; None for a query parameter."""
+    is_left: bool = False
+    """Whether permissions of the view read this header: then it is not taken over as a token."""
 
 
 def read_credential(request: HttpRequest, left: frozenset[str] = frozenset()) -> Credential | None:
@@ -75,7 +77,8 @@ def read_left(request: HttpRequest, left: frozenset[str]) -> list[Credential]:
         if value is not None and str(transport).lower() in left:
             with suppress(Refused):
                 text = _extract(value, transport)
-                found += [] if text is None else [Credential(text=text, transport=transport)]
+                if text is not None:
+                    found.append(Credential(text=text, transport=transport, is_left=True))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.urls import path
+from django.urls import include, path
 from knox.auth import TokenAuthentication as KnoxAuthentication
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.authentication import TokenAuthentication as AuthtokenAuthentication
@@ -49,4 +49,6 @@ urlpatterns = [
     path("old/api-key/", view_of(Nobody, HasAPIKey)),
     path("old/team-key/", view_of(Nobody, HasTeamKey)),
     path("new/", view_of(TokenAuthentication, HasScopes)),
+    path("both/", view_of(TokenAuthentication, HasAPIKey & HasScopes)),
+    path("auth/", include("tokenauth.api.urls")),
 ]

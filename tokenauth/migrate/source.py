@@ -56,7 +56,7 @@ class SourceVerifier(ABC):
         principal = _verify_stored(text, client_info=client_info, now=now)
         if principal is None:
             # Its token was deleted, and a credential isn't taken over a second time.
-            raise Refused(Reason.REVOKED, identity=row.identity)
+            raise Refused(Reason.REVOKED, identity=row.identify_for(text))
         return principal
 
     @property
@@ -123,7 +123,7 @@ class SourceVerifier(ABC):
                 raise Refused(Reason.UNKNOWN)
         problem = Reason.TOO_SHORT if len(text) < SHORTEST else row.problem_at(now)
         if problem is not None:
-            raise Refused(problem, identity=row.identity)
+            raise Refused(problem, identity=row.identify_for(text))
         take_over(text, row, source=self.source, client_info=client_info)
 
 

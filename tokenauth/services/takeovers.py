@@ -56,11 +56,10 @@ class SourceRow:
             return Reason.OWNER_INACTIVE
         return None
 
-    @property
-    def identity(self) -> Identity:
-        """Its owner, for the audit."""
-        client_id = self.owner_name if self.user is None else str(self.user.get_username())
-        return identify("", client_id, self.user)
+    def identify_for(self, text: str) -> Identity:
+        """Return its owner for the audit, without a name that shows a part of ``text``."""
+        name = self.owner_name if self.user is None else str(self.user.get_username())
+        return identify("", _make_usable(Plaintext(text), name, NAME_LENGTH), self.user)
 
 
 def was_taken_over(plaintext: str) -> bool:

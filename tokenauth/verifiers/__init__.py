@@ -54,6 +54,11 @@ def find_source(name: str) -> Source | None:
     return next(found, None)
 
 
+def is_source(verifier: Verifier) -> bool:
+    """Return whether ``verifier`` takes over credentials of another package."""
+    return hasattr(verifier, "recheck")
+
+
 def interface_problem(cls: Any) -> str:
     """Return why ``cls`` can't be a verifier, in a sentence; "" if it can."""
     name = getattr(cls, "__qualname__", cls)
