@@ -56,7 +56,7 @@ class Site:
 
     folder: Path
     environments: dict[str, dict[str, str]]
-    """Of "site" (web workers and staff), "audit" (its commands), and "owner" (of the tables)."""
+    """The variables for "site" (web workers, staff), "audit" (its commands) and "owner" of tables."""
     failures: Counter[str] = field(default_factory=Counter)
     """Commands of timers that failed, by name."""
     runs: Counter[str] = field(default_factory=Counter)

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Runs manage.py with the environment of the site, for cron and for people. The user who runs it
-# decides what it may do in the database: "tokenauth" as much as the site, "tokenauth-audit" what
-# the commands of the audit need, and root everything.
+# Runs manage.py with the environment of the site, for cron and for people. What it may do in the
+# database depends on the user who runs it: "tokenauth" may do what the site may do, and
+# "tokenauth-audit" may do what the commands of the audit need. root may do everything.
 #   sudo -u tokenauth /srv/tokenauth/project/deployment/manage.sh tokenauth list
 set -eu
 set -a

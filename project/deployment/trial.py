@@ -4,7 +4,7 @@
 
 Starts PostgreSQL, two Redis, two gunicorn as if on two machines, ``drain``, and nginx in front, on
 free ports of 127.0.0.1 with all data in a temporary folder, and runs the commands of the timers
-again and again. The web workers and the commands have database roles of their own, of which none can
+again and again. The web workers and the commands have separate database roles, neither of which can
 rewrite the audit. While clients call, a worker is killed with SIGKILL, a token is revoked, and
 PostgreSQL is restarted. Needs ``pip install -e '.[dev]'``, nginx, redis-server, PostgreSQL and
 openssl; as root also a user ``postgres``.
@@ -76,7 +76,7 @@ def make_environments(postgres: Postgres, addresses: dict[str, str]) -> dict[str
 
 
 def protect(postgres: Postgres, site: Site) -> None:
-    """Create the tables, and two roles of which none can rewrite the audit."""
+    """Create the tables, and two roles, neither of which can rewrite the audit."""
     site.manage("migrate", "-v0", of="owner")
     url = postgres.url.replace("postgres:", "postgresql:", 1)
     with psycopg.connect(url, autocommit=True) as connection:
