@@ -8,9 +8,11 @@ import runpy
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import get_commands, load_command_class
 
 from project.deployment import commands, units
@@ -122,22 +124,101 @@ def test_the_examples_have_the_variables_that_are_read() -> None:
     read = set()
     for path in (FOLDER / "settings.py", FOLDER / "gunicorn.conf.py", ROOT / "project/settings.py"):
         text = path.read_text()
-        read |= set(re.findall(r'(?:environ\.get\(|environ\[|_required\(|_flag\()"(\w+)"', text))
+        read |= set(
+            re.findall(r'(?:environ\.get\(|environ\[|_required\(|_given\(|_flag\()"(\w+)"', text)
+        )
     # These have a default that is right in production.
     optional = {"DEBUG", "DATA_DIR", "TOKENAUTH_KEY_FILE"}
     given = {key for name in EXAMPLES for key in read_environment(name)}
     assert given == read - optional | {"DJANGO_SETTINGS_MODULE"}
 
 
+def test_nginx_listens_on_ports_that_are_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("psycopg")
+    ports = iter([5000, 7000])
+    for module in ("project.deployment.servers", "benchmarks.harness.killed_servers"):
+        monkeypatch.setattr(f"{module}.free_port", lambda: next(ports))
+    servers = import_module("project.deployment.servers")
+    monkeypatch.setattr(servers, "make_certificate", lambda *_: None)
+    servers.Nginx(tmp_path / "nginx", [])
+    site = (tmp_path / "nginx/site.conf").read_text()
+    assert re.findall("listen (.*);", site) == ["127.0.0.1:7000", "127.0.0.1:5000 ssl"]
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_a_shell_reads_the_examples_as_systemd_does(name: str) -> None:
-    script = f"set -a; . {shlex.quote(str(FOLDER / name))}; env -0"
+def test_a_shell_reads_the_examples_as_systemd_does(name: str, tmp_path: Path) -> None:
+    # systemd takes everything between single quotes as it is written.
+    special = "$HOME`id`\\n"
+    path = tmp_path / name
+    path.write_text((FOLDER / name).read_text().replace("change-me", special))
+    script = f"set -a; . {shlex.quote(str(path))}; env -0"
     done = subprocess.run(["sh", "-c", script], env={}, capture_output=True, check=True)
     read = dict(pair.partition("=")[::2] for pair in done.stdout.decode().split("\0") if pair)
-    assert {key: read[key] for key in read_environment(name)} == {
-        key: "change-me" if value != read[key] else value
-        for key, value in read_environment(name).items()
+    given = read_environment(name)
+    assert {key: read[key] for key in given} == {
+        key: re.sub("[0-9a-f]{64}", lambda _: special, value) for key, value in given.items()
     }
+    assert re.findall("^[^#\n].*", path.read_text(), re.M) == [
+        f"{key}='{read[key]}'" for key in given
+    ]
+
+
+VARIABLES = {
+    **read_environment("owner.env.example"),
+    **read_environment("audit.env.example"),
+    **read_environment("site.env.example"),
+}
+SECRETS = ["SECRET_KEY", "TOKEN_PEPPER_2026", "AUDIT_SEAL_KEY_2026"]
+ADDRESSES = ["DATABASE_URL", "REDIS_URL", "AUDIT_REDIS_URL"]
+
+
+def read_settings(
+    monkeypatch: pytest.MonkeyPatch, changed: dict[str, str] | None = None
+) -> dict[str, object]:
+    """Return the settings of production, with these variables in place of the examples'."""
+    for name, value in {**VARIABLES, **(changed or {})}.items():
+        monkeypatch.setenv(name, value)
+    return runpy.run_path(str(FOLDER / "settings.py"))
+
+
+def test_settings_take_the_values_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = read_settings(monkeypatch)
+    assert settings["SECRET_KEY"] == VARIABLES["SECRET_KEY"]
+    tokenauth = settings["TOKENAUTH"]
+    assert isinstance(tokenauth, dict)
+    assert tokenauth["PEPPERS"] == {"2026": VARIABLES["TOKEN_PEPPER_2026"]}
+    assert tokenauth["AUDIT_SEAL_KEYS"] == {"2026": VARIABLES["AUDIT_SEAL_KEY_2026"]}
+
+
+def test_the_examples_have_placeholders_for_all_secrets() -> None:
+    text = "".join((FOLDER / name).read_text() for name in EXAMPLES)
+    lines = [line for line in text.splitlines() if line.startswith((*SECRETS, *ADDRESSES))]
+    assert len(lines) == len(SECRETS + ADDRESSES) + 2  # Each of the three roles has a DATABASE_URL.
+    assert [line for line in lines if "change-me" not in line] == []
+
+
+@pytest.mark.parametrize("name", SECRETS + ADDRESSES)
+def test_settings_refuse_a_placeholder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = f"redis://:change-me@127.0.0.1/{'0' * 32}"
+    with pytest.raises(ImproperlyConfigured, match=f'Replace "change-me" in {name}:') as caught:
+        read_settings(monkeypatch, {name: value})
+    assert value not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_settings_refuse_a_short_secret(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = f"{name} has 31 characters, and must have at least 32"
+    with pytest.raises(ImproperlyConfigured, match=message):
+        read_settings(monkeypatch, {name: "x" * 31})
+    read_settings(monkeypatch, {name: "x" * 32})
+
+
+@pytest.mark.parametrize("name", ["SECRET_KEY", "TOKEN_PEPPER_2026", "DATABASE_URL", "REDIS_URL"])
+def test_settings_need_these_variables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ImproperlyConfigured, match=f"Set {name} to the same value"):
+        read_settings(monkeypatch, {name: ""})
 
 
 def test_check_deploy_reports_nothing(tmp_path: Path) -> None:

@@ -28,8 +28,7 @@ def read_environment(name: str) -> dict[str, str]:
     lines = (FOLDER / name).read_text().splitlines()
     pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
     return {
-        key: secrets.token_hex(32) if value == "change-me" else value.strip('"')
-        for key, _, value in pairs
+        key: value.strip("'").replace("change-me", secrets.token_hex(32)) for key, _, value in pairs
     }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.harness import nginx
 from benchmarks.harness.killed_servers import Server, children, kill, wait_for
+from benchmarks.harness.redis_server import free_port
 from project.deployment.load import ask
 from project.deployment.units import FOLDER, read_unit
 
@@ -58,7 +59,7 @@ class Nginx(Server):
         site = (FOLDER / "nginx.conf").read_text()
         for written, used in {
             "server 127.0.0.1:8000;": upstream,
-            "    listen 80;\n": f"    listen 127.0.0.1:{self.port + 1};\n",
+            "    listen 80;\n": f"    listen 127.0.0.1:{free_port()};\n",
             "listen 443 ssl;": f"listen 127.0.0.1:{self.port} ssl;",
             "/etc/tokenauth/tls/fullchain.pem": str(self.certificate),
             "/etc/tokenauth/tls/privkey.pem": str(key),
