@@ -9,13 +9,24 @@ from typing import Any
 
 import pytest
 from django.db import OperationalError, connections
+from django.http import HttpResponse
 from django.test import RequestFactory
 from rest_framework.response import Response
 
 from tests.conftest import DOORS, Issue, Knock, ask, bearer, events, header
 from tests.views import CALLS
 from tokenauth.exceptions import Reason, Refused, Unavailable
-from tokenauth.responses import Refusal, describe, plain_json, problem_details, render, rewrite
+from tokenauth.limits import Usage
+from tokenauth.rates import Rate
+from tokenauth.responses import (
+    Refusal,
+    describe,
+    plain_json,
+    problem_details,
+    render,
+    rewrite,
+    set_common_headers,
+)
 
 pytestmark = [pytest.mark.urls("tests.urls"), pytest.mark.django_db]
 
@@ -353,3 +364,24 @@ def test_answers_do_not_depend_on_the_owner(client: Any, issue: Issue) -> None:
     first = client.get("/plain/", **bearer(issue(client_id="one")))
     second = client.get("/plain/", **bearer(issue(client_id="two")))
     assert first.content == second.content
+
+
+@pytest.mark.parametrize(
+    ("cache_control", "is_shown"),
+    [
+        ("", True),
+        ("max-age=60", True),
+        ("private, must-revalidate", True),
+        ("no-store, public", True),
+        ("Public", False),
+        ("s-maxage=60", False),
+        ("max-age=60, must-revalidate", False),
+    ],
+)
+def test_limits_are_not_shown_where_shared_caches_store_them(
+    cache_control: str, *, is_shown: bool
+) -> None:
+    response = HttpResponse(headers={"Cache-Control": cache_control} if cache_control else {})
+    usage = Usage(policy="token", rate=Rate(3, 60), count=1, reset=60)
+    set_common_headers(response, [usage])
+    assert ("RateLimit" in response) is is_shown

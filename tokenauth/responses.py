@@ -150,7 +150,7 @@ def set_common_headers(response: HttpResponseBase, usages: Iterable[Usage]) -> N
     # Shared caches treat Authorization specially, but not the other headers with tokens.
     patch_vary_headers(response, [transport.header for transport in get_settings().transports])
     policies, states = [], []
-    for usage in () if _is_public(response) else usages:
+    for usage in () if _is_shared(response) else usages:
         policies.append(f'"{usage.policy}";q={usage.rate.requests};w={usage.rate.seconds}')
         states.append(f'"{usage.policy}";r={usage.remaining};t={usage.reset}')
     if policies:
@@ -158,9 +158,16 @@ def set_common_headers(response: HttpResponseBase, usages: Iterable[Usage]) -> N
         response["RateLimit"] = ", ".join(states)
 
 
-def _is_public(response: HttpResponseBase) -> bool:
+def _is_shared(response: HttpResponseBase) -> bool:
+    """Return whether shared caches may store an answer to a request with Authorization.
+
+    RFC 9111, section 3.5, lists the directives.
+    """
     directives = response.get("Cache-Control", "").lower().split(",")
-    return "public" in (directive.strip() for directive in directives)
+    names = {directive.partition("=")[0].strip() for directive in directives}
+    return not names.isdisjoint({"public", "s-maxage", "must-revalidate"}) and names.isdisjoint(
+        {"private", "no-store"}
+    )
 
 
 def keep_to_itself(response: HttpResponseBase) -> None:
