@@ -78,6 +78,18 @@ def test_a_search_that_takes_too_long_can_be_continued(
     assert walk(admin_client, url, "Search older ones") == [[], [], [], [wanted]]
 
 
+def test_a_search_reads_no_other_tokens_than_those_it_found(
+    admin_client: Client, issue: Issue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"SECONDS": 0, "NARROWEST": 2, "QUICK": 0}.items():
+        monkeypatch.setattr(paging, name, value)
+    for client_id in ("wanted", *("other",) * 5, "wanted"):
+        issue(client_id=client_id)
+    changes = admin_client.get(TOKENS, {"q": "wante"}).context["cl"]
+    assert [token.client_id for token in changes.result_list] == ["wanted", "wanted"]
+    assert (changes.keyed_page.is_cut, changes.counts_all) == (False, True)
+
+
 def test_a_count_whose_time_was_up_is_no_count(
     admin_client: Client, issue: Issue, monkeypatch: pytest.MonkeyPatch
 ) -> None:

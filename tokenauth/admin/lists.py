@@ -31,17 +31,21 @@ BEFORE, AFTER = "before", "after"
 """The parameters of a URL that choose a page by an id."""
 PLACE = {BEFORE, AFTER, PAGE_VAR, ERROR_FLAG}
 """Parameters for the position in a list. All other parameters decide what the list shows."""
+FOUND = "_tokenauth_found"
+"""The attribute of a request that has the ranges of ids of what its search found."""
 
 
 class BoundedPaginator(Paginator):  # type: ignore[type-arg]
     """Counts at most ``limit`` rows, because a COUNT over millions costs more than the page."""
 
     limit = 10_000
+    ranges: Ranges | None = None
+    """The ranges of ids that hold all rows, if they are known."""
 
     @cached_property
     def row_count(self) -> RowCount:
         rows: Any = self.object_list
-        return count_rows(rows, self.limit)
+        return count_rows(rows, self.limit, self.ranges)
 
     @cached_property
     def count(self) -> int:
@@ -106,15 +110,17 @@ class LongList(ChangeList):
         self.full_result_count = self.result_count
 
     def _read_page(self, request: HttpRequest) -> None:
+        ranges = self.find_ranges(request)
         page = read_page(
             self.queryset,
             size=self.list_per_page,
-            ranges=self.find_ranges(request),
+            ranges=ranges,
             before=self.before,
             after=self.after,
         )
         self.keyed_page, self.result_list = page, page.rows
         self.paginator = self.model_admin.get_paginator(request, self.queryset, self.list_per_page)
+        self.paginator.ranges = ranges
         self.row_count = self.count_results(page)
         self.result_count = self.row_count.number
         self.show_full_result_count = False
@@ -132,7 +138,7 @@ class LongList(ChangeList):
 
     def find_ranges(self, request: HttpRequest) -> Ranges | None:
         """Return the ranges of ids that hold all rows of the list; None if that isn't known."""
-        return None
+        return getattr(request, FOUND, None)
 
     @property
     def counts_all(self) -> bool:

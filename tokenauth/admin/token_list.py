@@ -17,7 +17,7 @@ from django.utils.translation import gettext_lazy as _
 
 from tokenauth.admin.cells import EMPTY, badge, cut, events_link, find_page, link
 from tokenauth.admin.figures import events_url, may_read_audit
-from tokenauth.admin.lists import LongListAdmin
+from tokenauth.admin.lists import FOUND, LongListAdmin
 from tokenauth.admin.pages import find_url
 from tokenauth.admin.search import (
     find_by_text,
@@ -61,7 +61,12 @@ class TokenListAdmin(LongListAdmin):
     def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> Any:
         """Return the tokens that the term names, or whose client or name begins with it."""
         text = search_term.strip()
-        return (queryset.with_keys(find_keys(text)) if text else queryset), False
+        if not text:
+            return queryset, False
+        keys = find_keys(text)
+        # For the list, which needn't look for other tokens.
+        setattr(request, FOUND, [(key, key) for key in reversed(keys)])
+        return queryset.with_keys(keys), False
 
     def find(self, request: HttpRequest, text: str, kept: dict[str, str]) -> str:
         """Return the page of the token with this text or id, or the list of what the text names."""

@@ -92,8 +92,11 @@ class RowCount(NamedTuple):
     """Whether all rows were counted; False if counting stopped at a limit."""
 
 
-def count_rows(rows: QuerySet[Any], limit: int) -> RowCount:
-    """Return the number of ``rows``; counting stops at ``limit``, or when its time is up."""
+def count_rows(rows: QuerySet[Any], limit: int, ranges: Ranges | None = None) -> RowCount:
+    """Return the number of ``rows``; counting stops at ``limit``, or when its time is up.
+
+    ``ranges`` are the ranges of ids that hold all of ``rows``, in order, if the caller knows them.
+    """
     keys, total = rows.order_by().values("pk"), 0
 
     def count(group: Ranges) -> bool:
@@ -102,7 +105,8 @@ def count_rows(rows: QuerySet[Any], limit: int) -> RowCount:
         return total >= limit
 
     seconds = min(SECONDS_TO_COUNT, SECONDS)
-    stopped = _walk(find_span(rows), count, is_forward=False, seconds=seconds)
+    spans = find_span(rows) if ranges is None else ranges
+    stopped = _walk(spans, count, is_forward=False, seconds=seconds)
     return RowCount(total, is_all=stopped is None and total < limit)
 
 
