@@ -93,6 +93,15 @@ def counted(rows: Any = None) -> dict[tuple[Any, ...], list[Any]]:
     return sums
 
 
+def test_rows_that_are_read_together_are_stored_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary, "ROWS_PER_BLOCK", 1_000_000_000)
+    write(*[make((4 - number) * HOUR, token="a" * 12, client="ann") for number in range(3)])
+    run()
+    order = list(AuditSummary.objects.order_by("id").values_list("facet", "hour"))
+    assert len(order) > 9
+    assert order == sorted(order)
+
+
 # Incremental is the same as rebuilt.
 
 ROWS = st.builds(

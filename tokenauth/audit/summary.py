@@ -317,10 +317,12 @@ def _add(tally: Tally, using: str) -> None:
     connection = connections[using]
     field = AuditSummary._meta.get_field("hour")
     stored = {hour: field.get_db_prep_save(hour, connection) for hour, _key in tally}
-    values = [
+    # In the order of the index: rows that are read together are stored together, for example those
+    # of the overview's last 30 days.
+    values = sorted(
         (key.facet, stored[hour], key.digest, *key[1:], *sums)
         for (hour, key), sums in tally.items()
-    ]
+    )
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             # One statement: with one a row, most of the time passes between them.
