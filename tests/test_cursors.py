@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 
@@ -213,6 +214,24 @@ def test_a_quiet_database_leaves_no_gap_free() -> None:
         pytest.skip("the server isn't quiet")
     for xid in range(made.closed_xid - 2, made.closed_xid + 3):
         assert covers(made, last - 1, xid)
+
+
+@needs_postgresql
+def test_rows_of_transactions_that_began_meanwhile_are_not_foreign() -> None:
+    def write_and_close() -> None:
+        write(3)
+        connection.close()
+
+    with transaction.atomic():
+        current_xid()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(write_and_close).result(60)
+        assert not cursors._has_foreign_rows("default")
+        assert not AuditEvent.objects.filter(xid__lte=current_xid()).exists()
+    row = new_row()
+    row.xid = current_xid() + FAR
+    row.save()
+    assert cursors._has_foreign_rows("default")
 
 
 @needs_postgresql
