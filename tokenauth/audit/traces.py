@@ -20,7 +20,7 @@ from tokenauth.models.charsets import Exact
 MOST_GROUPS = 200_000
 """The most combinations of token, address and view that are read of rows which the summary doesn't
 count yet: those that were used last."""
-SECONDS = 5.0
+SECONDS = 6.0
 """The time limit for counting rows that the summary doesn't count yet, the newest rows first."""
 IDS_PER_PART = 250_000
 """How many ids one part of a query counts."""
