@@ -133,7 +133,7 @@ def test_it_has_what_the_token_has_when_it_is_issued(issue: Issue) -> None:
 
 def test_a_principal_whose_token_is_not_stored() -> None:
     principal = make_principal(scopes=[READ])
-    with pytest.raises(NotPermitted, match=f"stored with the id {principal.token_id}. Issue it"):
+    with pytest.raises(NotPermitted, match=f"stored with the id {principal.token_id}. Issue a"):
         issue_jwt(principal)
 
 
