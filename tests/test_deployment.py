@@ -8,8 +8,12 @@ import runpy
 import shlex
 import subprocess
 import sys
+import threading
+from collections import Counter
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -18,7 +22,7 @@ from django.core.management import get_commands, load_command_class
 from project.deployment import commands, units
 from project.deployment.commands import read_environment
 from project.deployment.load import Answer
-from project.deployment.outcome import Result, Stored, describe, find_losses
+from project.deployment.outcome import Outage, Result, Stored, describe, find_losses
 from project.deployment.units import FOLDER, UNITS, Unit, read_section, read_unit, timed
 from tests.test_docs import DOCS, ROOT
 
@@ -271,48 +275,232 @@ def test_cron_runs_the_same_commands() -> None:
 
 # What the trial counts as lost.
 
+RESTART = Outage(began=100, ended=200)
 SEEN = [
-    ("r1", 200, False),
-    ("r2", 201, True),
-    ("r3", 401, False),
-    ("r4", 503, True),
-    ("r5", 0, True),
+    ("r1", "kept", 200, False, 0),
+    ("r2", "kept", 201, True, 201),
+    ("r3", "stolen", 200, False, 0),
+    ("r4", "stolen", 401, False, 2),
+    ("r5", "kept", 503, True, 150),
+    ("r6", "kept", 500, False, 99),
+    ("r7", "kept", 0, True, 150),
+    *((f"g{number}", "kept", 200, False, 3) for number in range(16)),
 ]
-RESULT = Result(
-    answers=[
-        Answer(request_id=name, caller="kept", began=0, status=status, writes=writes)
-        for name, status, writes in SEEN
-    ],
-    after_revocation=[401, 401],
-)
+GOOD = " ".join(f"g{number}" for number in range(16))
 
 
-def stored(accepted: str = "r1 r2", rejected: str = "r3", samples: str = "r2") -> Stored:
+def answers(seen: list[tuple[str, str, int, bool, int]]) -> list[Answer]:
+    """Return answers that took two seconds each."""
+    return [
+        Answer(
+            request_id=name,
+            caller=caller,
+            began=began,
+            ended=began + 2,
+            status=status,
+            writes=writes,
+        )
+        for name, caller, status, writes, began in seen
+    ]
+
+
+def result(*more: tuple[str, str, int, bool, int], late: tuple[int, ...] = (401, 401)) -> Result:
+    """Return what clients saw, with some answers more."""
+    return Result(answers=answers([*SEEN, *more]), after_revocation=[*late], outage=RESTART)
+
+
+def stored(accepted: str = f"r1 r2 r3 {GOOD}", rejected: str = "r4", samples: str = "r2") -> Stored:
     return Stored(accepted=accepted.split(), rejected=rejected.split(), samples=samples.split())
 
 
+def losses(result: Result, stored: Stored) -> dict[str, int]:
+    return {name: number for name, number in find_losses(result, stored).items() if number}
+
+
 def test_nothing_is_lost_if_every_answer_has_its_row() -> None:
-    assert set(find_losses(RESULT, stored()).values()) == {0}
-    numbers = describe(RESULT, stored())
-    assert numbers["requests that were answered with success"] == 2
+    assert losses(result(), stored()) == {}
+    numbers = describe(result(), stored())
+    assert numbers["requests that were answered with success"] == 19
     assert (numbers["requests that were answered with 503"], numbers["cut connections"]) == (1, 1)
+    assert numbers["502, 503, 504 and cut while PostgreSQL ran"] == 0
 
 
 @pytest.mark.parametrize(
     ("given", "loss"),
     [
-        ({"accepted": "r2"}, "successes without an audit row"),
+        ({"accepted": f"r2 r3 {GOOD}"}, "successes without an audit row"),
         ({"rejected": ""}, "401 without an audit row"),
-        ({"samples": "r2 r5"}, "stored samples without an audit row"),
-        ({"samples": ""}, "answered writes that are not stored"),
+        ({"samples": "r2 r7"}, "stored samples without an audit row"),
     ],
 )
 def test_losses_are_seen(given: dict[str, str], loss: str) -> None:
-    found = find_losses(RESULT, stored(**given))
-    assert {name for name, number in found.items() if number} == {loss}
+    assert losses(result(), stored(**given)) == {loss: 1}
 
 
-def test_a_revoked_token_that_is_accepted_is_seen() -> None:
-    result = Result(answers=[], after_revocation=[401, 200, 401])
-    found = find_losses(result, Stored(accepted=[], rejected=[], samples=[]))
-    assert found["answers other than 401 to the revoked token"] == 1
+def test_writes_that_are_not_stored_are_seen() -> None:
+    assert losses(result(), stored(samples="")) == {
+        "answered writes that are not stored": 1,
+        "no stored sample": 1,
+    }
+
+
+@pytest.mark.parametrize("status", [200, 403, 429, 500])
+def test_a_revoked_token_that_is_not_refused_is_seen(status: int) -> None:
+    loss = "answers other than 401 to the revoked token"
+    assert losses(result(late=(401, status, 401)), stored()) == {loss: 1}
+
+
+def test_the_site_may_be_unavailable_to_a_revoked_token_but_must_refuse_it_once() -> None:
+    assert losses(result(late=(503, 401)), stored()) == {}
+    assert losses(result(late=(503, 503)), stored()) == {"no 401 to the revoked token": 1}
+
+
+@pytest.mark.parametrize("status", [302, 400, 403, 404, 429, 500])
+def test_statuses_that_nothing_explains_are_seen(status: int) -> None:
+    loss = "answers with an unexpected status"
+    assert losses(result(("x", "kept", status, False, 5)), stored()) == {loss: 1}
+
+
+@pytest.mark.parametrize(("began", "count"), [(97, 1), (99, 0), (150, 0), (199, 0), (201, 1)])
+def test_only_the_restart_explains_500(began: int, count: int) -> None:
+    found = find_losses(result(("x", "kept", 500, False, began)), stored())
+    assert found["answers with an unexpected status"] == count
+
+
+@pytest.mark.parametrize("began", [5, 150, 205])
+def test_nothing_explains_401_to_the_token_that_stays_valid(began: int) -> None:
+    found = losses(result(("x", "kept", 401, False, began)), stored(rejected="r4 x"))
+    assert found == {"answers with an unexpected status": 1}
+
+
+@pytest.mark.parametrize("status", [0, 502, 503, 504])
+def test_one_of_ten_answers_may_be_unavailable_while_postgresql_runs(status: int) -> None:
+    more = [(f"x{number}", "kept", status, True, 5) for number in range(4)]
+    loss = "too many 502, 503, 504 and cut connections"
+    assert losses(result(*more[:2]), stored()) == {}
+    assert losses(result(*more), stored()) == {loss: 2}
+    assert describe(result(*more), stored())["502, 503, 504 and cut while PostgreSQL ran"] == 4
+
+
+def test_a_restart_explains_any_number_of_503() -> None:
+    more = [(f"x{number}", "kept", 503, True, 150) for number in range(100)]
+    assert losses(result(*more), stored()) == {}
+
+
+def test_a_site_that_never_works_is_seen() -> None:
+    nothing = Result(answers=answers([("x", "kept", 503, True, 0)]), after_revocation=[503])
+    assert losses(nothing, stored(accepted="", rejected="", samples="")) == {
+        "no stored sample": 1,
+        "no 401 to the revoked token": 1,
+        "too many 502, 503, 504 and cut connections": 1,
+        "no success before the token was revoked": 1,
+        "no success after the restart": 1,
+    }
+
+
+# The commands and servers of the trial.
+
+
+def ended(returncode: int = 0) -> subprocess.CompletedProcess[str]:
+    return subprocess.CompletedProcess([], returncode, stdout="", stderr="")
+
+
+def test_the_trial_runs_the_command_of_every_timer() -> None:
+    assert sorted(commands.TIMED) == timed()
+
+
+@pytest.mark.parametrize(("returncode", "failed"), [(0, 0), (1, len(commands.TIMED))])
+def test_each_command_of_a_timer_runs_at_least_once(
+    returncode: int, failed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = commands.Site(tmp_path, {})
+    stop, stopped = threading.Event(), threading.Event()
+
+    def run(_site: commands.Site, _unit: Unit) -> subprocess.CompletedProcess[str]:
+        stop.set()
+        stopped.wait()
+        return ended(returncode)
+
+    monkeypatch.setattr(commands.Site, "run", run)
+    with site.timers(Outage()):
+        stop.wait()
+        # The block ends before the first command does.
+        threading.Timer(0.05, stopped.set).start()
+    assert set(site.runs) == set(commands.TIMED)
+    faults = site.find_faults()
+    assert faults["failed commands of timers"] == failed * site.runs["seal"]
+    assert faults["commands of timers that never ran"] == 0
+
+
+def test_commands_that_never_ran_are_seen(tmp_path: Path) -> None:
+    site = commands.Site(tmp_path, {}, runs=Counter(["seal", "seal", "verify"]))
+    assert site.find_faults()["commands of timers that never ran"] == len(commands.TIMED) - 2
+
+
+def test_a_failure_during_the_outage_is_excused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, ran = commands.Site(tmp_path, {}), threading.Event()
+
+    def run(_site: commands.Site, _unit: Unit) -> subprocess.CompletedProcess[str]:
+        ran.set()
+        return ended(1)
+
+    monkeypatch.setattr(commands.Site, "run", run)
+    with site.timers(Outage(began=0)):
+        ran.wait()
+    assert set(site.find_faults().values()) == {0}
+
+
+def test_an_error_in_the_thread_of_the_timers_ends_the_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(_site: commands.Site, _unit: Unit) -> subprocess.CompletedProcess[str]:
+        raise subprocess.TimeoutExpired("manage.py", 300)
+
+    monkeypatch.setattr(commands.Site, "run", run)
+    with (
+        pytest.raises(subprocess.TimeoutExpired),
+        commands.Site(tmp_path, {}).timers(Outage()),
+    ):
+        pass
+
+
+def test_every_command_is_run_again_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(_site: commands.Site, unit: Unit) -> subprocess.CompletedProcess[str]:
+        return ended(int(unit.name in {"notify", "verify"}))
+
+    monkeypatch.setattr(commands.Site, "run", run)
+    assert sorted(commands.Site(tmp_path, {}).finish()) == ["notify", "verify"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "error"),
+    [([], [7], RuntimeError), ([7], [7], SystemExit), ([7], [8], None)],
+)
+def test_a_killed_worker_must_be_replaced_by_another(
+    before: list[int],
+    after: list[int],
+    error: type[BaseException] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("psycopg")
+    servers = import_module("project.deployment.servers")
+    monkeypatch.setattr("benchmarks.harness.killed_servers.START_SECONDS", 0.2)
+    found, killed = list(before), list[int]()
+
+    def kill(pids: set[int]) -> None:
+        killed.extend(pids)
+        found[:] = after
+
+    machine = servers.Gunicorn(tmp_path / "machine")
+    machine.process = SimpleNamespace(pid=1)
+    monkeypatch.setattr(servers, "children", lambda _pid: found)
+    monkeypatch.setattr(servers, "kill", kill)
+    monkeypatch.setattr(machine, "is_ready", lambda: True)
+    with pytest.raises(error) if error else nullcontext():
+        machine.kill_worker()
+    assert killed == before

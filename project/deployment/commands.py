@@ -6,19 +6,23 @@ import secrets
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import cycle
 from pathlib import Path
 
 from project.deployment.load import Caller
-from project.deployment.units import FOLDER, Unit, read_unit, timed
+from project.deployment.outcome import Outage
+from project.deployment.units import FOLDER, Unit, read_unit
 
 MANAGE = [sys.executable, str(FOLDER.parent.parent / "manage.py")]
 ADDED = {"status": ["--max-outages", "1000000"]}
 """Arguments that the trial adds. On a busy machine, Redis answers late, which is an outage."""
+TIMED = ("summarise", "seal", "verify", "status", "prune", "notify")
+"""The commands of the timers, in the order in which the trial runs them."""
 RATE = "1000000/m"
 """More than clients can send: the trial is not about limits."""
 
@@ -30,23 +34,6 @@ def read_environment(name: str) -> dict[str, str]:
     return {
         key: value.strip("'").replace("change-me", secrets.token_hex(32)) for key, _, value in pairs
     }
-
-
-@dataclass
-class Outage:
-    """The times in which PostgreSQL is down."""
-
-    count: int = 0
-    is_now: bool = False
-
-    @contextmanager
-    def lasting(self) -> Iterator[None]:
-        """Count the block as an outage."""
-        self.count, self.is_now = self.count + 1, True
-        try:
-            yield
-        finally:
-            self.is_now = False
 
 
 @dataclass
@@ -81,9 +68,9 @@ class Site:
         return Caller(name=client, token=made)
 
     def finish(self) -> list[str]:
-        """Bring summary and seals up to date, and check them; return the commands that failed."""
+        """Run each command of a timer once more; return the ones that failed."""
         failed = []
-        for name in ("summarise", "seal", "verify", "status"):
+        for name in TIMED:
             done = self.run(read_unit(name))
             print(f"{name}: {done.stdout}{done.stderr}".strip(), file=sys.stderr)
             if done.returncode:
@@ -109,28 +96,36 @@ class Site:
 
     @contextmanager
     def timers(self, outage: Outage) -> Iterator[None]:
-        """Run the commands of all timers again and again while the block runs.
+        """Run the commands of all timers again and again while the block runs, each at least once.
 
-        A command that fails counts, unless it ran during an outage.
+        A command that fails counts, unless it ran during the outage. Raises what running one raised.
         """
         stopped = threading.Event()
-        units = [read_unit(name) for name in ("seal", *timed())]
 
         def work() -> None:
-            for unit in cycle(units):
-                if stopped.is_set():
-                    return
-                is_excused, count = outage.is_now, outage.count
-                done = self.run(unit)
-                self.runs[unit.name] += 1
-                if done.returncode and not is_excused and outage.count == count:
-                    self.failures[unit.name] += 1
-                    print(f"{unit.name} failed: {done.stdout}{done.stderr}", file=sys.stderr)
+            while not stopped.is_set():
+                for name in TIMED:
+                    self._run_timed(read_unit(name), outage)
 
-        thread = threading.Thread(target=work)
-        thread.start()
-        try:
-            yield
-        finally:
-            stopped.set()
-            thread.join(timeout=300)
+        with ThreadPoolExecutor(1) as pool:
+            working = pool.submit(work)
+            try:
+                yield
+            finally:
+                stopped.set()
+            working.result()
+
+    def _run_timed(self, unit: Unit, outage: Outage) -> None:
+        began = time.monotonic()
+        done = self.run(unit)
+        self.runs[unit.name] += 1
+        if done.returncode and not outage.overlaps(began, time.monotonic()):
+            self.failures[unit.name] += 1
+            print(f"{unit.name} failed: {done.stdout}{done.stderr}", file=sys.stderr)
+
+    def find_faults(self) -> dict[str, int]:
+        """Return numbers that are 0 if all commands of the timers ran and did their work."""
+        return {
+            "failed commands of timers": self.failures.total(),
+            "commands of timers that never ran": sum(not self.runs[name] for name in TIMED),
+        }

@@ -42,6 +42,8 @@ class Answer:
     """The name of the caller."""
     began: float
     """When the request was sent, by the monotonic clock."""
+    ended: float
+    """When the answer was there, or the connection had failed."""
     status: int
     """The HTTP status; 0 if the connection failed."""
     writes: bool
@@ -102,7 +104,12 @@ class Load:
             connection.close()
             status = 0
         answer = Answer(
-            request_id=request_id, caller=caller.name, began=began, status=status, writes=writes
+            request_id=request_id,
+            caller=caller.name,
+            began=began,
+            ended=time.monotonic(),
+            status=status,
+            writes=writes,
         )
         self.answers.append(answer)
         return answer

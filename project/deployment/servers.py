@@ -38,12 +38,21 @@ class Gunicorn(Server):
             return ask(connection, "", "ready") == http.HTTPStatus.UNAUTHORIZED
         return False
 
-    def kill_worker(self) -> None:
-        """Kill the worker with SIGKILL, and wait until gunicorn has started another."""
+    def workers(self) -> set[int]:
+        """Return the processes of the workers."""
         if self.process is None:
             raise RuntimeError("gunicorn isn't running")
-        kill(children(self.process.pid))
-        wait_for("another worker", self.is_ready)
+        return set(children(self.process.pid))
+
+    def kill_worker(self) -> None:
+        """Kill the worker with SIGKILL, and wait until another one answers.
+
+        Raises RuntimeError if there is none to kill, SystemExit if no other one comes.
+        """
+        if not (killed := self.workers()):
+            raise RuntimeError("gunicorn has no worker")
+        kill(killed)
+        wait_for("another worker", lambda: self.is_ready() and self.workers().isdisjoint(killed))
 
 
 class Nginx(Server):

@@ -9,9 +9,15 @@ rewrite the audit. While clients call, a worker is killed with SIGKILL, a token 
 PostgreSQL is restarted. Needs ``pip install -e '.[dev]'``, nginx, redis-server, PostgreSQL and
 openssl; as root also a user ``postgres``.
 
-Exits with 1 if an answered request or a stored sample has no audit row, if an answered write is not
-stored, if the revoked token was accepted, if ``verify`` or ``status`` finds a problem, or if a
-command of the timers failed although PostgreSQL was running.
+Exits with 1 if
+
+- an answered request or a stored sample has no audit row, or an answered write is not stored;
+- the revoked token was accepted, or the token that stays valid was refused;
+- another status is neither a success nor explained by the restart, or more than a tenth of the
+  answers while PostgreSQL was running were 502, 503, 504 or cut connections (``outcome.py``);
+- no sample was stored, or no request succeeded before the revocation or after the restart;
+- the killed worker was not replaced;
+- a command of the timers never ran, failed although PostgreSQL was running, or failed at the end.
 """
 
 from __future__ import annotations
@@ -27,9 +33,9 @@ from pathlib import Path
 import psycopg
 
 from benchmarks.harness.killed_servers import Postgres, Redis, Server
-from project.deployment.commands import Outage, Site, read_environment
+from project.deployment.commands import Site, read_environment
 from project.deployment.load import Caller, Load
-from project.deployment.outcome import SUCCESSES, Result, Stored, describe, find_losses
+from project.deployment.outcome import KEPT, STOLEN, Outage, Result, Stored, describe, find_losses
 from project.deployment.servers import Drain, Gunicorn, Nginx
 from project.deployment.units import FOLDER
 
@@ -134,7 +140,7 @@ def ask_everywhere(deployment: Deployment, load: Load, caller: Caller) -> list[i
 def disturb(deployment: Deployment, seconds: float) -> Result:
     """Let clients call; meanwhile kill a worker, revoke a token, and restart PostgreSQL."""
     site, outage = deployment.site, Outage()
-    kept, stolen = site.issue("kept"), site.issue("stolen")
+    kept, stolen = site.issue(KEPT), site.issue(STOLEN)
     load = Load(deployment.nginx.port, deployment.nginx.certificate)
     with site.timers(outage), load.running([kept] * CLIENTS + [stolen] * (CLIENTS // 2)):
         time.sleep(seconds / 4)
@@ -152,8 +158,9 @@ def disturb(deployment: Deployment, seconds: float) -> Result:
             deployment.postgres.start()
         statuses += ask_everywhere(deployment, load, stolen)
         time.sleep(seconds / 4)
-    late = [one for one in load.answers if one.caller == "stolen" and one.began > revoked_at]
-    return Result(answers=load.answers, after_revocation=[*statuses, *(one.status for one in late)])
+    late = [one for one in load.answers if one.caller == STOLEN and one.began > revoked_at]
+    statuses += [one.status for one in late]
+    return Result(answers=load.answers, after_revocation=statuses, outage=outage)
 
 
 def read_stored(deployment: Deployment) -> Stored:
@@ -184,15 +191,15 @@ def main() -> int:
         say("counting")
         deployment.end()
         stored, failed = read_stored(deployment), deployment.site.finish()
-    numbers, losses = describe(result, stored), find_losses(result, stored)
-    losses["failed commands of timers"] = deployment.site.failures.total()
+    site = deployment.site
+    numbers = {**describe(result, stored), "commands of timers": site.runs.total()}
+    losses = {**find_losses(result, stored), **site.find_faults()}
     losses["failed commands at the end"] = len(failed)
-    numbers["commands of timers"] = deployment.site.runs.total()
     for name, number in {**numbers, **losses}.items():
         print(f"{name:<50}{number:>8}")
-    lost = sum(losses.values()) or not numbers[SUCCESSES]
-    print("Something was lost." if lost else "Nothing was lost, and the audit is as it was sealed.")
-    return int(bool(lost))
+    faults = [name for name, number in losses.items() if number]
+    print(f"Failed: {'; '.join(faults)}." if faults else "Nothing was lost.")
+    return int(bool(faults))
 
 
 if __name__ == "__main__":
