@@ -98,7 +98,7 @@ class IncidentPages(TokenAccess):
         if may_read_audit(self.admin_site, request):
             using = router.db_for_write(AuditEvent)
             update_summary(request, using)
-            traces = trace_all([one.token.public_id for one in listed], using=using)
+            traces = trace_all([one.token for one in listed], using=using)
             context["deeds"] = [self._describe(one, traces[one.token.public_id]) for one in listed]
             context["knows_requests"] = get_settings().audit_successes
         return render(self.admin_site, request, "incident", context)

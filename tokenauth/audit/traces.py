@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from time import monotonic
 from typing import Any
 
+from django.db import connections
 from django.db.models import Count, F, Max, Min, QuerySet
 
+from tokenauth.audit.rows import with_offset
 from tokenauth.audit.statistics import ACCEPTED, find_position, most_frequent, uncounted
 from tokenauth.audit.summary import HOUR
 from tokenauth.client_info import address_key
-from tokenauth.models import AuditEvent, Event, SummaryFacet
+from tokenauth.models import AuditEvent, Event, SummaryFacet, Token
 from tokenauth.models.charsets import Exact
 
 MOST_GROUPS = 200_000
@@ -30,6 +32,8 @@ MOST_SUMMARISED = 100_000
 """The most addresses, and views, of one token that are read from the summary."""
 MOST_ATTEMPTS = 5
 """How often the summary is read at most, until no other process changes it during the reading."""
+MOST_PRUNINGS = 100
+"""How many of the newest prunings are read. The last one is not always that with the latest limit."""
 MOST_VALUES = 20
 """The most addresses, views and JWTs of one token that are listed."""
 
@@ -48,8 +52,15 @@ class Trace:
     """The most frequent views, and how many requests each got."""
     exchanges: list[dict[str, Any]] = field(default_factory=list)
     """The times at which JWTs were issued for the token, and their details, the newest first."""
-    complete: bool = True
-    """False if older rows that are not in the summary were too many to count in time."""
+    uncounted: bool = False
+    """Whether older rows that are not in the summary were too many to count in time."""
+    pruned_before: datetime | None = None
+    """The time before which requests were pruned, if requests of the token may have been among them."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether all requests that were ever accepted are counted."""
+        return not self.uncounted and self.pruned_before is None
 
 
 @dataclass
@@ -70,18 +81,47 @@ class _Found:
     exchanges: list[dict[str, Any]]
 
 
-def trace_all(token_ids: Collection[str], *, using: str) -> dict[str, Trace]:
-    """Return what each of the tokens with these public ids did.
+def trace_all(tokens: Collection[Token], *, using: str) -> dict[str, Trace]:
+    """Return what each of the tokens did, by public id.
 
     Reads the summary, the rows that it doesn't count yet, and single rows by the token's index.
     """
-    found = {token_id: _find(token_id, using) for token_id in token_ids}
+    found = {token.public_id: _find(token.public_id, using) for token in tokens}
     calls, rows = _read_summary(found, using)
     is_complete = _count_rest(calls, rows, using)
-    return {
-        token_id: _describe(found[token_id], calls[token_id], is_complete=is_complete)
-        for token_id in token_ids
+    pruned_before = _find_pruning(using)
+    traces = {
+        token_id: _describe(one, calls[token_id], is_complete=is_complete)
+        for token_id, one in found.items()
     }
+    return {
+        token.public_id: _amend(traces[token.public_id], token, pruned_before) for token in tokens
+    }
+
+
+def _find_pruning(using: str) -> datetime | None:
+    """Return the time before which rows of requests were pruned; None if no rows were pruned."""
+    rows = AuditEvent.objects.using(using).filter(event=Event.AUDIT_PRUNED.value)
+    if connections[using].features.supports_partial_indexes:
+        # The condition of the index on rare events, which SQLite has to be told.
+        rows = rows.exclude(event=Event.AUTH_ACCEPTED.value)
+    else:
+        # Without that index, the index on tokens finds the rows that belong to no token.
+        rows = rows.filter(token_id="")
+    newest = rows.order_by("-id").values_list("details", flat=True)[:MOST_PRUNINGS]
+    limits = [datetime.fromisoformat(details["before"]) for details in newest]
+    return max(limits, key=with_offset, default=None)
+
+
+def _amend(trace: Trace, token: Token, pruned_before: datetime | None) -> Trace:
+    """Add to ``trace`` what the token itself tells about requests that are not in the audit."""
+    begin = with_offset(token.imported_at or token.created_at)
+    is_older = pruned_before is not None and begin < with_offset(pruned_before)
+    return replace(
+        trace,
+        last_used_at=trace.last_used_at or token.last_used_at,
+        pruned_before=pruned_before if is_older else None,
+    )
 
 
 def _find(token_id: str, using: str) -> _Found:
@@ -183,5 +223,5 @@ def _describe(found: _Found, calls: _Calls, *, is_complete: bool) -> Trace:
         addresses=calls.addresses.most_common(MOST_VALUES),
         views=calls.views.most_common(MOST_VALUES),
         exchanges=found.exchanges,
-        complete=is_complete,
+        uncounted=not is_complete,
     )

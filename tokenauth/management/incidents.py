@@ -88,7 +88,7 @@ class Incident:
         """Descriptions of at most ``MOST_TOKENS`` affected tokens, the leaked ones first."""
         using = router.db_for_write(AuditEvent)
         listed = list_affected(self.affected, self.leaked)
-        traces = trace_all([one.token.public_id for one in listed], using=using)
+        traces = trace_all([one.token for one in listed], using=using)
         return [_describe(one, traces[one.token.public_id]) for one in listed]
 
     def as_json(self) -> dict[str, Any]:
@@ -142,6 +142,8 @@ def _describe(affected: Affected, use: Trace) -> dict[str, Any]:
         "views": dict(use.views),
         "first_used_at": to_iso(use.first_used_at),
         "last_used_at": to_iso(use.last_used_at),
+        "pruned_before": to_iso(use.pruned_before),
+        "complete": use.complete,
     }
 
 
@@ -154,9 +156,14 @@ def _lines_of(token: dict[str, Any]) -> Iterator[str]:
         for name in ("addresses", "views"):
             values = (f"{value or '-'} ({count})" for value, count in token[name].items())
             yield f"  {name}: {', '.join(values)}"
+    elif token["last_used_at"]:
+        yield "  no accepted requests in the audit"
+        yield f"  last use: {token['last_used_at']}"
     else:
         yield "  never used"
-    if not token["complete"]:
+    if token["pruned_before"]:
+        yield f"  Requests before {token['pruned_before']} were pruned."
+    if token["uncounted"]:
         yield "  Older requests are not counted. Run: manage.py tokenauth_audit summarise"
     if token["issued"]:
         yield f"  issued: {', '.join(token['issued'])}"
