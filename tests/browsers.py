@@ -58,9 +58,12 @@ def read_plaintext(page: Any) -> str:
     return shown
 
 
-# Links fade from one colour to the other: contrast is measured when they have arrived.
+# Links fade from one colour to the other, so contrast is measured without transitions.
 AXE = """async within => {
-    document.getAnimations().forEach(animation => animation.finish());
+    const still = new CSSStyleSheet();
+    still.replaceSync("* { transition: none !important; animation: none !important; }");
+    document.adoptedStyleSheets = [still];
+    await new Promise(requestAnimationFrame);
     return (await axe.run(within || document)).violations
         .filter(({impact}) => ["serious", "critical"].includes(impact))
         .map(({id, nodes}) => [id, nodes.map(({html}) => html)]);
@@ -74,5 +77,6 @@ def find_violations(page: Any, within: str = "") -> dict[str, list[str]]:
     """
     from axe_core_python import sync_playwright
 
+    page.mouse.move(0, 0)  # Links under the mouse have another colour.
     page.evaluate((Path(sync_playwright.__file__).parent / "axe.min.js").read_text())
     return dict(page.evaluate(AXE, within))
