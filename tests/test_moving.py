@@ -713,6 +713,55 @@ def test_status_of_digests(make_user: MakeUser, run: Run, name: str) -> None:
     assert run.json("import", "--from", name, "--status")[0]["left"] == 1
 
 
+def status_of(run: Run, old: Old) -> tuple[int, bool, bool]:
+    """Return how many are left, whether that is exact, and whether the old app can go."""
+    package = {"device": "authtoken", "team-key": "api-key"}.get(old.name, old.name)
+    found = run.json("import", "--from", package, "--status")
+    [status] = [one for one in found if one["source"] == old.model._meta.label_lower]
+    return status["left"], status["is_exact"], status["can_go"]
+
+
+def test_status_when_all_were_used(old: Old, make_user: MakeUser, run: Run) -> None:
+    text = old.make(make_user("jo"))
+    assert status_of(run, old) == (1, True, False)
+    assert old.new(text) == 200
+    assert status_of(run, old) == (0, True, True)
+    old.model.objects.all().delete()
+    assert status_of(run, old) == (0, True, True)
+
+
+@pytest.mark.parametrize("name", ["authtoken", "knox", "api-key", "team-key"])
+def test_a_takeover_whose_row_is_gone_stands_for_no_other_row(
+    make_user: MakeUser, run: Run, name: str
+) -> None:
+    old = Old(name=name)
+    first = old.make(make_user("jo"))
+    row = old.model.objects.get()
+    second = old.make(make_user("eva"), **({"name": "other"} if name == "api-key" else {}))
+    old.model.objects.update(created=row.created)
+    assert old.new(first) == 200
+    stores_plaintext = name == "authtoken"
+    assert status_of(run, old) == (1, stores_plaintext, False)
+    row.delete()
+    left = (1, True) if stores_plaintext else (0, False)
+    assert status_of(run, old) == (*left, False)
+    run("import", "--from", "api-key" if name == "team-key" else name, "--status")
+    assert ("at least 0 left" in run.out) is not stores_plaintext
+    assert f"{old.model._meta.label_lower} can be removed" not in run.out
+    assert old.new(second) == 200
+    assert status_of(run, old)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["knox", "api-key", "team-key"])
+def test_a_takeover_that_lost_its_token_is_not_certain(
+    make_user: MakeUser, run: Run, name: str
+) -> None:
+    old = Old(name=name)
+    assert old.new(old.make(make_user("jo"))) == 200
+    Token.objects.all().delete()
+    assert status_of(run, old) == (0, False, False)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -776,6 +825,7 @@ def test_json_of_status_is_json(run: Run) -> None:
         "source": "knox.authtoken",
         "taken_over": 0,
         "left": 0,
+        "is_exact": True,
         "last_at": None,
         "too_short": [],
         "can_go": True,

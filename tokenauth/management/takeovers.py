@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from django.core.management.base import CommandError
@@ -13,10 +14,11 @@ from django.db.models import Count, Max
 from django.utils import timezone
 
 from tokenauth.client_info import Actor
+from tokenauth.conf import get_settings
 from tokenauth.conf.values import load_named
-from tokenauth.models import Takeover
-from tokenauth.services.takeovers import take_over
-from tokenauth.tokens import SHORTEST
+from tokenauth.models import Takeover, Token
+from tokenauth.services.takeovers import SOURCE_GONE, take_over
+from tokenauth.tokens import SHORTEST, digests
 from tokenauth.verifiers import get_verifiers
 
 VERIFIERS = {
@@ -27,6 +29,7 @@ VERIFIERS = {
 """The packages that can be named, and the verifiers of their own tables."""
 _LISTED = 100
 """How many credentials that are refused are listed."""
+_TEXTS_PER_QUERY = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,8 @@ class Report:
     taken_over: int
     left: int
     """Rows that the package still accepts and that were not taken over."""
+    is_exact: bool
+    """False if there may be more of them than ``left``."""
     last_at: datetime | None
     """When the last one was taken over."""
     too_short: list[str]
@@ -47,8 +52,8 @@ class Report:
 
     @property
     def can_go(self) -> bool:
-        """Whether no credential is left, so that the old app can be removed."""
-        return not self.left
+        """Whether it is certain that no credential is left, so that the old app can be removed."""
+        return not self.left and self.is_exact
 
     def as_json(self) -> dict[str, Any]:
         """Return the report for ``--json``."""
@@ -57,6 +62,7 @@ class Report:
             "source": self.source,
             "taken_over": self.taken_over,
             "left": self.left,
+            "is_exact": self.is_exact,
             "last_at": last_at,
             "too_short": self.too_short,
             "can_go": self.can_go,
@@ -66,7 +72,8 @@ class Report:
         """Return the report for people; without ``status`` only what needs their attention."""
         if status:
             last = f", the last at {self.last_at:%Y-%m-%d %H:%M:%S %Z}" if self.last_at else ""
-            yield f"{self.source}: {self.taken_over} taken over{last}; {self.left} left."
+            left = f"{self.left} left" if self.is_exact else f"at least {self.left} left"
+            yield f"{self.source}: {self.taken_over} taken over{last}; {left}."
             yield self._advice()
         for owner in self.too_short:
             yield (
@@ -79,6 +86,11 @@ class Report:
             return (
                 f"Nothing is left: the verifier of {self.source} can be removed from VERIFIERS, "
                 "and then the old app."
+            )
+        if not self.left:
+            return (
+                "Keep the old app until its table has no usable credentials: some of them can't be "
+                "told apart from credentials that were taken over and whose rows are gone."
             )
         if not self.is_configured:
             return (
@@ -127,21 +139,55 @@ def make_report(source: Any) -> Report:
     """Return the report on the table of ``source``."""
     takeovers = Takeover.objects.primary().filter(source=source.source)
     found = takeovers.aggregate(count=Count("pk"), last_at=Max("at"))
-    # Rows are matched by when they were created: takeovers refer to no row of the source.
-    taken = Counter(takeovers.values_list("created_at", flat=True).iterator(chunk_size=1_000))
-    left = 0
-    rows = source.usable(timezone.now())
-    for created in rows.values_list("created", flat=True).order_by().iterator(chunk_size=1_000):
-        if taken[created] > 0:
-            taken[created] -= 1
-        else:
-            left += 1
+    left, is_exact = (
+        (_count_plaintexts(source), True) if source.stores_plaintext else _count_digests(source)
+    )
     short = list(source.too_short(_LISTED)) if source.stores_plaintext else []
     return Report(
         source=source.source,
         is_configured=any(getattr(each, "source", "") == source.source for each in get_verifiers()),
         taken_over=found["count"],
         left=left,
+        is_exact=is_exact,
         last_at=found["last_at"],
         too_short=[row.owner_name for row in short],
     )
+
+
+def _count_plaintexts(source: Any) -> int:
+    """Return how many usable credentials of a table that stores plaintext were not taken over."""
+    texts, peppers, left = source.usable_plaintexts(timezone.now()), get_settings().peppers, 0
+    while batch := list(islice(texts, _TEXTS_PER_QUERY)):
+        rings = [set(digests(text, peppers).values()) for text in batch]
+        taken = Takeover.objects.primary().filter(digest__in=set().union(*rings))
+        found = set(taken.values_list("digest", flat=True))
+        left += sum(ring.isdisjoint(found) for ring in rings)
+    return left
+
+
+def _count_digests(source: Any) -> tuple[int, bool]:
+    """Return how many usable credentials were not taken over at least, and whether that is exact.
+
+    Takeovers refer to no row of the source, so rows are matched by the time of their creation. That
+    is certain if one row and one takeover have this time, and the token has the row's owner. In
+    other cases the takeover may be that of another row, which is gone.
+    """
+    own, ours = source.owner_columns
+    taken = Counter(_stream(Takeover.objects.primary().filter(source=source.source), "created_at"))
+    there = Counter(_stream(source.rows(), "created"))
+    tokens = Token.objects.primary().filter(imported_from=source.source)
+    tokens = tokens.exclude(revoked_reason=SOURCE_GONE)
+    owners = Counter(_stream(tokens, "created_at", ours))
+    left, doubtful = 0, Counter[datetime]()
+    for created, owner in _stream(source.usable(timezone.now()), "created", own):
+        if not taken[created]:
+            left += 1
+        elif not taken[created] == there[created] == owners[created, owner] == 1:
+            doubtful[created] += 1
+    left += sum(max(0, number - taken[created]) for created, number in doubtful.items())
+    return left, not doubtful
+
+
+def _stream(rows: Any, *columns: str) -> Iterator[Any]:
+    values = rows.order_by().values_list(*columns, flat=len(columns) == 1)
+    return iter(values.iterator(chunk_size=1_000))

@@ -31,6 +31,11 @@ class APIKeyVerifier(SourceVerifier):
     user_field = ""
     """The model's foreign key to the users who own the keys; "" without one."""
 
+    @property
+    def owner_columns(self) -> tuple[str, str]:  # type: ignore[override]
+        """The user if the model has one, or else the key's name."""
+        return (f"{self.user_field}_id", "user_id") if self.user_field else ("name", "name")
+
     def find(self, text: str) -> SourceRow | None:
         """Return the row with the prefix of ``text`` and, if the digest is fast, with its digest.
 

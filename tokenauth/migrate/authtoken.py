@@ -55,6 +55,11 @@ class AuthtokenVerifier(SourceVerifier):
         for found in self._by_length(Q(key_length__gte=SHORTEST)).iterator(chunk_size=1_000):
             yield Plaintext(found.key), self.read(found)
 
+    def usable_plaintexts(self, now: datetime) -> Iterator[Plaintext]:
+        """Return every key that is long enough and accepted at ``now``."""
+        for key in self.usable(now).values_list("key", flat=True).iterator(chunk_size=1_000):
+            yield Plaintext(key)
+
     def too_short(self, most: int) -> list[SourceRow]:
         """Return the rows whose keys are too short to be taken over, ``most`` at most."""
         return [self.read(found) for found in self._by_length(Q(key_length__lt=SHORTEST))[:most]]

@@ -18,6 +18,7 @@ from tokenauth.exceptions import Reason, Refused
 from tokenauth.models import StoredToken, Token
 from tokenauth.principal import Principal, identify
 from tokenauth.services.takeovers import (
+    SOURCE_GONE,
     SourceRow,
     rehash_takeover,
     take_over,
@@ -41,6 +42,8 @@ class SourceVerifier(ABC):
     model: str
     """The table's model, "app_label.ModelName"; a subclass may name the project's own."""
     stores_plaintext: ClassVar[bool] = False
+    owner_columns: tuple[str, str] = ("user_id", "user_id")
+    """The column that names a row's owner, and the column of its token with the same value."""
 
     def __call__(self, text: str, *, client_info: ClientInfo, now: datetime) -> Principal | None:
         """Return the principal of ``text``; None if the table doesn't have it.
@@ -74,7 +77,7 @@ class SourceVerifier(ABC):
             if token.pepper_id != next(iter(get_settings().peppers)):
                 rehash_takeover(text)
             return
-        services.revoke_many(Token.objects.primary().filter(pk=token.pk), reason="source_gone")
+        services.revoke_many(Token.objects.primary().filter(pk=token.pk), reason=SOURCE_GONE)
         identity = identify(token.public_id, token.client_id, token.user)
         raise Refused(Reason.REVOKED, identity=identity)
 

@@ -28,6 +28,8 @@ from tokenauth.tokens import Plaintext, digests, generate_public_id
 
 logger = logging.getLogger("tokenauth")
 
+SOURCE_GONE = "source_gone"
+"""The reason of a revocation because the source row is no longer valid."""
 _SUFFIX_LENGTH = 8
 _TELLING = 8
 """Shorter parts of a credential, in characters, may occur in a name without revealing it."""
