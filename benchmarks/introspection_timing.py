@@ -72,41 +72,7 @@ def _jwt_settings() -> dict[str, Any]:
 
 def make_texts() -> dict[str, Callable[[int], str]]:
     """Return for each kind of text a function that returns the text for the number of a round."""
-    from django.utils import timezone  # noqa: PLC0415 - settings first
-
-    from tokenauth import services  # noqa: PLC0415
-    from tokenauth.client_info import ClientInfo  # noqa: PLC0415
-    from tokenauth.models import Token  # noqa: PLC0415
-    from tokenauth.tokens import generate, generate_public_id  # noqa: PLC0415
-    from tokenauth.verifiers.database import DatabaseVerifier  # noqa: PLC0415
-    from tokenauth.verifiers.jwt import issue_jwt  # noqa: PLC0415
-
-    def issue(**options: Any) -> list[services.Issued]:
-        return [
-            services.issue(client_id="client", scopes=["samples:read"], **options)
-            for _ in range(POOL)
-        ]
-
-    def sign(issued: services.Issued) -> str:
-        client_info, now = ClientInfo(ip="127.0.0.1"), timezone.now()
-        principal: Any = DatabaseVerifier()(issued.plaintext, client_info=client_info, now=now)
-        return str(issue_jwt(principal).plaintext)
-
-    jwts = [sign(one) for one in issue()]
-    revoked, expired = issue(), issue()
-    for issued in revoked:
-        services.revoke(issued.token)
-    past = timezone.now() - timedelta(days=1)
-    Token.objects.filter(pk__in=[one.token.pk for one in expired]).update(expires_at=past)
-    pools = {
-        "revoked": [str(one.plaintext) for one in revoked],
-        "expired": [str(one.plaintext) for one in expired],
-        "limited to networks": [
-            str(one.plaintext) for one in issue(allowed_networks=["192.0.2.0/24"])
-        ],
-        UNKNOWN_JWT: [f"{text[:-43]}{'A' * 43}" for text in jwts],
-        JWT: jwts,
-    }
+    from tokenauth.tokens import generate, generate_public_id  # noqa: PLC0415 - settings first
 
     def unknown(_round: int) -> str:
         return str(generate("tka", generate_public_id()))
@@ -114,8 +80,51 @@ def make_texts() -> dict[str, Callable[[int], str]]:
     def pooled(texts: list[str]) -> Callable[[int], str]:
         return lambda number: texts[number % POOL]
 
-    stored = {kind: pooled(texts) for kind, texts in pools.items()}
+    stored = {kind: pooled(texts) for kind, texts in _make_pools().items()}
     return {BASELINE: unknown, "unknown again": unknown, **stored}
+
+
+def _make_pools() -> dict[str, list[str]]:
+    """Issue tokens and JWTs; return the texts of each kind."""
+    from django.utils import timezone  # noqa: PLC0415 - settings first
+
+    from tokenauth import services  # noqa: PLC0415
+    from tokenauth.models import Token  # noqa: PLC0415
+
+    jwts = [_sign(str(one.plaintext)) for one in _issue()]
+    revoked, expired = _issue(), _issue()
+    for issued in revoked:
+        services.revoke(issued.token)
+    past = timezone.now() - timedelta(days=1)
+    Token.objects.filter(pk__in=[one.token.pk for one in expired]).update(expires_at=past)
+    limited = _issue(allowed_networks=["192.0.2.0/24"])
+    return {
+        "revoked": [str(one.plaintext) for one in revoked],
+        "expired": [str(one.plaintext) for one in expired],
+        "limited to networks": [str(one.plaintext) for one in limited],
+        UNKNOWN_JWT: [f"{text[:-43]}{'A' * 43}" for text in jwts],
+        JWT: jwts,
+    }
+
+
+def _issue(**options: Any) -> list[Any]:
+    from tokenauth import services  # noqa: PLC0415 - settings first
+
+    wanted = {"client_id": "client", "scopes": ["samples:read"], **options}
+    return [services.issue(**wanted) for _ in range(POOL)]
+
+
+def _sign(text: str) -> str:
+    """Return a JWT made from the token with this text."""
+    from django.utils import timezone  # noqa: PLC0415 - settings first
+
+    from tokenauth.client_info import ClientInfo  # noqa: PLC0415
+    from tokenauth.verifiers.database import DatabaseVerifier  # noqa: PLC0415
+    from tokenauth.verifiers.jwt import issue_jwt  # noqa: PLC0415
+
+    client_info = ClientInfo(ip="127.0.0.1")
+    principal: Any = DatabaseVerifier()(text, client_info=client_info, now=timezone.now())
+    return str(issue_jwt(principal).plaintext)
 
 
 def measure(rounds: int, chance: random.Random) -> dict[str, list[float]]:

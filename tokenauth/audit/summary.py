@@ -98,8 +98,7 @@ def summarise(*, using: str, is_bounded: bool = False) -> Iterator[int]:
 def catch_up(*, using: str, seconds: float = 1.0) -> bool:
     """Summarise for about ``seconds`` at most; return whether all final rows are counted.
 
-    For pages that show the summary: never waits for another process, and never raises because the
-    summary can't be written.
+    Never waits for another process, and never raises because the summary can't be written.
     """
     end = monotonic() + seconds
     try:

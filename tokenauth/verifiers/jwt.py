@@ -111,13 +111,13 @@ def issue_jwt(
 
     ``scopes`` default to the token's, without those of ``tokenauth:…``; ``audience`` to this site's;
     ``lifetime`` to the setting's, and to at most five minutes for other audiences. The JWT ends
-    with the token at the latest. Raises ValidationError for malformed or too many scopes
-    and for a longer lifetime; NotPermitted, audited, for scopes that the token lacks or that no JWT
-    carries, for an audience that the settings don't list or that the token may not have, and for a
-    principal that is not an active API token's; InvalidSettings without ``TOKENAUTH["JWT"]``.
+    with the token at the latest. Raises ValidationError for malformed or too many scopes and for a
+    longer lifetime; NotPermitted, audited, for scopes that the token lacks or no JWT carries, for an
+    audience that isn't listed or not for this token, and for a principal without an active API
+    token; InvalidSettings without ``TOKENAUTH["JWT"]``.
     """
-    settings = _require_settings()
-    moment, actor = now or timezone.now(), _actor_of(principal)
+    settings, actor = _require_settings(), _actor_of(principal)
+    moment = now or timezone.now()
     issued_at = int(with_offset(moment).timestamp())
     with recording_attempts("issue_jwt", lambda: principal.identity, actor):
         token = _find_source(principal)
@@ -127,18 +127,16 @@ def issue_jwt(
         longest = _permit_audience(target, token, settings)
         latest = earliest(principal.expires_at, token.ends_at)
         expires_at = _end(latest, issued_at, lifetime, longest)
-    jti = uuid.uuid4().hex
-    claims = {
-        **_name_owner(principal),
+    claims = _name_owner(principal) | {
         "iss": settings.issuer,
         "aud": target,
         "scope": str(granted),
         "iat": issued_at,
         "exp": expires_at,
-        "jti": jti,
+        "jti": (jti := uuid.uuid4().hex),
     }
-    text, end = _sign(claims, settings, moment), _moment(expires_at)
-    issued = IssuedJWT(plaintext=text, expires_at=end, scopes=granted, jti=jti)
+    text = _sign(claims, settings, moment)
+    issued = IssuedJWT(plaintext=text, expires_at=_moment(expires_at), scopes=granted, jti=jti)
     _record(issued, target, token, actor)
     return issued
 
