@@ -439,6 +439,19 @@ def test_the_metadata_is_open(db: None, ask: Ask) -> None:
     assert events() == [("auth.rejected", "unknown")]
 
 
+def test_the_metadata_name_the_authorization_servers_that_there_are(db: None, ask: Ask) -> None:
+    assert "authorization_servers" not in ask(path=METADATA, method="GET").json()
+    servers = ["https://login.example"]
+    answer = ask(
+        path=METADATA,
+        method="GET",
+        door=lambda door: MCPAdmission(door.app, authorization_servers=servers),
+    )
+    assert (answer.json()["authorization_servers"], answer.json()["resource"]) == (servers, URL)
+    assert int(answer.headers["Content-Length"]) == len(answer.content)
+    assert ask(path=METADATA, method="POST").status_code == 405
+
+
 def test_the_format_of_errors_is_the_projects(ask: Ask, configure: Configure, db: None) -> None:
     configure(ERROR_FORMAT="tokenauth.responses.problem_details")
     with failing():

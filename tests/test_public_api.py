@@ -65,7 +65,7 @@ NAMES: dict[str, dict[str, str | None]] = {
     "tokenauth.logs": {"JSONFormatter": "fmt datefmt style validate defaults"},
     "tokenauth.mcp": {
         "DjangoTokenVerifier": "resource required_scopes",
-        "MCPAdmission": "app",
+        "MCPAdmission": "app authorization_servers",
         "get_principal": "",
     },
     "tokenauth.middleware": {

@@ -7,6 +7,7 @@ The SDK gives a verifier only the token of an HTTP request. So there are two par
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
@@ -37,6 +38,8 @@ from tokenauth.verifiers import interface_problem
 
 Result = TypeVar("Result")
 
+METADATA = "/.well-known/oauth-protected-resource"
+"""How the path of a server's metadata begins (RFC 9728)."""
 VIEW_NAME = "mcp"
 """``view_name`` in the audit for calls of MCP servers, which have no URL pattern."""
 
@@ -105,17 +108,23 @@ class MCPAdmission:
     the token. Without a verified caller the SDK gets no request body: it can answer 401 or show its
     metadata, but runs no tool, even if it was set up without a verifier. Raises ImproperlyConfigured
     like ``DjangoTokenVerifier``.
+
+    The metadata (RFC 9728) name ``authorization_servers``, the URLs of the OAuth servers whose tokens
+    a verifier of the project accepts; by default none, although the SDK requires an ``issuer_url``.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, authorization_servers: Iterable[str] = ()) -> None:
         _require_verifiers()
         self.app = app
+        self.authorization_servers = [*authorization_servers]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection; any but HTTP is passed on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["path"].removeprefix(scope.get("root_path", "")).startswith(METADATA):
+            send = _naming(self.authorization_servers, send)
         call = _Call(scope, send)
         # The application may write to other databases, so the row must be on disk before that.
         verdict = await _in_thread(lambda: authenticate_request(call.request, wait_for_disk=True))
@@ -276,6 +285,37 @@ def _without_body(receive: Receive) -> Receive:
         return message
 
     return receive_nothing
+
+
+def _naming(servers: list[str], send: Send) -> Send:
+    """Return ``send`` for an answer whose metadata are to name these authorization servers."""
+    held: list[Message] = []
+
+    async def send_whole(message: Message) -> None:
+        held.append(message)
+        if message["type"] == "http.response.start" or message.get("more_body"):
+            return
+        start, *parts = held
+        body = _name_servers(servers, b"".join(part.get("body", b"") for part in parts))
+        headers = [
+            pair for pair in start.get("headers", ()) if pair[0].lower() != b"content-length"
+        ]
+        headers.append((b"content-length", str(len(body)).encode()))
+        await send({**start, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    return send_whole
+
+
+def _name_servers(servers: list[str], body: bytes) -> bytes:
+    """Return metadata that name these authorization servers; any other body as it is."""
+    try:
+        metadata = json.loads(body)
+        del metadata["authorization_servers"]
+    except (ValueError, TypeError, KeyError):
+        return body
+    named = {"authorization_servers": servers} if servers else {}
+    return json.dumps({**metadata, **named}).encode()
 
 
 def _encode_headers(response: HttpResponse) -> list[tuple[bytes, bytes]]:
