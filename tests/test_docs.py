@@ -445,6 +445,7 @@ def test_the_mcp_server_answers_in_its_place(run: Run, issue: Issue) -> None:
     assert metadata.json()["resource"] == application["URL"]
 
 
+@pytest.mark.django_db(transaction=True)  # The page's code closes connections.
 def test_a_websocket_ends_with_its_token(run: Run, issue: Issue) -> None:
     application = run(snippet("asgi.md", "def authenticate("))["application"]
     good, other = issue(client_id="laptop", scopes=[READ]), issue(scopes=[WRITE])
@@ -480,6 +481,7 @@ def sent_as(issued: services.Issued) -> tuple[bytes, bytes]:
     return (b"authorization", f"Bearer {issued.plaintext!s}".encode())
 
 
+@pytest.mark.django_db(transaction=True)  # The page's code closes connections.
 def test_a_browser_sends_its_token_in_a_message(run: Run, issue: Issue) -> None:
     authenticate = run(snippet("asgi.md", "def authenticate("))["authenticate"]
     with_token = run(snippet("asgi.md", "def with_token("))["with_token"]
