@@ -62,6 +62,7 @@ def make_tokens(count: int) -> dict[str, str]:
     admin_data.fill(count, rows=20)
     user: Any = get_user_model().objects.filter(is_active=True).first()
     Token.objects.update(user=user, client_id="laptop")
+    admin_data.settle()
     issued = services.issue(client_id="laptop", user=user, scopes=["tokenauth:manage"])
     return {"Authorization": f"Bearer {issued.plaintext!s}"}
 

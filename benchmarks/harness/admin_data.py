@@ -195,9 +195,14 @@ def fill(tokens: int, rows: int) -> None:
     _execute(f"UPDATE {AuditEvent._meta.db_table} SET at = {_ago(str(DAYS * _DAY))}")
     _copy(issued.token, tokens, token_columns(tokens, users))
     _copy(event, rows, event_columns(tokens, rows, users))
-    settle = {"postgresql": "VACUUM ANALYZE", "sqlite": "ANALYZE"}
+    settle()
+
+
+def settle() -> None:
+    """Have the database collect its statistics."""
+    statements = {"postgresql": "VACUUM ANALYZE", "sqlite": "ANALYZE"}
     tables = ", ".join(one._meta.db_table for one in (Token, AuditEvent))
-    _execute(settle.get(connection.vendor, f"ANALYZE TABLE {tables}"))
+    _execute(statements.get(connection.vendor, f"ANALYZE TABLE {tables}"))
 
 
 def count_all(rows: int) -> None:
