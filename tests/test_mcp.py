@@ -20,6 +20,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 from mcp.server.auth.provider import AccessToken
 from pytest_django import Settings
+from starlette.middleware.gzip import GZipMiddleware
 
 from tests.conftest import Issue, events, header
 from tests.mcp_site import URL, make_server
@@ -450,6 +451,22 @@ def test_the_metadata_name_the_authorization_servers_that_there_are(db: None, as
     assert (answer.json()["authorization_servers"], answer.json()["resource"]) == (servers, URL)
     assert int(answer.headers["Content-Length"]) == len(answer.content)
     assert ask(path=METADATA, method="POST").status_code == 405
+    with pytest.raises(ImproperlyConfigured, match="must be a list"):
+        ask(
+            path=METADATA,
+            door=lambda door: MCPAdmission(door.app, authorization_servers=servers[0]),
+        )
+
+
+def test_metadata_are_rewritten_where_the_application_compresses(db: None, ask: Ask) -> None:
+    answer = ask(
+        {"Accept-Encoding": "gzip"},
+        path=METADATA,
+        method="GET",
+        around=lambda app: GZipMiddleware(app, minimum_size=1),
+    )
+    assert "authorization_servers" not in answer.json()
+    assert answer.json()["resource"] == URL
 
 
 def test_the_format_of_errors_is_the_projects(ask: Ask, configure: Configure, db: None) -> None:

@@ -115,16 +115,24 @@ class MCPAdmission:
 
     def __init__(self, app: ASGIApp, *, authorization_servers: Iterable[str] = ()) -> None:
         _require_verifiers()
+        if isinstance(authorization_servers, str):
+            raise ImproperlyConfigured(
+                "authorization_servers must be a list of URLs, not a string."
+            )
         self.app = app
-        self.authorization_servers = [*authorization_servers]
+        self.authorization_servers = [str(url) for url in authorization_servers]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection; any but HTTP is passed on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if scope["path"].removeprefix(scope.get("root_path", "")).startswith(METADATA):
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path == METADATA or path.startswith(f"{METADATA}/"):
             send = _naming(self.authorization_servers, send)
+            # A compressed body could not be read.
+            headers = [pair for pair in scope["headers"] if pair[0].lower() != b"accept-encoding"]
+            scope = {**scope, "headers": headers}
         call = _Call(scope, send)
         # The application may write to other databases, so the row must be on disk before that.
         verdict = await _in_thread(lambda: authenticate_request(call.request, wait_for_disk=True))
