@@ -29,7 +29,6 @@ from tests.audit_log import settle
 from tests.postgresql import Roles
 from tests.processes import Processes
 from tests.sinks import ListSink
-from tests.thorough import thorough
 from tokenauth import audit, services
 from tokenauth.audit.rows import make_row
 from tokenauth.client_info import ClientInfo
@@ -48,11 +47,6 @@ DOORS = [
     for middleware in ("TokenAuthMiddleware", "TokenRequiredMiddleware")
     for path in ("/drf/", "/plain/", "/async/")
     for server in ("wsgi", "asgi")
-]
-# Of three things that differ, half of the doors have each two together.
-MARKED_DOORS = [
-    pytest.param(door, marks=thorough if sum(divmod(number, 2)) % 2 else ())
-    for number, door in enumerate(DOORS)
 ]
 
 
@@ -193,7 +187,7 @@ def calls() -> list[str]:
     return views.CALLS
 
 
-@pytest.fixture(params=MARKED_DOORS, ids=" ".join)
+@pytest.fixture(params=DOORS, ids=" ".join)
 def knock(request: pytest.FixtureRequest, settings: Any, calls: list[str]) -> Knock:
     """Ask a guarded view, once of each kind: ``knock({"X-Api-Key": "…"}, method="post")``."""
     path, server, middleware = request.param

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections import defaultdict
 from collections.abc import Generator
 from functools import cache
 
@@ -27,6 +28,9 @@ hypothesis_settings.register_profile(
 )
 hypothesis_settings.load_profile("tokenauth")
 
+MOST_CASES = "TOKENAUTH_TEST_CASES"
+"""How many cases of a parametrised test run, 2 or more; if it isn't set, all. "thorough" ignores it."""
+
 PLUGINS = "pytest_django.plugin,xdist.plugin,_hypothesis_pytestplugin"
 
 
@@ -35,10 +39,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """Run the whole suite on SQLite in several processes, where pytest-xdist is installed.
 
     One process runs what is selected, and what needs a server: other processes would disturb it.
+    Outside the lane "thorough", the whole suite takes some cases of a test that has many.
     """
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     special = ("DATABASE_URL", "TOKENAUTH_TEST_", "PYTEST_XDIST_WORKER")
-    names = os.environ.keys() - {"TOKENAUTH_TEST_THOROUGH"}
+    names = os.environ.keys() - {"TOKENAUTH_TEST_THOROUGH", MOST_CASES}
     options = config.option
     if (
         is_whole
@@ -48,6 +53,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     ):
         options.numprocesses = min(os.cpu_count() or 1, 4)
         options.dist = "loadfile"
+        os.environ.setdefault(MOST_CASES, "4")
         # Each process loads these plugins only: pytest rewrites all modules of what it finds itself.
         os.environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": PLUGINS}
 
@@ -78,12 +84,24 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+def spread(cases: list[pytest.Item]) -> list[pytest.Item]:
+    """Return the cases of one test that run: the first, the last, and some evenly between them."""
+    most = int(os.environ.get(MOST_CASES, len(cases)))
+    if len(cases) <= most:
+        return cases
+    return [cases[round(i * (len(cases) - 1) / (most - 1))] for i in range(most)]
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the lane "thorough", and what takes long and is the same on every database."""
     if not IS_THOROUGH:
-        left_out = [item for item in items if item.get_closest_marker("thorough")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+        tests = defaultdict(list)
+        for item in items:
+            if not item.get_closest_marker("thorough"):
+                tests[item.nodeid.partition("[")[0]].append(item)
+        chosen = {case for cases in tests.values() for case in spread(cases)}
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = [item for item in items if item in chosen]
     if os.environ.get("TOKENAUTH_TEST_SERVERS"):
         return
     skip = pytest.mark.skip(reason="set TOKENAUTH_TEST_SERVERS")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import pytest
@@ -16,7 +17,6 @@ from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet, ModelViewSet
 
 from tests.conftest import Issue, events
-from tests.thorough import pairs
 from tokenauth.authentication import TokenAuthentication
 from tokenauth.guards import may_skip_guard, stray_keys
 from tokenauth.permissions import HasScopes
@@ -116,7 +116,7 @@ def test_scopes_of_an_action(declared: dict[str, Any], needed: list[str], issue:
 
 
 @pytest.mark.parametrize(
-    ("method", "granted"), pairs(["get", "post", "put", "patch", "delete"], [R, W, ["*"]])
+    ("method", "granted"), [*product(["get", "post", "put", "patch", "delete"], [R, W, ["*"]])]
 )
 @pytest.mark.parametrize(
     "made",

@@ -36,7 +36,6 @@ from project.presets import atrax_urls
 from tests.conftest import Issue, Run, events, header
 from tests.presets import ROOT, behaviours_on, use_preset
 from tests.processes import Processes
-from tests.thorough import thorough
 from tokenauth import services
 from tokenauth.exceptions import InvalidSettings
 from tokenauth.models import AuditEvent, Token
@@ -147,9 +146,7 @@ CASES: list[Case] = [
 ]
 
 
-@pytest.mark.parametrize(
-    "asgi", [pytest.param(False, id="wsgi"), pytest.param(True, id="asgi", marks=thorough)]
-)
+@pytest.mark.parametrize("asgi", [False, True], ids=["wsgi", "asgi"])
 @pytest.mark.parametrize(
     ("number", "method", "path", "headers", "status", "body"),
     CASES,

@@ -23,7 +23,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from tests.conftest import (
-    MARKED_DOORS,
+    DOORS,
     OURS,
     Issue,
     ask,
@@ -123,7 +123,7 @@ def _query_params(configure: Callable[..., None]) -> None:
     configure(QUERY_PARAMS=dict.fromkeys(PATHS, "token"))
 
 
-@pytest.fixture(params=MARKED_DOORS, ids=" ".join)
+@pytest.fixture(params=DOORS, ids=" ".join)
 def call(request: pytest.FixtureRequest, settings: Settings) -> Call:
     """Ask a guarded view of each kind over each server: ``call("token=abc", headers)``."""
     where, server, middleware = request.param

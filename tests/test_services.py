@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -19,7 +20,6 @@ from django.test import RequestFactory
 from django.utils import timezone
 
 from tests.conftest import Issue
-from tests.thorough import pairs
 from tokenauth import services
 from tokenauth.client_info import Actor, ActorKind
 from tokenauth.exceptions import NotPermitted
@@ -758,7 +758,7 @@ def test_everybody_may_strengthen_what_they_could_issue(name: str, token: Token,
 
 @pytest.mark.parametrize(
     ("name", "token"),
-    [*pairs(WEAKENING, ["superuser", "own"]), *pairs(["disable"], NOT_ROOT)],
+    [*product(WEAKENING, ["superuser", "own"]), *product(["disable"], NOT_ROOT)],
     indirect=["token"],
 )
 def test_weakening_takes_no_right_to_issue(name: str, token: Token, jo: Any) -> None:
@@ -770,8 +770,8 @@ def test_weakening_takes_no_right_to_issue(name: str, token: Token, jo: Any) -> 
 @pytest.mark.parametrize(
     ("name", "token"),
     [
-        *pairs([*WEAKENING, *STRENGTHENING], ["other user", "own"]),
-        *pairs(["rename", "rotate"], ["client", "superuser"]),
+        *product([*WEAKENING, *STRENGTHENING], ["other user", "own"]),
+        *product(["rename", "rotate"], ["client", "superuser"]),
     ],
     indirect=["token"],
 )
@@ -803,7 +803,7 @@ def test_all_permissions_are_not_enough_for_a_superusers_token(
 
 @pytest.mark.parametrize(
     ("name", "token"),
-    [*pairs(STRENGTHENING, ["superuser"]), *pairs(["rotate"], NOT_ROOT)],
+    [*product(STRENGTHENING, ["superuser"]), *product(["rotate"], NOT_ROOT)],
     indirect=["token"],
 )
 def test_superusers_strengthen_anything(name: str, token: Token, make_user: MakeUser) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from itertools import product
 from typing import Any
 
 import pytest
@@ -16,7 +17,6 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from tests.conftest import Issue
-from tests.thorough import pairs
 from tokenauth import services
 from tokenauth.client_info import Actor, ActorKind
 from tokenauth.exceptions import NotPermitted
@@ -210,7 +210,7 @@ BEYOND: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "kind"), pairs(OPERATIONS, BEYOND))
+@pytest.mark.parametrize(("name", "kind"), [*product(OPERATIONS, BEYOND)])
 def test_other_tokens_are_out_of_reach(
     kind: str, name: str, own: Token, issue: Issue, configure: Configure
 ) -> None:
