@@ -87,7 +87,7 @@ def pytest_collection() -> Generator[None, object, object]:
 def spread(cases: list[pytest.Item]) -> list[pytest.Item]:
     """Return the cases of one test that run: the first, the last, and some evenly between them."""
     most = int(os.environ.get(MOST_CASES, len(cases)))
-    if len(cases) <= most:
+    if len(cases) <= most or cases[0].get_closest_marker("every_case"):
         return cases
     return [cases[round(i * (len(cases) - 1) / (most - 1))] for i in range(most)]
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.test_docs import ROOT, codes, column, prose
 
+pytestmark = pytest.mark.every_case
+
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 _PATH = re.compile(r"[\w.-]*/?(?:[\w.-]+/)*[\w-]+\.(?:py|md|toml|yaml)|(?:[\w.-]+/)+")
 

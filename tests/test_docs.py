@@ -48,6 +48,8 @@ from tokenauth.rates import parse_rate
 from tokenauth.responses import Refusal
 from tokenauth.signals import audited
 
+pytestmark = pytest.mark.every_case
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 TOP = [ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY")]

@@ -20,6 +20,8 @@ from tokenauth.api.urls import app_name, urlpatterns
 from tokenauth.exceptions import Code, Reason
 from tokenauth.models import Event
 
+pytestmark = pytest.mark.every_case
+
 NAMES: dict[str, dict[str, str | None]] = {
     "tokenauth.admin.tokens": {"TokenAdmin": None},
     "tokenauth.audit.database": {"DatabaseSink": ""},
