@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from django.test import Client
+from pytest_django import Settings
 
-from tests.api_callers import TOKENS, WITHIN, by_token, issue_own, stored
+from tests.api_callers import DAY, MANAGE, TOKENS, WITHIN, by_token, issue_own, stored
 from tests.conftest import Issue, bearer
 from tokenauth import services
-from tokenauth.models import Token
+from tokenauth.models import Token, with_offset
 
 
 @pytest.fixture
@@ -76,6 +78,47 @@ def test_input_that_cannot_be_used(asked: Any, field: str, own: services.Issued)
     assert (answer.status_code, list(answer.json())) == (400, [field])
     assert len(answer.content) < 2_000
     assert Token.objects.count() == 1
+
+
+@pytest.mark.parametrize("use_tz", [True, False])
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Tokyo"])
+@pytest.mark.parametrize("end", ["9999-12-31T23:59:59", "0001-01-01T00:00:00"])
+@pytest.mark.parametrize("offset", ["", "Z", "+14:00", "-14:00"])
+def test_the_ends_of_the_calendar(
+    offset: str, end: str, zone: str, use_tz: bool, issue: Issue, settings: Settings
+) -> None:
+    settings.USE_TZ, settings.TIME_ZONE = use_tz, zone
+    own = issue(scopes=[MANAGE])
+    answer = by_token(own)("post", TOKENS, {"expires_at": f"{end}{offset}"})
+    assert (answer.status_code, list(answer.json())) == (400, ["expires_at"])
+
+
+@pytest.mark.parametrize("use_tz", [True, False])
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Tokyo"])
+def test_a_time_with_an_offset_is_that_moment_everywhere(
+    zone: str, use_tz: bool, issue: Issue, settings: Settings
+) -> None:
+    settings.USE_TZ, settings.TIME_ZONE = use_tz, zone
+    end = (datetime.now(UTC) + DAY).replace(microsecond=0)
+    own = issue(scopes=[MANAGE])
+    answer = by_token(own)("post", TOKENS, {"expires_at": end.isoformat()})
+    token = Token.objects.get(public_id=answer.json()["id"])
+    assert token.ends_at is not None
+    assert with_offset(token.ends_at) == end
+    assert datetime.fromisoformat(answer.json()["expires_at"]) == end
+
+
+def test_times_are_in_iso_8601_regardless_of_the_settings_for_drf(
+    own: services.Issued, settings: Settings
+) -> None:
+    settings.REST_FRAMEWORK = {
+        **settings.REST_FRAMEWORK,
+        "DATETIME_INPUT_FORMATS": ["%Y-%d-%mT%H:%M:%SZ"],
+    }
+    end = (datetime.now(UTC) + DAY).replace(microsecond=0)
+    answer = by_token(own)("post", TOKENS, {**WITHIN, "expires_at": f"{end:%Y-%m-%dT%H:%M:%SZ}"})
+    assert answer.status_code == 201
+    assert datetime.fromisoformat(answer.json()["expires_at"]) == end
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from tokenauth.cancellation import run_to_end
 from tokenauth.conf import get_settings
 from tokenauth.conf.values import load_named
 from tokenauth.exceptions import Reason, Refused, Throttled, Unavailable
+from tokenauth.models import with_offset
 from tokenauth.principal import Principal
 from tokenauth.verifiers import interface_problem
 
@@ -93,7 +94,7 @@ class DjangoTokenVerifier:
             token=token,
             client_id=principal.client_id,
             scopes=_spell_out(principal, self.required_scopes),
-            expires_at=None if ends is None else int(ends.timestamp()),
+            expires_at=None if ends is None else int(with_offset(ends).timestamp()),
             resource=self.resource,
             subject=str(principal.user.pk),
         )

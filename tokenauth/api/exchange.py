@@ -18,13 +18,13 @@ from rest_framework.response import Response
 from tokenauth.api.base import TokenAPIView
 from tokenauth.api.parsers import BoundedFormParser
 from tokenauth.audit.attempts import recording_attempts
-from tokenauth.audit.rows import with_offset
 from tokenauth.authentication import TokenAuthentication
 from tokenauth.client_info import Actor
 from tokenauth.conf import get_settings
 from tokenauth.conf.values import load_named
 from tokenauth.credentials import read_credential
 from tokenauth.exceptions import NotPermitted
+from tokenauth.models import with_offset
 from tokenauth.principal import Principal, get_principal
 from tokenauth.tokens import Plaintext
 

@@ -15,13 +15,12 @@ from tokenauth import audit
 from tokenauth.admission import state_of
 from tokenauth.api.base import TokenAPIView
 from tokenauth.api.presented import read_presented
-from tokenauth.audit.rows import with_offset
 from tokenauth.authentication import TokenAuthentication
 from tokenauth.client_info import ClientInfo
 from tokenauth.conf import get_settings
 from tokenauth.credentials import LONGEST
 from tokenauth.exceptions import Reason, Refused
-from tokenauth.models import Event
+from tokenauth.models import Event, with_offset
 from tokenauth.permissions import HasScopes
 from tokenauth.principal import Principal, get_principal
 from tokenauth.scopes import INTROSPECT

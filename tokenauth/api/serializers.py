@@ -6,11 +6,15 @@ The serializers read types. What the values may be is the services' to say.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
+from django.conf import settings
+from django.utils import timezone
 from django.utils.datastructures import MultiValueDict
-from rest_framework import serializers
+from rest_framework import ISO_8601, serializers
 
+from tokenauth.audit.rows import as_stored
 from tokenauth.client_info import NAME_LENGTH
 from tokenauth.conf.values import parse_duration
 from tokenauth.models import LABEL_LENGTH, TokenStatus
@@ -93,6 +97,23 @@ class WordsField(serializers.Field[Any, Any, Any, Any]):
         return value
 
 
+class MomentField(serializers.DateTimeField):
+    """A time in ISO 8601, also if the project's settings for DRF name other formats."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(input_formats=[ISO_8601], **options)
+
+    def enforce_timezone(self, value: datetime) -> datetime:
+        """Return the time as ``USE_TZ`` asks for it. Raises ValidationError for the calendar's ends."""
+        try:
+            if timezone.is_aware(value) and not settings.USE_TZ:
+                # DRF would return the time in UTC, which then counts as the site's own time.
+                return as_stored(value)
+            return super().enforce_timezone(value)
+        except OverflowError:
+            self.fail("overflow")
+
+
 class GraceField(serializers.CharField):
     """A duration such as "1h"."""
 
@@ -128,7 +149,7 @@ class CreateSerializer(_StrictSerializer):
         required=False, allow_blank=True, max_length=LABEL_LENGTH, help_text="A label."
     )
     scopes = WordsField(required=False, help_text="The scopes that it grants; by default none.")
-    expires_at = serializers.DateTimeField(
+    expires_at = MomentField(
         required=False,
         allow_null=True,
         help_text="When it ends; by default the latest permitted time.",

@@ -12,10 +12,10 @@ from typing import Any, TypedDict, Unpack
 
 from django.db.models import F, Max, Min, Q, QuerySet
 
-from tokenauth.audit.rows import Row, is_failure, with_offset
+from tokenauth.audit.rows import Row, is_failure
 from tokenauth.audit.stored import UNREADABLE, read_stored, split
 from tokenauth.client_info import possible_addresses
-from tokenauth.models import AuditEvent, Event, Outcome
+from tokenauth.models import AuditEvent, Event, Outcome, with_offset
 from tokenauth.models.charsets import exactly
 
 EXPORTED_COLUMNS = ("id", *Row._fields)

@@ -11,8 +11,8 @@ from django.db.models import F, Func
 from django.db.models.sql.compiler import SQLCompiler
 from django.utils import timezone
 
-from tokenauth.audit.rows import as_stored, with_offset
-from tokenauth.models import AuditEvent
+from tokenauth.audit.rows import as_stored
+from tokenauth.models import AuditEvent, with_offset
 
 
 class _HourText(Func):

@@ -21,7 +21,7 @@ from django.utils import timezone
 
 from tokenauth.client_info import NAME_LENGTH, ClientInfo, parse_address, sanitise, stored_address
 from tokenauth.exceptions import UNIDENTIFIED, Identity
-from tokenauth.models import USER_ID_LENGTH, AuditEvent, Event, Outcome, Severity
+from tokenauth.models import USER_ID_LENGTH, AuditEvent, Event, Outcome, Severity, with_offset
 from tokenauth.models.charsets import escape, find_unstorable
 from tokenauth.tokens import PUBLIC_ID_LENGTH
 
@@ -173,11 +173,6 @@ def as_stored(moment: datetime) -> datetime:
     """Return an aware time as it is; without ``USE_TZ``, naive in the site's time zone."""
     zone = timezone.get_default_timezone()
     return moment if settings.USE_TZ else timezone.make_naive(moment, zone)
-
-
-def with_offset(at: datetime) -> datetime:
-    """Return ``at`` as an aware time; a naive time counts as one in the site's time zone."""
-    return timezone.make_aware(at, timezone.get_default_timezone()) if timezone.is_naive(at) else at
 
 
 def columns_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:

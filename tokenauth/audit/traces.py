@@ -12,11 +12,10 @@ from typing import Any
 from django.db import connections
 from django.db.models import Count, F, Max, Min, QuerySet
 
-from tokenauth.audit.rows import with_offset
 from tokenauth.audit.statistics import ACCEPTED, find_position, most_frequent, uncounted
 from tokenauth.audit.summary import HOUR
 from tokenauth.client_info import address_key
-from tokenauth.models import AuditEvent, Event, SummaryFacet, Token
+from tokenauth.models import AuditEvent, Event, SummaryFacet, Token, to_iso, with_offset
 from tokenauth.models.charsets import Exact
 
 MOST_GROUPS = 200_000
@@ -132,7 +131,7 @@ def _find(token_id: str, using: str) -> _Found:
     return _Found(
         first=accepted.order_by("id").first(),
         last=accepted.order_by("-id").first(),
-        exchanges=[{"at": at.isoformat(), **details} for at, details in exchanges],
+        exchanges=[{"at": to_iso(at), **details} for at, details in exchanges],
     )
 
 

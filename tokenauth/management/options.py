@@ -15,8 +15,9 @@ from django.db import Error as DatabaseFailure
 from django.utils import timezone
 from django.utils.dateparse import parse_date, parse_datetime
 
-from tokenauth.audit.rows import as_stored, with_offset
+from tokenauth.audit.rows import as_stored
 from tokenauth.conf.values import parse_duration
+from tokenauth.models import with_offset
 
 _REPEATED = re.compile(
     r"(?P<problem>unrecognized arguments|invalid choice|ignored explicit argument|ambiguous option"

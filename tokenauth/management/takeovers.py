@@ -16,7 +16,7 @@ from django.utils import timezone
 from tokenauth.client_info import Actor
 from tokenauth.conf import get_settings
 from tokenauth.conf.values import load_named
-from tokenauth.models import Takeover, Token
+from tokenauth.models import Takeover, Token, to_iso
 from tokenauth.services.takeovers import SOURCE_GONE, take_over
 from tokenauth.tokens import SHORTEST, digests
 from tokenauth.verifiers import get_verifiers
@@ -57,13 +57,12 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Return the report for ``--json``."""
-        last_at = None if self.last_at is None else self.last_at.isoformat()
         return {
             "source": self.source,
             "taken_over": self.taken_over,
             "left": self.left,
             "is_exact": self.is_exact,
-            "last_at": last_at,
+            "last_at": to_iso(self.last_at),
             "too_short": self.too_short,
             "can_go": self.can_go,
         }

@@ -23,6 +23,7 @@ from tokenauth.models.lifetimes import (
     ends_between,
     find_ending,
     idle_since,
+    with_offset,
 )
 from tokenauth.models.public import public_fields, to_iso
 from tokenauth.models.takeovers import Takeover
@@ -69,4 +70,5 @@ __all__ = [
     "public_fields",
     "status_of",
     "to_iso",
+    "with_offset",
 ]

@@ -8,11 +8,17 @@ from operator import or_
 from typing import TYPE_CHECKING
 
 from django.db.models import Q
+from django.utils import timezone
 
 from tokenauth.conf import get_settings
 
 if TYPE_CHECKING:
     from tokenauth.models.tokens import AnyToken
+
+
+def with_offset(at: datetime) -> datetime:
+    """Return ``at`` as an aware time; a naive time counts as one in the site's time zone."""
+    return timezone.make_aware(at, timezone.get_default_timezone()) if timezone.is_naive(at) else at
 
 
 def begin_of(token: AnyToken) -> datetime:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from tokenauth.models.lifetimes import with_offset
 from tokenauth.models.tokens import Token
 
 
@@ -29,5 +30,5 @@ def public_fields(token: Token) -> dict[str, Any]:
 
 
 def to_iso(moment: datetime | None) -> str | None:
-    """Return ``moment`` in ISO 8601; None for never."""
-    return None if moment is None else moment.isoformat()
+    """Return ``moment`` in ISO 8601, with its offset also if ``USE_TZ`` is off; None for never."""
+    return None if moment is None else with_offset(moment).isoformat()

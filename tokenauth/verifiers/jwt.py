@@ -24,13 +24,21 @@ from django.utils.translation import gettext_lazy as _
 
 from tokenauth import audit
 from tokenauth.audit.attempts import recording_attempts
-from tokenauth.audit.rows import as_stored, with_offset
+from tokenauth.audit.rows import as_stored
 from tokenauth.client_info import Actor, ActorKind, ClientInfo
 from tokenauth.conf import get_settings
 from tokenauth.conf.jwt import CLOCK_SKEW, JWTSettings
 from tokenauth.credentials import LONGEST
 from tokenauth.exceptions import Identity, InvalidSettings, NotPermitted, Reason, Refused
-from tokenauth.models import Event, Token, TokenStatus, mark_used, status_of, to_iso
+from tokenauth.models import (
+    Event,
+    Token,
+    TokenStatus,
+    mark_used,
+    status_of,
+    to_iso,
+    with_offset,
+)
 from tokenauth.principal import DATABASE, JWT, Principal
 from tokenauth.scopes import ScopeSet, common, is_reserved, is_well_formed, missing
 from tokenauth.services.cleaning import MOST, refuse_secret

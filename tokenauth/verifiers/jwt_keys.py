@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
-from tokenauth.audit.rows import with_offset
 from tokenauth.conf.jwt import Algorithm, JWTSettings, is_private
 from tokenauth.exceptions import InvalidSettings
+from tokenauth.models import with_offset
 
 SHORTEST_RSA = 2_048
 """Bits of an RSA key (RFC 7518, 3.3)."""

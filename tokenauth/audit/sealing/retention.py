@@ -13,7 +13,6 @@ from django.utils import timezone
 from tokenauth import audit
 from tokenauth.audit import summary
 from tokenauth.audit.cursors import localise, read_cursor
-from tokenauth.audit.rows import with_offset
 from tokenauth.audit.sealing.sealer import add_seal, last_seal, read_lists, refuse_changed
 from tokenauth.audit.sealing.seals import LISTS, EntryList, Progress, microseconds, unpack
 from tokenauth.client_info import Actor
@@ -27,6 +26,7 @@ from tokenauth.models import (
     AuditSeal,
     Event,
     SealKind,
+    with_offset,
 )
 
 ROWS_PER_DELETE = 500

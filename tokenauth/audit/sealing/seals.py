@@ -20,11 +20,10 @@ from typing import Any, NamedTuple
 
 from django.utils import timezone
 
-from tokenauth.audit.rows import with_offset
 from tokenauth.audit.stored import STORED_COLUMNS
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import SealError
-from tokenauth.models import REQUEST_EVENTS, AuditSeal
+from tokenauth.models import REQUEST_EVENTS, AuditSeal, with_offset
 
 LARGEST = 10_000
 """The most rows that a seal has."""
