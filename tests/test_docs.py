@@ -720,8 +720,12 @@ def test_events_are_complete() -> None:
 
 
 def test_reasons_are_complete() -> None:
-    [paragraph] = re.findall(r"^Reasons of refusals:.*?\n\n", prose("audit.md"), re.M | re.S)
-    assert sorted(codes(paragraph)) == sorted([*Reason, "deleted", "owner_deleted", "source_gone"])
+    [listed] = re.findall(
+        r"^The column `reason` has .*?:\n\n(.*?)\n\n", prose("audit.md"), re.M | re.S
+    )
+    events = [Event.AUTH_REJECTED, Event.ACCESS_DENIED, Event.AUTH_THROTTLED]
+    automatic = ["deleted", "owner_deleted", "source_gone", "parent_revoked", "parent_disabled"]
+    assert sorted(codes(listed)) == sorted([*events, *Reason, *automatic])
 
 
 def test_columns_are_complete() -> None:
