@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 from django.contrib import admin as django_admin
-from django.contrib.admin import AdminSite
+from django.contrib.admin import AdminSite, EmptyFieldListFilter, site
 from django.contrib.messages import get_messages
 from django.db import connection
 from django.test import Client
@@ -31,7 +31,7 @@ from tests.admin_pages import (
 )
 from tests.conftest import Issue
 from tokenauth import services
-from tokenauth.admin import OPERATIONS, BoundedPaginator, TokenAdmin
+from tokenauth.admin import OPERATIONS, AuditEventAdmin, BoundedPaginator, TokenAdmin
 from tokenauth.models import AuditEvent, Token, TokenStatus
 
 pytestmark = pytest.mark.django_db
@@ -271,6 +271,55 @@ def test_a_subclass_keeps_its_own_sections(issue: Issue, rf: Any) -> None:
     services.revoke(token, reason="retired")
     token.refresh_from_db()
     assert Own.fieldsets[2] in own.get_fieldsets(rf.get("/"), token)
+
+
+def show(own: Any, admin_user: Any, rf: Any, **query: Any) -> Any:
+    """Return the list that a subclass of one of our admins shows."""
+    request = rf.get("/", query)
+    request.user = admin_user
+    response = own.changelist_view(request)
+    assert response.render().status_code == 200
+    return response.context_data["cl"]
+
+
+def test_a_subclass_filters_by_fields_too(issue: Issue, admin_user: Any, rf: Any) -> None:
+    class Own(TokenAdmin):
+        list_filter: ClassVar[Any] = [
+            *TokenAdmin.list_filter,
+            "enabled",
+            ("revoked_at", EmptyFieldListFilter),
+        ]
+
+    stopped = services.disable(issue().token)
+    issue()
+    own = Own(Token, site)
+    found = show(own, admin_user, rf, enabled__exact="0", revoked_at__isempty="1")
+    assert list(found.result_list) == [stopped]
+    assert [spec.title for spec in found.other_filters] == ["enabled", "revoked"]
+    for query in ({"digest__startswith": "a"}, {"enabledx": "1"}):
+        request = rf.get("/", query)
+        request.user = admin_user
+        assert own.changelist_view(request).status_code == 302
+
+
+def test_a_subclass_finds_more_tokens(issue: Issue, admin_user: Any, rf: Any) -> None:
+    class Own(TokenAdmin):
+        def get_search_results(self, request: Any, queryset: Any, search_term: str) -> Any:
+            found, is_doubled = super().get_search_results(request, queryset, search_term)
+            return found | queryset.filter(rate=search_term), is_doubled
+
+    by_rate, by_client = issue(rate="7/s").token, issue(client_id="7/s").token
+    found = show(Own(Token, site), admin_user, rf, q="7/s")
+    assert list(found.result_list) == [by_client, by_rate]
+
+
+def test_a_subclass_has_no_filters(issue: Issue, admin_user: Any, rf: Any) -> None:
+    class Own(AuditEventAdmin):
+        list_filter: ClassVar[Any] = []
+
+    issue()
+    found = show(Own(AuditEvent, site), admin_user, rf)
+    assert (len(found.result_list), found.quick_urls) == (1, [])
 
 
 def test_the_audit_is_read_only(admin_client: Client, issue: Issue) -> None:

@@ -60,10 +60,11 @@ class EventList(LongList):
     @property
     def quick_urls(self) -> list[tuple[str, str]]:
         """The labels and URLs of the periods that are used most."""
-        [period] = [spec for spec in self.listed_filters if spec.parameter_name == "period"]
         return [
             (str(label), self.url(period=value, day="", since="", until=""))
-            for value, label in period.lookup_choices
+            for spec in self.listed_filters
+            if spec.parameter_name == "period"
+            for value, label in spec.lookup_choices
         ]
 
     def count_results(self, page: Page) -> RowCount:

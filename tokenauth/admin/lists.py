@@ -66,13 +66,22 @@ class LongList(ChangeList):
 
     def get_filters(self, request: HttpRequest) -> Any:
         """Refuse other parameters: their columns have no index, and digests could be guessed."""
-        filters: Any = self.list_filter
-        known = {spec.parameter_name for spec in filters}
-        if not known.issuperset(self.get_filters_params()):
+        if not all(map(self._is_read, self.get_filters_params())):
             raise IncorrectLookupParameters
         specs, _has_filters, *rest = super().get_filters(request)
         # Templates of Django and of themes need not list the filters again: our form offers them.
         return specs, False, *rest
+
+    def _is_read(self, parameter: str) -> bool:
+        """Return whether a filter of the list reads this parameter of the URL."""
+        filters: Any = self.list_filter
+        for spec in filters:
+            # A subclass may list fields, also with the class of their filter.
+            field = spec[0] if isinstance(spec, (list, tuple)) else spec
+            name = field if isinstance(field, str) else spec.parameter_name
+            if parameter == name or (name == field and parameter.startswith(f"{field}__")):
+                return True
+        return False
 
     def get_queryset(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """Return no rows for text that the database can't hold, because it would raise an error."""
@@ -148,6 +157,11 @@ class LongList(ChangeList):
     @property
     def listed_filters(self) -> list[ListedFilter]:
         return [spec for spec in self.filter_specs if isinstance(spec, ListedFilter)]
+
+    @property
+    def other_filters(self) -> list[Any]:
+        """The filters of a subclass that are Django's, or derived from those of Django."""
+        return [spec for spec in self.filter_specs if not isinstance(spec, ListedFilter)]
 
     @property
     def shown_filters(self) -> list[ListedFilter]:

@@ -64,8 +64,9 @@ class TokenListAdmin(LongListAdmin):
         if not text:
             return queryset, False
         keys = find_keys(text)
-        # For the list, which needn't look for other tokens.
-        setattr(request, FOUND, [(key, key) for key in reversed(keys)])
+        if type(self).get_search_results is TokenListAdmin.get_search_results:
+            # For the list, which needn't look for other tokens. A subclass may find more.
+            setattr(request, FOUND, [(key, key) for key in reversed(keys)])
         return queryset.with_keys(keys), False
 
     def find(self, request: HttpRequest, text: str, kept: dict[str, str]) -> str:
