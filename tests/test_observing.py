@@ -332,3 +332,16 @@ def test_patterns_that_observe_nothing_are_found(
     configure(OBSERVE_SCOPES=["samples:*", pattern])
     [message] = [each for each in run_checks(tags=["tokenauth"]) if each.id == "tokenauth.E003"]
     assert repr(pattern) in message.msg
+
+
+@pytest.mark.parametrize("asgi", [False, True])
+def test_both_middlewares_leave_one_row(
+    asgi: bool, serve: Callable[..., None], issue: Issue, settings: Settings
+) -> None:
+    serve()
+    names = ["TokenAuthMiddleware", "TokenRequiredMiddleware"]
+    settings.MIDDLEWARE = [f"tokenauth.middleware.{name}" for name in names] + [
+        name for name in settings.MIDDLEWARE if not name.startswith("tokenauth.")
+    ]
+    assert ask("/it/", header(issue(scopes=[])), asgi=asgi).status_code == 200
+    assert events() == OBSERVED

@@ -7,7 +7,6 @@ scopes it lacked.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from django.http import HttpRequest
 
@@ -50,19 +49,27 @@ def note(request: HttpRequest, client_info: ClientInfo, denied: Refused) -> Unav
 
 
 def has_observations(request: HttpRequest) -> bool:
-    """Return whether ``request`` was accepted without a scope that it would need."""
-    return bool(vars(request).get("_tokenauth_observed"))
+    """Return whether ``request`` was accepted without a scope, and ``write`` has to record that."""
+    return bool(_find_unwritten(request))
 
 
 def write(request: HttpRequest, client_info: ClientInfo) -> Unavailable | None:
-    """Write one row for all scopes that were noted.
+    """Write one row for all scopes that were noted, each of them once.
 
     Returns Unavailable if that fails and ``AUDIT_REQUIRED`` is on.
     """
-    noted: dict[str, Any] = vars(request)["_tokenauth_observed"]
-    [subject, *_] = noted.values()
+    unwritten = _find_unwritten(request)
+    [subject, *_] = unwritten.values()
+    # Both of our middlewares may be listed, and each of them writes what was noted.
+    vars(request).setdefault("_tokenauth_written", set()).update(unwritten)
     try:
-        audit.record_observed(client_info, subject=subject, scopes=list(noted))
+        audit.record_observed(client_info, subject=subject, scopes=list(unwritten))
     except Unavailable as outage:
         return outage
     return None
+
+
+def _find_unwritten(request: HttpRequest) -> dict[str, Identity]:
+    noted: dict[str, Identity] = vars(request).get("_tokenauth_observed", {})
+    written: set[str] = vars(request).get("_tokenauth_written", set())
+    return {scope: subject for scope, subject in noted.items() if scope not in written}
