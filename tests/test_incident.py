@@ -16,6 +16,8 @@ import pytest
 from django.core.management.base import CommandError
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
+from django.utils.connection import ConnectionDoesNotExist
+from pytest_django import Settings
 
 from tests.audit_log import settle
 from tests.conftest import Issue, Run, ask, header
@@ -445,3 +447,17 @@ def test_it_says_if_requests_are_not_audited(
     configure(AUDIT_SUCCESSES=False)
     run("incident", issue().token.public_id)
     assert "AUDIT_SUCCESSES is off" in run.err
+
+
+class Apart:
+    """Sends tokens, and the rows that are written with them, to a database that isn't there."""
+
+    def db_for_write(self, model: Any, **_hints: Any) -> str | None:
+        return "tokens" if model is Token else None
+
+
+def test_jwts_are_looked_up_in_the_database_of_tokens(issue: Issue, settings: Settings) -> None:
+    token = issue().token
+    settings.DATABASE_ROUTERS = ["tests.test_incident.Apart"]
+    with pytest.raises(ConnectionDoesNotExist, match="tokens"):
+        traces.trace_all([token], using="default")

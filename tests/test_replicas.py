@@ -95,11 +95,14 @@ def test_a_token_that_acts_is_read_from_the_primary(jo: Any, issue: Issue) -> No
         services.revoke(token, by=actor)
 
 
-@pytest.mark.parametrize("verb", ["show", "list", "rotate", "disable", "enable", "revoke"])
+@pytest.mark.parametrize(
+    "verb",
+    ["show", "list", "list --scope-use", "rotate", "disable", "enable", "revoke", "incident"],
+)
 def test_the_command_needs_no_replica(verb: str, run: Run, jo: Any, issue: Issue) -> None:
     token = issue(user=jo).token
     with broken_replica():
-        run(verb, *([] if verb == "list" else [token.public_id]))
+        run(*verb.split(), *([] if verb.startswith("list") else [token.public_id]))
     assert run.out or run.err
 
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from time import monotonic
 from typing import Any
 
-from django.db import connections
+from django.db import connections, router
 from django.db.models import Count, F, Max, Min, QuerySet
 
 from tokenauth.audit.statistics import ACCEPTED, find_position, most_frequent, uncounted
@@ -126,7 +126,9 @@ def _amend(trace: Trace, token: Token, pruned_before: datetime | None) -> Trace:
 def _find(token_id: str, using: str) -> _Found:
     own = AuditEvent.objects.using(using).filter(token_id=token_id)
     accepted = own.filter(event=Event.AUTH_ACCEPTED.value).values_list("at", flat=True)
-    exchanged = own.filter(event=Event.TOKEN_EXCHANGED.value).order_by("-id")
+    # Rows of exchanges are written with the token, which may be in another database.
+    by_token = AuditEvent.objects.using(router.db_for_write(Token)).filter(token_id=token_id)
+    exchanged = by_token.filter(event=Event.TOKEN_EXCHANGED.value).order_by("-id")
     exchanges = exchanged.values_list("at", "details")[:MOST_VALUES]
     return _Found(
         first=accepted.order_by("id").first(),

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from django.conf import settings as django_settings
+from django.db import router
 from django.db.models import Count
 from django.urls import ResolverMatch, URLPattern, URLResolver, get_resolver
 
@@ -49,7 +50,8 @@ class ScopeUses:
 
     def of(self, token: Token) -> ScopeUse:
         """Return the scope use of ``token``: three reads of at most ``MOST`` rows, by its index."""
-        own = AuditEvent.objects.filter(token_id=token.public_id).order_by("-id")
+        events = AuditEvent.objects.using(router.db_for_write(AuditEvent))
+        own = events.filter(token_id=token.public_id).order_by("-id")
         [*beyond] = own.values_list("id", "at")[MOST : MOST + 1]
         rows = own.filter(at__gte=self.since)
         if beyond:
