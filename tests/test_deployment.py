@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +25,9 @@ from project.deployment.commands import read_environment
 from project.deployment.load import Answer
 from project.deployment.outcome import Outage, Result, Stored, describe, find_losses
 from project.deployment.units import FOLDER, UNITS, Unit, read_section, read_unit, timed
+from tests.conftest import Issue, ask, header
 from tests.test_docs import DOCS, ROOT
+from tokenauth.models import AuditEvent
 
 PAGE = DOCS / "deploy.md"
 SERVICES = sorted(path.stem.removeprefix("tokenauth-") for path in UNITS.glob("*.service"))
@@ -135,6 +138,31 @@ def test_the_examples_have_the_variables_that_are_read() -> None:
     optional = {"DEBUG", "DATA_DIR", "TOKENAUTH_KEY_FILE"}
     given = {key for name in EXAMPLES for key in read_environment(name)}
     assert given == read - optional | {"DJANGO_SETTINGS_MODULE"}
+
+
+@pytest.mark.django_db
+def test_clients_do_not_choose_the_path_in_the_audit(
+    issue: Issue, configure: Callable[..., None]
+) -> None:
+    configure(TRUSTED_PROXIES=["127.0.0.1"])
+    nginx = (FOLDER / "nginx.conf").read_text()
+    deleted = {name.lower() for name in re.findall(r'proxy_set_header (\S+) "";', nginx)}
+    sent = {
+        "X-Original-Method": "GET",
+        "X-Original-URI": "/forged",
+        "X-Forwarded-Method": "GET",
+        "X-Forwarded-Uri": "/forged",
+    }
+    for kind in ("X-Original", "X-Forwarded"):
+        kept = {
+            name: value
+            for name, value in sent.items()
+            if name.startswith(kind) and name.lower() not in deleted
+        }
+        ask("/auth/verify/?any=1", {**header(issue()), **kept})
+    assert set(AuditEvent.objects.exclude(path="").values_list("path", flat=True)) == {
+        "/auth/verify/"
+    }
 
 
 def test_nginx_listens_on_ports_that_are_free(
