@@ -17,7 +17,10 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "tutorial.md"
 BLOCK = re.compile(r"^```(sh|python|text)\n(.*?)^```", re.M | re.S)
 SERVE = "python manage.py runserver\n"
 # What differs from run to run.
-CHANGING = [(re.compile(r"\([0-9a-z]{12}\)"), "(ID)")]
+CHANGING = [
+    (re.compile(r"\([0-9a-z]{12}\)"), "(ID)"),
+    (re.compile(r"in [0-9]+[.][0-9]+s"), "in SECONDS"),
+]
 SECONDS = 600
 """After so long, something hangs."""
 
