@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.db import connection
+from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from rest_framework.views import APIView
@@ -84,6 +85,20 @@ def test_what_the_audit_cannot_tell(
     assert ask(path, header(issue()), method=method).status_code == 200
     use = use_of(run)
     assert (use["calls"], use["needed"], use["unknown_calls"]) == (1, [], unknown)
+
+
+@pytest.mark.urls("project.urls")
+def test_what_another_service_needed_is_unknown(issue: Issue, run: Run, client: Client) -> None:
+    token = issue(scopes=[R])
+    asking = issue(scopes=["tokenauth:introspect"], client_id="service")
+    asked = {"token": str(token.plaintext)}
+    answer = client.post("/auth/introspect/", asked, headers=header(asking))
+    assert answer.json()["active"] is True
+    use = use_of(run, "--client", token.token.client_id)
+    assert (use["calls"], use["unknown_calls"]) == (1, 1)
+    assert (use["needed"], use["lacking"]) == ([], [])
+    own = use_of(run, "--client", "service")
+    assert (own["needed"], own["unknown_calls"]) == (["tokenauth:introspect"], 0)
 
 
 def test_views_that_are_gone_are_unknown(issue: Issue, run: Run) -> None:

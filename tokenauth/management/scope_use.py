@@ -11,7 +11,7 @@ from typing import Any
 
 from django.conf import settings as django_settings
 from django.db import router
-from django.db.models import Count
+from django.db.models import Case, Count, When
 from django.urls import ResolverMatch, URLPattern, URLResolver, get_resolver
 
 from tokenauth.guards import required_scopes
@@ -21,6 +21,8 @@ from tokenauth.scopes import ScopeSet, missing
 
 MOST = 100_000
 """The most rows of one token that are read, the newest ones."""
+_IS_INTROSPECTED = Case(When(details__has_key="introspected_by", then=True), default=False)
+"""Whether another service asked about the token, and only this service knows the request."""
 _LINE = "{:<12}  {:<24}  {:>9}  {:>9}  {:<7}  {:<40}  {}"
 
 
@@ -59,10 +61,11 @@ class ScopeUses:
         calls = unknown = 0
         needed: dict[str, None] = {}
         accepted = rows.filter(event=Event.AUTH_ACCEPTED.value).order_by()
-        groups = accepted.values_list(Exact("view_name"), "method").annotate(count=Count("id"))
-        for view_name, method, count in groups:
+        groups = accepted.values_list(Exact("view_name"), "method", _IS_INTROSPECTED)
+        for view_name, method, is_introspected, count in groups.annotate(count=Count("id")):
             calls += count
-            scopes = self._declared(view_name, method)
+            # The view of an introspected token is `introspect/`, which another token called.
+            scopes = [] if is_introspected else self._declared(view_name, method)
             unknown += 0 if scopes or method == "OPTIONS" else count
             needed |= dict.fromkeys(scopes)
         denied = rows.filter(event=Event.ACCESS_DENIED.value).values_list("details", flat=True)
