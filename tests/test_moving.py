@@ -30,6 +30,7 @@ from tests.test_docs import blocks
 from tokenauth import services
 from tokenauth.client_info import ClientInfo
 from tokenauth.exceptions import OpenTransaction
+from tokenauth.management import takeovers
 from tokenauth.models import AuditEvent, Takeover, Token
 from tokenauth.tokens import Plaintext
 from tokenauth.verifiers import get_verifiers
@@ -664,6 +665,27 @@ def test_a_short_credential_is_refused_and_listed(make_user: MakeUser, run: Run)
     assert "shorter than 32 characters" in run("import", "--from", "authtoken", "--status")
     assert "jo" in run.out
     assert "kkk" not in run.out + run.err
+
+
+def test_the_old_app_stays_while_it_accepts_a_short_credential(
+    make_user: MakeUser, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, user = Old(name="device"), make_user("jo")
+    for number in range(3):
+        old.model.objects.create(user=user, key=f"{number}" * 31)
+    assert status_of(run, old) == (0, True, False)
+    run("import", "--from", "authtoken", "--status")
+    assert "moving.device can be removed" not in run.out
+    assert "listed" not in run.out
+    monkeypatch.setattr(takeovers, "_LISTED", 2)
+    [status] = [
+        each for each in run.json("import", "--from", "authtoken", "--status") if each["too_short"]
+    ]
+    assert status["too_short"] == ["jo", "jo"]
+    run("import", "--from", "authtoken", "--status")
+    assert "more credentials that are too short are not listed" in run.out
+    type(user).objects.update(is_active=False)
+    assert status_of(run, old) == (0, True, True)
 
 
 # The command.

@@ -48,12 +48,14 @@ class Report:
     last_at: datetime | None
     """When the last one was taken over."""
     too_short: list[str]
-    """The owners of credentials that are too short to be taken over."""
+    """The owners of credentials that the package accepts, but that are too short to be taken over."""
+    lists_all: bool
+    """False if more credentials are too short than ``too_short`` lists."""
 
     @property
     def can_go(self) -> bool:
         """Whether it is certain that no credential is left, so that the old app can be removed."""
-        return not self.left and self.is_exact
+        return not self.left and self.is_exact and not self.too_short
 
     def as_json(self) -> dict[str, Any]:
         """Return the report for ``--json``."""
@@ -79,12 +81,19 @@ class Report:
                 f"{self.source}: a credential of {owner!r} is shorter than {SHORTEST} characters "
                 "and is refused; issue a new token."
             )
+        if not self.lists_all:
+            yield f"{self.source}: more credentials that are too short are not listed."
 
     def _advice(self) -> str:
         if self.can_go:
             return (
                 f"Nothing is left: the verifier of {self.source} can be removed from VERIFIERS, "
                 "and then the old app."
+            )
+        if not self.left and self.is_exact:
+            return (
+                "Keep the old app until the clients of the credentials that are too short have new "
+                "tokens, and you have deleted these credentials."
             )
         if not self.left:
             return (
@@ -141,7 +150,7 @@ def make_report(source: Any) -> Report:
     left, is_exact = (
         (_count_plaintexts(source), True) if source.stores_plaintext else _count_digests(source)
     )
-    short = list(source.too_short(_LISTED)) if source.stores_plaintext else []
+    short = source.too_short(timezone.now(), _LISTED + 1) if source.stores_plaintext else []
     return Report(
         source=source.source,
         is_configured=any(getattr(each, "source", "") == source.source for each in get_verifiers()),
@@ -149,7 +158,8 @@ def make_report(source: Any) -> Report:
         left=left,
         is_exact=is_exact,
         last_at=found["last_at"],
-        too_short=[row.owner_name for row in short],
+        too_short=[row.owner_name for row in short[:_LISTED]],
+        lists_all=len(short) <= _LISTED,
     )
 
 

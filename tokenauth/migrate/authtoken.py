@@ -60,9 +60,10 @@ class AuthtokenVerifier(SourceVerifier):
         for key in self.usable(now).values_list("key", flat=True).iterator(chunk_size=1_000):
             yield Plaintext(key)
 
-    def too_short(self, most: int) -> list[SourceRow]:
-        """Return the rows whose keys are too short to be taken over, ``most`` at most."""
-        return [self.read(found) for found in self._by_length(Q(key_length__lt=SHORTEST))[:most]]
+    def too_short(self, now: datetime, most: int) -> list[SourceRow]:
+        """Return the rows that are accepted at ``now`` and too short to be taken over, ``most`` at most."""
+        rows = self._by_length(Q(key_length__lt=SHORTEST)).filter(self.is_good(now))
+        return [self.read(found) for found in rows[:most]]
 
     def _by_length(self, condition: Q) -> Any:
         rows = self.rows().select_related("user").annotate(key_length=Length("key"))
