@@ -209,6 +209,18 @@ def test_the_client_can_not_name_itself(gateway: Gateway, site: Server) -> None:
     assert "root" not in answer.body.decode()
 
 
+def test_the_client_can_not_drop_its_name(gateway: Gateway, site: Server) -> None:
+    # Proxies delete the headers that ``Connection`` names.
+    names = ("X-Auth-Client", "X-Auth-User", "X-Auth-Scopes", "X-Auth-Token-Id")
+    dropped = [*(name.lower() for name in names), "X-Forwarded-For", "X-Forwarded-Uri"]
+    hop_by_hop = {"Connection": ", ".join(dropped)}
+    answer = gateway.ask("/lab/", **bearer(site, "writer"), **hop_by_hop)
+    assert answer.status == 200
+    expected = ["writer", "boss", "samples:*", site.ids["writer"]]
+    assert [answer.values(name) for name in names] == [[value] for value in expected]
+    assert last_row(site) == ("auth.accepted", "", "writer", "GET", "/lab/", "127.0.0.1")
+
+
 def test_nor_on_a_public_path(gateway: Gateway) -> None:
     answer = gateway.ask("/public/", **FORGED)
     assert answer.status == 200
