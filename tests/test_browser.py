@@ -16,13 +16,14 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.utils import timezone
+from pytest_django import Settings
 from pytest_django.live_server_helper import LiveServer
 
 from project.presets import mcp_guide
 from tests.browsers import NEEDS_BROWSER, find_violations, follow, open_list, read_plaintext, shoot
-from tests.conftest import Issue
+from tests.conftest import Issue, Write
 from tokenauth import services
-from tokenauth.models import AuditEvent, Token
+from tokenauth.models import AuditEvent, Event, Token
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = [*NEEDS_BROWSER, pytest.mark.django_db(transaction=True)]
@@ -276,6 +277,61 @@ def test_pages_are_accessible_and_need_nothing_inline(
     found |= look(page, "once")
     assert {name: rules for name, rules in found.items() if rules.keys() - accepted} == {}
     assert [line for line in said if "Content Security Policy" in line] == []
+
+
+@pytest.mark.parametrize(
+    ("url", "last"),
+    [("token/", "linked_use"), ("auditevent/", "address")],
+    ids=["tokens", "events"],
+)
+@pytest.mark.parametrize("language", ["en", "de"])
+def test_lists_fit_a_window_of_1280_pixels(
+    page: Any,
+    issue: Issue,
+    write: Write,
+    configure: Any,
+    settings: Settings,
+    url: str,
+    last: str,
+    language: str,
+) -> None:
+    """With the longest values, the columns that matter are visible, and each row is one line."""
+    settings.LANGUAGE_CODE = language
+    client_id, scopes = "c" * 100, [f"laboratory:samples-{number}" for number in range(6)]
+    configure(SCOPES=dict.fromkeys(scopes, ""))
+    end = timezone.now() + timedelta(days=28)
+    old = issue(client_id=client_id, name="n" * 100, scopes=scopes, expires_at=end).token
+    services.rotate(old)
+    address = "2001:db8:1111:2222:3333:4444:5555:6666"
+    Token.objects.update(last_used_at=timezone.now() - timedelta(days=99), last_used_ip=address)
+    longest = max(Event.values, key=len)
+    named = {"token_id": old.public_id, "client_id": client_id, "user_name": "u" * 100}
+    write(1, event=longest, reason="insufficient_scope", ip=address, path="/p" * 99, **named)
+    page.set_viewport_size({"width": 1280, "height": 800})
+    page.goto(f"/admin/tokenauth/{url}")
+    shoot(page, f"wide-{last}")
+    cells = find_boxes(page, f"#result_list .field-{last}")
+    # The table scrolls within its container, which cuts off what doesn't fit.
+    [container] = find_boxes(page, "#changelist .results")
+    assert container["x"] + container["width"] <= 1280
+    ends = [box["x"] + box["width"] for box in cells]
+    assert max(ends) <= container["x"] + container["width"]
+    assert max(box["height"] for box in find_boxes(page, "#result_list tbody tr")) <= 40
+
+
+def test_an_event_shows_whole_values(page: Any, write: Write) -> None:
+    address = "2001:db8:1111:2222:3333:4444:5555:6666"
+    write(1, ip=address, client_id="c" * 60)
+    page.set_viewport_size({"width": 1280, "height": 800})
+    page.goto(f"/admin/tokenauth/auditevent/{AuditEvent.objects.get().pk}/change/")
+    for text in (address, "c" * 60):
+        cell = page.locator(f"a:text-is('{text}')")
+        assert cell.evaluate("cell => cell.scrollWidth <= cell.clientWidth || !cell.clientWidth")
+
+
+def find_boxes(page: Any, selector: str) -> list[dict[str, float]]:
+    """Return the positions and sizes of these elements in pixels."""
+    return [element.bounding_box() for element in page.locator(selector).all()]
 
 
 def test_exporting_what_the_list_shows(page: Any, issue: Issue) -> None:
