@@ -14,10 +14,12 @@ from django.test import Client
 from django.utils import timezone
 
 from tests.admin_pages import (
+    AUDIT,
     LIST,
     PLAINTEXT,
     WHOAMI,
     MakeUser,
+    browse,
     grant,
     page,
     rows,
@@ -230,6 +232,23 @@ def test_a_confirmation_says_what_is_affected(
     assert "Revoke 2 tokens" in shown
     assert "They are refused from the next request on." in shown
     assert "never" in shown
+
+
+def test_a_confirmation_links_to_the_events_of_what_it_names(
+    issue: Issue, make_user: MakeUser
+) -> None:
+    token = issue(user=make_user("jo")).token
+    Token.objects.filter(pk=token.pk).update(last_used_at=timezone.now(), last_used_ip="192.0.2.7")
+    links = [
+        f'<a href="{AUDIT}?user=jo">jo</a>',
+        f'from <a href="{AUDIT}?ip__exact=192.0.2.7">192.0.2.7</a>',
+    ]
+    staff = browse("change_token", "view_token", "view_auditevent")
+    html = staff.get(page(token, "revoke")).content.decode()
+    assert [link for link in links if link not in html] == []
+    html = browse("change_token", "view_token").get(page(token, "revoke")).content.decode()
+    assert AUDIT not in html
+    assert "from 192.0.2.7" in html
 
 
 @pytest.mark.parametrize(

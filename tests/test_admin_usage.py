@@ -104,6 +104,16 @@ def test_usage_of_a_token(admin_client: Client, issue: Issue) -> None:
     )
 
 
+def test_last_events_link_to_all_events_of_what_they_name(
+    admin_client: Client, issue: Issue
+) -> None:
+    token = issue().token
+    write(token=token.public_id, ip="192.0.2.1", request_id="r-1", path="/x/")
+    html = admin_client.get(page_of(token)).content.decode()
+    assert f'<a href="{EVENTS}?ip__exact=192.0.2.1">192.0.2.1</a>' in html
+    assert re.search(rf'<a href="{re.escape(EVENTS)}\?request_id__exact=r-1">\s*/x/</a>', html)
+
+
 def test_networks_have_no_link(admin_client: Client, issue: Issue) -> None:
     token = issue().token
     write(token=token.public_id, ip="2001:db8::7")
@@ -324,6 +334,15 @@ def test_overview_of_tokens(admin_client: Client, issue: Issue, make_user: MakeU
         "Tokens that were not used for 90 days": (2, ["idle", "never"]),
         "Tokens of inactive users": (1, ["gone"]),
     }
+
+
+def test_users_on_the_overview_link_to_their_events(issue: Issue, make_user: MakeUser) -> None:
+    make_tokens(issue, make_user)
+    link = f'<a href="{EVENTS}?user=gone">gone</a>'
+    assert link in browse("view_token", "view_auditevent").get(OVERVIEW).content.decode()
+    html = browse("view_token").get(OVERVIEW).content.decode()
+    assert link not in html
+    assert ">gone<" in html
 
 
 def test_lists_of_the_overview_are_bounded(

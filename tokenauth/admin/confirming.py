@@ -22,6 +22,7 @@ from django.utils.translation import ngettext
 
 from tokenauth import policy, services
 from tokenauth.admin.access import TokenAccess
+from tokenauth.admin.figures import find_events
 from tokenauth.admin.operations import OPERATIONS, Operation
 from tokenauth.admin.pages import find_url, render, show_issued
 from tokenauth.client_info import Actor
@@ -210,6 +211,7 @@ class OperationPages(TokenAccess):
             "sent_keys": chosen.selected[:1] if chosen.across else chosen.selected,
             "form": form,
             "preserved_filters": self.get_preserved_filters(request),
+            "events_url": find_events(self.admin_site, request),
         }
         return render(self.admin_site, request, "confirm", context)
 

@@ -126,6 +126,11 @@ def events_url(site: Any, **filters: str) -> str:
     return f"{url}?{urlencode(filters)}" if filters else url
 
 
+def find_events(site: Any, request: HttpRequest) -> str:
+    """Return the URL of the list of events; "" if the user of ``request`` may not read the audit."""
+    return events_url(site) if may_read_audit(site, request) else ""
+
+
 def count_hours(period: Period) -> Figure:
     """Return how many requests of the last 24 hours were accepted and refused."""
     first = period.first_hour

@@ -25,6 +25,7 @@ from tokenauth.admin.figures import (
     Ranking,
     count_days,
     count_hours,
+    find_events,
     link_rows,
     may_read_audit,
     rank,
@@ -139,6 +140,7 @@ class OverviewPages(admin.ModelAdmin):  # type: ignore[type-arg]
             context["figures"] = self._find_figures(request, period, name_tokens=sees_tokens)
         if sees_tokens:
             context["lists"] = self._find_lists(request, period.now)
+            context["events_url"] = find_events(self.admin_site, request)
         request.current_app = self.admin_site.name
         return TemplateResponse(request, "admin/tokenauth/overview.html", context)
 
