@@ -24,6 +24,7 @@ from tests.browsers import NEEDS_BROWSER, find_violations, follow, open_list, re
 from tests.conftest import Issue, Write
 from tokenauth import services
 from tokenauth.models import AuditEvent, Event, Token
+from tokenauth.tokens import generate_public_id
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = [*NEEDS_BROWSER, pytest.mark.django_db(transaction=True)]
@@ -164,11 +165,16 @@ def tab_to(page: Any, selector: str) -> None:
     raise AssertionError(f"{selector} can't be reached by keyboard")
 
 
-def test_by_keyboard_alone(page: Any) -> None:
-    page.goto("/admin/tokenauth/token/")
-    tab_to(page, "a.addlink[href*='/token/add/']")
+def go_to(page: Any, selector: str) -> None:
+    """Tab to a link or a button, and press Enter."""
+    tab_to(page, selector)
     with page.expect_navigation():
         page.keyboard.press("Enter")
+
+
+def test_by_keyboard_alone(page: Any, live_server: LiveServer) -> None:
+    page.goto("/admin/tokenauth/token/")
+    go_to(page, "a.addlink[href*='/token/add/']")
     tab_to(page, "#id_client_id")
     page.keyboard.type("robot")
     tab_to(page, "input[value='samples:read']")
@@ -177,27 +183,43 @@ def test_by_keyboard_alone(page: Any) -> None:
     page.keyboard.press("ArrowUp")
     with page.expect_navigation():
         page.keyboard.press("Enter")
-    shown = read_plaintext(page)
+    first = read_plaintext(page)
     page.keyboard.press("Enter")
     page.wait_for_selector("[role=status]:has-text('Copied: token')")
-    assert page.evaluate("navigator.clipboard.readText()") == shown
+    assert page.evaluate("navigator.clipboard.readText()") == first
     token = Token.objects.get()
     assert (token.client_id, token.scopes) == ("robot", "samples:read")
     assert token.expires_at is not None
     assert token.expires_at - token.created_at <= timedelta(days=30)
+    assert call(live_server, first) == 200
 
-    tab_to(page, f"a[href$='/token/{token.pk}/change/']")
-    with page.expect_navigation():
-        page.keyboard.press("Enter")
-    tab_to(page, "a[href$='/revoke/']")
-    with page.expect_navigation():
-        page.keyboard.press("Enter")
+    go_to(page, f"a[href$='/token/{token.pk}/change/']")
+    go_to(page, ".object-tools a[href*='token_id__exact']")
+    event = AuditEvent.objects.get(event="auth.accepted")
+    go_to(page, f"a[href*='/auditevent/{event.pk}/change/']")
+    assert event.token_id in page.inner_text("#content")
+    go_to(page, f"a[href$='/token/{token.pk}/change/']")
+
+    go_to(page, "a[href$='/rotate/']")
+    tab_to(page, "input[name=grace]")
+    page.keyboard.press("ArrowUp")
+    go_to(page, "input[value='Rotate 1 token']")
+    second = read_plaintext(page)
+    assert page.evaluate("document.activeElement.textContent") == "Copy token"
+    token.refresh_from_db()
+    assert token.expires_at is not None
+    assert token.expires_at <= timezone.now() + timedelta(hours=1)
+    assert [call(live_server, text) for text in (first, second)] == [200, 200]
+
+    successor = Token.objects.latest("pk")
+    go_to(page, f"a[href$='/token/{successor.pk}/change/']")
+    go_to(page, "a[href$='/revoke/']")
     tab_to(page, "#id_reason")
     page.keyboard.type("not needed")
-    tab_to(page, "input[type=submit]")
-    with page.expect_navigation():
-        page.keyboard.press("Enter")
-    assert Token.objects.get().revoked_reason == "not needed"
+    go_to(page, "input[value='Revoke 1 token']")
+    successor.refresh_from_db()
+    assert successor.revoked_reason == "not needed"
+    assert call(live_server, second) == 401
 
 
 def test_copying_without_a_clipboard(page: Any) -> None:
@@ -241,7 +263,7 @@ def look(page: Any, name: str) -> dict[str, dict[str, list[str]]]:
 
 
 def test_pages_are_accessible_and_need_nothing_inline(
-    page: Any, live_server: LiveServer, issue: Issue
+    page: Any, live_server: LiveServer, issue: Issue, write: Write
 ) -> None:
     """No worse than Django's pages of users; under ``default-src 'self'`` nothing is refused."""
     accepted: set[str] = set()
@@ -252,7 +274,11 @@ def test_pages_are_accessible_and_need_nothing_inline(
     said: list[str] = []
     page.on("console", lambda message: said.append(f"{page.url}: {message.text}"))
     page.route("**/admin/**", serve_with_policy)
-    issued = issue(client_id="laptop", scopes=["samples:read"], name="Desk")
+    # Rows that are old enough for the summary, so that the token's page and the overview have charts.
+    public_id, at = generate_public_id(), timezone.now() - timedelta(hours=1)
+    for event in ("auth.accepted", "access.denied"):
+        write(3, event=event, token_id=public_id, at=at, reason="a reason", view_name="sample")
+    issued = issue(client_id="laptop", scopes=["samples:read"], name="Desk", public_id=public_id)
     statuses = [call(live_server, text) for text in (str(issued.plaintext), "f" * 40)]
     assert statuses == [200, 401]
     token = f"token/{issued.token.pk}"
@@ -264,9 +290,19 @@ def test_pages_are_accessible_and_need_nothing_inline(
         ("list", "token/"),
         ("events", "auditevent/"),
         ("events-filtered", "auditevent/?event__exact=auth.rejected&period=week"),
+        ("event-page", f"auditevent/{AuditEvent.objects.latest('pk').pk}/change/"),
+        ("overview", "token/overview/"),
+        ("start", ""),
     ):
         page.goto(f"/admin/tokenauth/{url}")
         found |= look(page, name)
+    page.goto("/admin/tokenauth/token/overview/")
+    assert "a reason" in page.inner_text("#content")
+    page.goto("/admin/tokenauth/token/")
+    page.check("#action-toggle")
+    page.select_option("select[name=action]", "revoke_selected")
+    follow(page, "button[name=index]")
+    found |= look(page, "confirm-many")
     page.goto("/admin/tokenauth/token/add/")
     page.click(".select2-selection")
     page.wait_for_selector(".select2-results__option[aria-selected]")
