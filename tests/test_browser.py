@@ -172,7 +172,7 @@ def go_to(page: Any, selector: str) -> None:
         page.keyboard.press("Enter")
 
 
-def test_by_keyboard_alone(page: Any, live_server: LiveServer) -> None:
+def issue_by_keyboard(page: Any) -> str:
     page.goto("/admin/tokenauth/token/")
     go_to(page, "a.addlink[href*='/token/add/']")
     tab_to(page, "#id_client_id")
@@ -183,10 +183,15 @@ def test_by_keyboard_alone(page: Any, live_server: LiveServer) -> None:
     page.keyboard.press("ArrowUp")
     with page.expect_navigation():
         page.keyboard.press("Enter")
-    first = read_plaintext(page)
+    plaintext = read_plaintext(page)
     page.keyboard.press("Enter")
     page.wait_for_selector("[role=status]:has-text('Copied: token')")
-    assert page.evaluate("navigator.clipboard.readText()") == first
+    assert page.evaluate("navigator.clipboard.readText()") == plaintext
+    return plaintext
+
+
+def test_by_keyboard_alone(page: Any, live_server: LiveServer) -> None:
+    first = issue_by_keyboard(page)
     token = Token.objects.get()
     assert (token.client_id, token.scopes) == ("robot", "samples:read")
     assert token.expires_at is not None
@@ -262,26 +267,8 @@ def look(page: Any, name: str) -> dict[str, dict[str, list[str]]]:
     return found
 
 
-def test_pages_are_accessible_and_need_nothing_inline(
-    page: Any, live_server: LiveServer, issue: Issue, write: Write
-) -> None:
-    """No worse than Django's pages of users; under ``default-src 'self'`` nothing is refused."""
-    accepted: set[str] = set()
-    for url in ("", "add/", "1/change/", "1/delete/"):
-        page.goto(f"/admin/auth/user/{url}".replace("1", str(User.objects.get().pk)))
-        accepted |= find_violations(page).keys()
-
-    said: list[str] = []
-    page.on("console", lambda message: said.append(f"{page.url}: {message.text}"))
-    page.route("**/admin/**", serve_with_policy)
-    # Rows that are old enough for the summary, so that the token's page and the overview have charts.
-    public_id, at = generate_public_id(), timezone.now() - timedelta(hours=1)
-    for event in ("auth.accepted", "access.denied"):
-        write(3, event=event, token_id=public_id, at=at, reason="a reason", view_name="sample")
-    issued = issue(client_id="laptop", scopes=["samples:read"], name="Desk", public_id=public_id)
-    statuses = [call(live_server, text) for text in (str(issued.plaintext), "f" * 40)]
-    assert statuses == [200, 401]
-    token = f"token/{issued.token.pk}"
+def look_at_pages(page: Any, token: str) -> dict[str, dict[str, list[str]]]:
+    """Open the pages about a token, and those that have all tokens and events."""
     found: dict[str, dict[str, list[str]]] = {}
     for name, url in (
         *((f"token-{name}", f"{token}/{name}/") for name in ("change", "rotate", "revoke")),
@@ -303,6 +290,29 @@ def test_pages_are_accessible_and_need_nothing_inline(
     page.select_option("select[name=action]", "revoke_selected")
     follow(page, "button[name=index]")
     found |= look(page, "confirm-many")
+    return found
+
+
+def test_pages_are_accessible_and_need_nothing_inline(
+    page: Any, live_server: LiveServer, issue: Issue, write: Write
+) -> None:
+    """No worse than Django's pages of users; under ``default-src 'self'`` nothing is refused."""
+    accepted: set[str] = set()
+    for url in ("", "add/", "1/change/", "1/delete/"):
+        page.goto(f"/admin/auth/user/{url}".replace("1", str(User.objects.get().pk)))
+        accepted |= find_violations(page).keys()
+
+    said: list[str] = []
+    page.on("console", lambda message: said.append(f"{page.url}: {message.text}"))
+    page.route("**/admin/**", serve_with_policy)
+    # Rows that are old enough for the summary, so that the token's page and the overview have charts.
+    public_id, at = generate_public_id(), timezone.now() - timedelta(hours=1)
+    for event in ("auth.accepted", "access.denied"):
+        write(3, event=event, token_id=public_id, at=at, reason="a reason", view_name="sample")
+    issued = issue(client_id="laptop", scopes=["samples:read"], name="Desk", public_id=public_id)
+    statuses = [call(live_server, text) for text in (str(issued.plaintext), "f" * 40)]
+    assert statuses == [200, 401]
+    found = look_at_pages(page, f"token/{issued.token.pk}")
     page.goto("/admin/tokenauth/token/add/")
     page.click(".select2-selection")
     page.wait_for_selector(".select2-results__option[aria-selected]")
