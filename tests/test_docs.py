@@ -60,6 +60,7 @@ _BLOCK = re.compile(
 )
 _CODE = re.compile(r"`([^`]+)`")
 _LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)(?:#[^)\s]*)?\)")
+_ANCHOR = re.compile(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)")
 _MANAGE = re.compile(r"\bmanage\.py +([^|<>()&;\n]+)")
 _ENVIRONMENT = re.compile(r'os\.environ\["(\w+)"\]')
 _MODULE = re.compile(r"# (myproject)/(\w+)\.py\n")
@@ -782,6 +783,25 @@ def test_links_lead_somewhere(page: str) -> None:
     assert links
     for link in links:
         assert (PAGES[page].parent / link).exists(), link
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of the headings of a page, as MkDocs and GitHub make them."""
+    headings = re.findall(r"^#+ (.+)$", _BLOCK.sub("", text), re.M)
+    return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", each).lower()) for each in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_anchors_lead_somewhere(page: str) -> None:
+    for link, anchor in _ANCHOR.findall(prose(page)):
+        target = PAGES[page].parent / link if link else PAGES[page]
+        assert anchor in anchors(target.read_text()), f"{link}#{anchor}"
+
+
+def test_every_verb_has_an_example() -> None:
+    for name, page in (("tokenauth", "commands.md"), ("tokenauth_audit", "audit-commands.md")):
+        shown = {verb for _, (command, verb, *_rest) in commands(page) if command == name}
+        assert set(column(page, "verb")) - shown == set(), page
 
 
 def test_pictures_are_small() -> None:
