@@ -32,6 +32,7 @@ from tokenauth.client_info import ClientInfo
 from tokenauth.exceptions import OpenTransaction
 from tokenauth.management import takeovers
 from tokenauth.models import AuditEvent, Takeover, Token
+from tokenauth.services.takeovers import SourceRow, take_over
 from tokenauth.tokens import Plaintext
 from tokenauth.verifiers import get_verifiers
 
@@ -480,6 +481,15 @@ def test_a_name_that_cannot_be_a_client_is_replaced(
     assert text.partition(".")[2] not in everything()
 
 
+def test_a_name_of_more_than_150_characters_is_cut() -> None:
+    row = SourceRow(owner_name="x" * 151, created_at=timezone.now())
+    token = take_over("p" * 40, row, source="other.key")
+    assert token is not None
+    base, _, suffix = token.client_id.rpartition("-")
+    assert (base, len(suffix)) == ("x" * 141, 8)
+    assert imports()[0].details["client_id_replaced"] == "unusable"
+
+
 def test_owners_with_names_that_are_no_clients(make_user: MakeUser) -> None:
     old = Old(name="device")
     long, spaced = make_user("x" * 150), make_user(" jo ")
@@ -814,6 +824,25 @@ def test_a_pasted_digest_is_refused(
             run("import", "--env", "X")
         assert digest[-20:] not in str(caught.value)
     assert Token.objects.count() == 1
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha384"])
+def test_a_pasted_digest_of_another_algorithm_is_refused(
+    make_user: MakeUser, run: Run, monkeypatch: pytest.MonkeyPatch, settings: Any, algorithm: str
+) -> None:
+    settings.REST_KNOX = {"SECURE_HASH_ALGORITHM": f"hashlib.{algorithm}"}
+    text = "ab" * 32
+    digest = hashlib.new(algorithm, unhexlify(text)).hexdigest()
+    Old(name="knox").model(user=make_user("jo"), digest=digest, token_key=text[:8]).save()
+    monkeypatch.setenv("X", f"{digest},{'cd' * 32}")
+    with pytest.raises(CommandError, match="X, entry 1: This is the digest") as caught:
+        run("import", "--csv-env", "X")
+    assert digest not in str(caught.value)
+    assert not Token.objects.exists()
+    monkeypatch.setenv("X", "cd" * 32)
+    with CaptureQueriesContext(connection) as queries:
+        run("import", "--env", "X")
+    assert "cd" * 32 not in str(queries.captured_queries)
 
 
 # Checks.

@@ -9,6 +9,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError
 from django.db.models import Count, Max
 from django.utils import timezone
@@ -16,9 +17,11 @@ from django.utils import timezone
 from tokenauth.client_info import Actor
 from tokenauth.conf import get_settings
 from tokenauth.conf.values import load_named
+from tokenauth.migrate.source import SourceVerifier
 from tokenauth.models import Takeover, Token, to_iso
+from tokenauth.services.cleaning import explain_digest
 from tokenauth.services.takeovers import SOURCE_GONE, take_over
-from tokenauth.tokens import SHORTEST, digests
+from tokenauth.tokens import SHORTEST, Plaintext, digests
 from tokenauth.verifiers import get_verifiers
 
 VERIFIERS = {
@@ -123,6 +126,16 @@ def find_sources(package: str) -> list[Any]:
     except (ImportError, LookupError) as error:
         raise CommandError(f"{package} is not installed: {error}") from None
     return found
+
+
+def check_no_source_digest(plaintext: Plaintext) -> None:
+    """Raise ValidationError (``plaintext``) if a configured table stores the text as a digest.
+
+    Otherwise anyone who can read that table would know a valid token.
+    """
+    for source in get_verifiers():
+        if isinstance(source, SourceVerifier) and source.stores_digest(plaintext):
+            raise ValidationError({"plaintext": explain_digest()})
 
 
 def import_all(source: Any) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import re
 from collections.abc import Iterator
 from datetime import datetime
@@ -16,6 +17,8 @@ from tokenauth.migrate.source import SourceVerifier, active_owner
 from tokenauth.services.takeovers import SourceRow
 
 _HEXADECIMAL = re.compile(r"(?:[0-9a-f]{2})+")
+_STEM_LENGTH = 6
+"""Characters of a digest that few rows share."""
 
 
 class KnoxVerifier(SourceVerifier):
@@ -44,6 +47,17 @@ class KnoxVerifier(SourceVerifier):
             created_at=found.created,
             expires_at=found.expiry,
         )
+
+    def stores_digest(self, text: str) -> bool:
+        """Return whether ``text`` is a digest in the table, which may be of any algorithm."""
+        if not _HEXADECIMAL.fullmatch(text):
+            return False
+        # Queried by its beginning only: it may be a credential, and Django logs the parameters if
+        # DEBUG is on. "g" sorts after all hexadecimal digits.
+        start = text[:_STEM_LENGTH]
+        near = self.rows().filter(digest__gte=start, digest__lt=f"{start}g")
+        digests = near.values_list("digest", flat=True)
+        return any(hmac.compare_digest(digest.encode(), text.encode()) for digest in digests)
 
     def is_good(self, now: datetime) -> Q:
         """Match the rows that haven't expired and whose user is active."""

@@ -81,6 +81,13 @@ class SourceVerifier(ABC):
         identity = identify(token.public_id, token.client_id, token.user)
         raise Refused(Reason.REVOKED, identity=identity)
 
+    def stores_digest(self, text: str) -> bool:
+        """Return whether ``text`` is a digest in the table, and not a credential.
+
+        Only for digests that ``import`` doesn't recognise by their form.
+        """
+        return False
+
     def get_model(self) -> Any:
         """Return the model; raises LookupError if its app is not installed."""
         return apps.get_model(self.model)

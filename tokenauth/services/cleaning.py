@@ -152,6 +152,14 @@ def refuse_secret(field: str, text: str) -> None:
         )
 
 
+def explain_digest() -> str:
+    """Return the message for a text that is a digest and not a credential."""
+    return _(
+        "This is the digest of a credential, as a database stores it. Import the credential "
+        "itself, or let its client's first use take it over."
+    )
+
+
 def check_plaintext(text: Plaintext) -> None:
     """Raise ValidationError unless ``text`` can be another system's token. Never repeats it."""
     prefix = get_settings().prefix
@@ -168,10 +176,7 @@ def check_plaintext(text: Plaintext) -> None:
     elif is_quoted(text):
         problem = _("This has quotes around it. Remove them.")
     elif _DIGEST.fullmatch(text):
-        problem = _(
-            "This is the digest of a credential, as a database stores it. Import the credential "
-            "itself, or let its client's first use take it over."
-        )
+        problem = explain_digest()
     elif is_forged(text, prefix):
         problem = (
             _("This begins with %s_ as our tokens do, but a part is missing or wrong.") % prefix

@@ -51,7 +51,12 @@ from tokenauth.management.sources import (
     find_in_object,
     find_in_variable,
 )
-from tokenauth.management.takeovers import find_sources, import_all, make_report
+from tokenauth.management.takeovers import (
+    check_no_source_digest,
+    find_sources,
+    import_all,
+    make_report,
+)
 from tokenauth.models import Token, TokenStatus, public_fields
 from tokenauth.services import Issued
 from tokenauth.services.attempts import atomic
@@ -373,6 +378,7 @@ def _find_sources(
 def _import_one(entry: Found, grant: Grant) -> tuple[Token, bool]:
     asked: Grant = {**grant, "client_id": entry.client_id}
     try:
+        check_no_source_digest(entry.plaintext)
         return services.import_plaintext(entry.plaintext, **asked)
     except ValidationError as error:
         places = {**_OPTIONS, "plaintext": entry.place, "client_id": entry.client_place}
