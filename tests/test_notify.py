@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from django.core import mail
@@ -73,6 +74,19 @@ def test_the_owner_is_told(ending: Ending, run: Run, settings: Settings) -> None
     assert (row.token_id, row.user_name, row.outcome) == (token.public_id, "jo", "success")
     assert row.actor.startswith("command:")
     assert row.details == {"expires_at": token.expires_at.isoformat(), "days": 14}
+
+
+@pytest.mark.parametrize("use_tz", [True, False])
+def test_the_end_has_its_time_zone(
+    use_tz: bool, ending: Ending, run: Run, settings: Settings
+) -> None:
+    settings.USE_TZ, settings.TIME_ZONE = use_tz, "Asia/Tokyo"
+    end = ending(3).token.expires_at
+    assert end is not None
+    run("notify")
+    local = end.astimezone(ZoneInfo("Asia/Tokyo"))
+    assert f"ends on {local:%Y-%m-%d} at {local:%H:%M} JST. " in mail.outbox[0].body
+    assert mail.outbox[0].subject.endswith(f"ends on {local:%Y-%m-%d}")
 
 
 def test_no_plaintext_digest_or_link(ending: Ending, run: Run) -> None:

@@ -197,4 +197,12 @@ def test_the_old_token_lives_for_the_grace_given(
     assert token.expires_at is not None
     left = token.expires_at - timezone.now()
     assert timedelta(seconds=seconds - 60) < left <= timedelta(seconds=seconds)
-    assert f"accepted until {token.expires_at:%Y-%m-%d %H:%M}" in run.err
+    assert f"accepted until {token.expires_at:%Y-%m-%d %H:%M:%S} UTC.\n" in run.err
+
+
+def test_times_have_their_zone_without_use_tz(run: Run, issue: Issue, settings: Any) -> None:
+    settings.USE_TZ, settings.TIME_ZONE = False, "Asia/Tokyo"
+    token = issue().token
+    run("rotate", token.public_id)
+    token.refresh_from_db()
+    assert f"accepted until {token.expires_at:%Y-%m-%d %H:%M:%S} JST.\n" in run.err

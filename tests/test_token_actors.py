@@ -89,6 +89,15 @@ def test_a_token_issues_within_its_rights_and_is_the_parent(own: Token) -> None:
     assert not refused()
 
 
+@pytest.mark.parametrize(("use_tz", "zone"), [(True, "UTC"), (False, "JST")])
+def test_a_refusal_says_when_the_calling_token_ends(
+    own: Token, settings: Any, use_tz: bool, zone: str
+) -> None:
+    settings.USE_TZ, settings.TIME_ZONE = use_tz, "Asia/Tokyo"
+    with pytest.raises(NotPermitted, match=rf"expires at [0-9-]+ [0-9:]+ {zone}\.$"):
+        issue_by(own, expires_at=timezone.now() + timedelta(days=31))
+
+
 @pytest.mark.parametrize(
     ("options", "field"),
     [

@@ -22,7 +22,7 @@ from django.utils.translation import gettext_lazy as _
 from tokenauth.client_info import Actor, ActorKind
 from tokenauth.conf import get_settings
 from tokenauth.exceptions import NotPermitted
-from tokenauth.models import Token, TokenQuerySet, TokenStatus
+from tokenauth.models import Token, TokenQuerySet, TokenStatus, to_text
 from tokenauth.rates import parse_rate
 from tokenauth.scopes import MANAGE, ScopeSet, missing
 from tokenauth.tokens import is_public_id
@@ -249,9 +249,8 @@ def _check_within(own: Token, token: Token) -> None:
     if _is_faster(own.rate, token.rate):
         raise NotPermitted(_("The calling token has a lower rate."), field="rate")
     if _is_later(own.ends_at, token.ends_at):
-        end = f"{own.ends_at:%Y-%m-%d %H:%M:%S %Z}"
         ends = _("The calling token expires at {end}.")
-        raise NotPermitted(format_lazy(ends, end=end), field="expires_at")
+        raise NotPermitted(format_lazy(ends, end=to_text(own.ends_at)), field="expires_at")
 
 
 def _list(words: list[str]) -> str:

@@ -17,7 +17,7 @@ from django.utils import timezone
 from tokenauth import audit
 from tokenauth.client_info import NAME_LENGTH, Actor, sanitise
 from tokenauth.management.selection import all_tokens, in_parts, select
-from tokenauth.models import AuditEvent, Event, Token, TokenStatus
+from tokenauth.models import AuditEvent, Event, Token, TokenStatus, with_offset
 from tokenauth.services.attempts import atomic
 
 logger = logging.getLogger("tokenauth")
@@ -140,7 +140,7 @@ def _make_mail(notice: Notice) -> EmailMessage:
         "name": sanitise(token.name, NAME_LENGTH),
         "scopes": token.scopes,
         "user": token.user,
-        "ends_at": notice.ends_at,
+        "ends_at": with_offset(notice.ends_at),
         "days": notice.days,
         "host": _find_host(),
     }

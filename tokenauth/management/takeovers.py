@@ -18,7 +18,7 @@ from tokenauth.client_info import Actor
 from tokenauth.conf import get_settings
 from tokenauth.conf.values import load_named
 from tokenauth.migrate.source import SourceVerifier
-from tokenauth.models import Takeover, Token, to_iso
+from tokenauth.models import Takeover, Token, to_iso, to_text
 from tokenauth.services.cleaning import explain_digest
 from tokenauth.services.takeovers import SOURCE_GONE, take_over
 from tokenauth.tokens import SHORTEST, Plaintext, digests
@@ -75,7 +75,7 @@ class Report:
     def lines(self, *, status: bool) -> Iterator[str]:
         """Return the report for people; without ``status`` only what needs their attention."""
         if status:
-            last = f", the last at {self.last_at:%Y-%m-%d %H:%M:%S %Z}" if self.last_at else ""
+            last = f", the last at {to_text(self.last_at)}" if self.last_at else ""
             left = f"{self.left} left" if self.is_exact else f"at least {self.left} left"
             yield f"{self.source}: {self.taken_over} taken over{last}; {left}."
             yield self._advice()

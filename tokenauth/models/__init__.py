@@ -25,7 +25,7 @@ from tokenauth.models.lifetimes import (
     idle_since,
     with_offset,
 )
-from tokenauth.models.public import public_fields, to_iso
+from tokenauth.models.public import public_fields, to_iso, to_text
 from tokenauth.models.takeovers import Takeover
 from tokenauth.models.tokens import (
     LABEL_LENGTH,
@@ -70,5 +70,6 @@ __all__ = [
     "public_fields",
     "status_of",
     "to_iso",
+    "to_text",
     "with_offset",
 ]

@@ -32,3 +32,8 @@ def public_fields(token: Token) -> dict[str, Any]:
 def to_iso(moment: datetime | None) -> str | None:
     """Return ``moment`` in ISO 8601, with its offset also if ``USE_TZ`` is off; None for never."""
     return None if moment is None else with_offset(moment).isoformat()
+
+
+def to_text(moment: datetime | None) -> str:
+    """Return ``moment`` for messages, with its time zone also if ``USE_TZ`` is off; "" for None."""
+    return "" if moment is None else f"{with_offset(moment):%Y-%m-%d %H:%M:%S %Z}"

@@ -57,7 +57,7 @@ from tokenauth.management.takeovers import (
     import_all,
     make_report,
 )
-from tokenauth.models import Token, TokenStatus, public_fields
+from tokenauth.models import Token, TokenStatus, public_fields, to_text
 from tokenauth.services import Issued
 from tokenauth.services.attempts import atomic
 from tokenauth.services.keyfiles import is_in_work_tree
@@ -229,10 +229,8 @@ class Command(BaseCommand):
         by = Actor.from_command()
         issued = services.rotate(find_token(id), reason=reason, grace=grace, by=by)
         self._print_issued(issued, as_json=options["json"])
-        old = find_token(id)
-        self.stderr.write(
-            f"The old token, {id}, is accepted until {old.ends_at:%Y-%m-%d %H:%M:%S %Z}."
-        )
+        until = to_text(find_token(id).ends_at)
+        self.stderr.write(f"The old token, {id}, is accepted until {until}.")
 
     def _operate(self, *, verb: str, id: str | None, reason: str, **options: Any) -> None:  # noqa: A002
         if id is None:
