@@ -362,6 +362,11 @@ def test_tokens_are_counted_up_to_a_limit(
     assert all("LIMIT 2" in sql and "ORDER BY" not in sql for sql in counts)
     assert response.context["cl"].result_count == 2
     assert "At least 2" in response.content.decode()
+    # Actions on all tokens of the list reach those beyond the limit too.
+    assert "Select all 2 tokens" not in response.content.decode()
+    text = text_of(response)
+    assert "Select all tokens of this list (at least 2)" in text
+    assert "All tokens of this list are selected (at least 2)" in text
 
 
 def test_events_are_not_counted(admin_client: Client, issue: Issue) -> None:
