@@ -311,6 +311,17 @@ def test_filters_survive_an_action(admin_client: Client, issue: Issue) -> None:
     assert done["Location"] == page(token) + kept
 
 
+def test_filters_survive_rotating_and_reporting_a_leak(admin_client: Client, issue: Issue) -> None:
+    token, kept = issue().token, "?_changelist_filters=status%3Dactive"
+    assert page(token, "incident") + kept in admin_client.get(page(token) + kept).content.decode()
+    shown = admin_client.get(page(token, "incident") + kept).content.decode()
+    assert f'href="{page(token) + kept}"' in shown
+    rotated = admin_client.post(page(token, "rotate") + kept, {"confirmed": "yes"})
+    assert f'href="{page(Token.objects.latest("pk")) + kept}"' in rotated.content.decode()
+    done = admin_client.post(page(token, "incident") + kept)
+    assert done["Location"] == page(token, "incident") + kept
+
+
 # Nothing is offered that can only fail
 
 

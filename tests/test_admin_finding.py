@@ -137,6 +137,27 @@ def test_a_token_in_the_address_is_dropped_unread(
     assert "may be a token was ignored" in response.content.decode()
 
 
+@pytest.mark.parametrize(
+    ("name", "parameter"),
+    [
+        ("add", "client_id={}"),
+        ("add", "_changelist_filters=q%3D{}"),
+        ("change", "_changelist_filters=q%3D{}"),
+        ("revoke", "_changelist_filters=q%3D{}"),
+        ("incident", "_changelist_filters=q%3D{}"),
+    ],
+)
+def test_pages_of_a_token_do_not_repeat_one_in_the_address(
+    admin_client: Client, issue: Issue, name: str, parameter: str
+) -> None:
+    issued = issue()
+    args = [] if name == "add" else [issued.token.pk]
+    url = reverse(f"admin:tokenauth_token_{name}", args=args)
+    response = admin_client.get(f"{url}?{parameter.format(issued.plaintext)}")
+    assert response.status_code == 200
+    assert str(issued.plaintext) not in response.content.decode()
+
+
 def test_a_long_query_is_dropped_unread(admin_client: Client) -> None:
     assert admin_client.get(TOKENS, {"q": "f" * 32})["Location"] == f"{TOKENS}?"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
+from django.contrib.admin.templatetags.admin_urls import add_preserved_filters
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 
@@ -53,6 +54,11 @@ class TokenAccess(admin.ModelAdmin):  # type: ignore[type-arg]
         if token is not None and not is_permitted(request, token):
             raise PermissionDenied
         return token
+
+    def keep_filters(self, request: HttpRequest, url: str) -> str:
+        """Return ``url`` with the filters of the list that the user came from."""
+        kept: Any = {"preserved_filters": self.get_preserved_filters(request), "opts": self.opts}
+        return add_preserved_filters(kept, url)
 
     def redirect_to_index(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Answer as Django does if there is no such token."""

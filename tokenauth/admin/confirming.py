@@ -10,7 +10,6 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.models import CHANGE, LogEntry
-from django.contrib.admin.templatetags.admin_urls import add_preserved_filters
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
@@ -115,7 +114,7 @@ class OperationPages(TokenAccess):
         token = self.find_changeable(request, object_id, operation.permission)
         if token is None:
             return self.redirect_to_index(request, object_id)
-        back = self._keep_filters(request, find_url(self.admin_site, "change", token.pk))
+        back = self.keep_filters(request, find_url(self.admin_site, "change", token.pk))
         if not operation.changes(token):
             text: Any = _("%(token)s: it is %(status)s.")
             if operation.name == "rotate" and token.replaced_by_id is not None:
@@ -195,7 +194,8 @@ class OperationPages(TokenAccess):
             run = self._run_many if chosen.action and chosen.operation.run_many else self._run
             issued = run(request, chosen, form)
             if issued:
-                return show_issued(self.admin_site, request, issued)
+                filters = self.get_preserved_filters(request)
+                return show_issued(self.admin_site, request, issued, filters)
             return HttpResponseRedirect(chosen.back)
         count = len(chosen.keys)
         context = {
@@ -261,11 +261,6 @@ class OperationPages(TokenAccess):
                 change_message=_log_line(operation, options["reason"]),
             )
         return []
-
-    def _keep_filters(self, request: HttpRequest, url: str) -> str:
-        """Return ``url`` with the filters of the list that the user came from."""
-        kept: Any = {"preserved_filters": self.get_preserved_filters(request), "opts": self.opts}
-        return add_preserved_filters(kept, url)
 
 
 def explain(refusal: ValidationError | NotPermitted) -> str:

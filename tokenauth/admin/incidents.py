@@ -65,7 +65,8 @@ class IncidentPages(TokenAccess):
     ) -> Any:
         token = context.get("original")
         if token is not None and self.has_operate_permission(request, token):
-            context["incident_url"] = find_url(self.admin_site, "incident", token.pk)
+            url = find_url(self.admin_site, "incident", token.pk)
+            context["incident_url"] = self.keep_filters(request, url)
         return super().render_change_form(request, context, *args, **kwargs)
 
     def incident_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
@@ -76,7 +77,7 @@ class IncidentPages(TokenAccess):
         if request.method == "POST":
             self._revoke_leaked(request, token)
             # Redirect to the same report, so that a reload does not repeat the POST.
-            return HttpResponseRedirect(request.path)
+            return HttpResponseRedirect(self.keep_filters(request, request.path))
         keys = find_affected({token.pk})
         listed = [
             one
@@ -93,7 +94,7 @@ class IncidentPages(TokenAccess):
             "most_values": MOST_VALUES,
             "working": count_working(keys),
             "jwt_minutes": ceil(jwt.lifetime_elsewhere / MINUTE) if jwt and jwt.audiences else 0,
-            "back": find_url(self.admin_site, "change", token.pk),
+            "back": self.keep_filters(request, find_url(self.admin_site, "change", token.pk)),
         }
         if may_read_audit(self.admin_site, request):
             using = router.db_for_write(AuditEvent)

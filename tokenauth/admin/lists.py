@@ -250,6 +250,13 @@ class LongListAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             return self.drop(request, dropped, request.path)
         return super().changelist_view(request, extra_context)
 
+    def get_preserved_filters(self, request: HttpRequest) -> str:
+        """Keep no filters that may hold a token, because the page would repeat it in its links."""
+        return "" if find_secrets(request.GET) else super().get_preserved_filters(request)
+
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        return {} if find_secrets(request.GET) else super().get_changeform_initial_data(request)
+
     def drop(self, request: HttpRequest, dropped: set[str], url: str) -> HttpResponse:
         """Redirect to the list at ``url`` without these parameters, which may hold a token."""
         message = _(

@@ -32,7 +32,9 @@ def render(site: AdminSite, request: Any, name: str, context: dict[str, Any]) ->
     return TemplateResponse(request, f"admin/tokenauth/token/{name}.html", context)
 
 
-def show_issued(site: AdminSite, request: HttpRequest, issued: list[Issued]) -> HttpResponse:
+def show_issued(
+    site: AdminSite, request: HttpRequest, issued: list[Issued], preserved_filters: str
+) -> HttpResponse:
     """Answer a POST with the plaintexts. After a redirect they would have to be stored.
 
     The template composes the examples, so that no variable in a traceback holds a plaintext.
@@ -42,6 +44,7 @@ def show_issued(site: AdminSite, request: HttpRequest, issued: list[Issued]) -> 
     replaced = Token.objects.primary().filter(replaced_by__in=[one.token.pk for one in issued])
     old = {token.replaced_by_id: token for token in replaced}
     context = {
+        "preserved_filters": preserved_filters,
         "title": ngettext("New token", "New tokens", len(issued)),
         "issued": [(one, old.get(one.token.pk)) for one in issued],
         "header": transport.header,

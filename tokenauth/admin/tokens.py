@@ -168,4 +168,5 @@ class TokenAdmin(OverviewPages, UsagePages, IncidentPages, OperationPages, Token
 
     def response_add(self, request: Any, obj: Token, post_url_continue: Any = None) -> HttpResponse:
         """Answer the form with the new token's text. A redirect would have to store the text."""
-        return show_issued(self.admin_site, request, request.tokenauth_issued)
+        filters = self.get_preserved_filters(request)
+        return show_issued(self.admin_site, request, request.tokenauth_issued, filters)
