@@ -221,6 +221,21 @@ def test_the_client_can_not_drop_its_name(gateway: Gateway, site: Server) -> Non
     assert last_row(site) == ("auth.accepted", "", "writer", "GET", "/lab/", "127.0.0.1")
 
 
+def test_a_request_for_a_websocket_is_verified(gateway: Gateway, site: Server) -> None:
+    upgrade = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }
+    assert gateway.ask("/lab/", **upgrade).status == 401
+    assert last_row(site)[:2] == ("auth.rejected", "missing")
+    answer = gateway.ask("/lab/", **upgrade, **bearer(site, "reader"))
+    assert (answer.status, answer.values("X-Auth-Client")) == (200, ["reader"])
+    # The documented configuration of nginx doesn't pass the header on.
+    assert answer.values("Upgrade") == ([] if gateway.name == "nginx" else ["websocket"])
+
+
 def test_nor_on_a_public_path(gateway: Gateway) -> None:
     answer = gateway.ask("/public/", **FORGED)
     assert answer.status == 200
