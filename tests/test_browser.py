@@ -488,4 +488,6 @@ def test_the_picture_of_the_readme(page: Any, live_server: LiveServer, issue: Is
     page.goto("/admin/tokenauth/token/")
     rows = page.inner_text("#result_list")
     assert [rows.count(status) for status in ("active", "disabled", "revoked")] == [2, 1, 1]
+    cut = "cells => cells.filter(one => one.scrollWidth > one.clientWidth).map(one => one.title)"
+    assert page.locator("#result_list .tokenauth-cell").evaluate_all(cut) == []
     shoot(page, "admin")
