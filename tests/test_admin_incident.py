@@ -13,7 +13,7 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.test import Client
 
-from tests.admin_pages import LIST, browse, page, rows, text_of
+from tests.admin_pages import AUDIT, LIST, browse, page, rows, text_of
 from tests.conftest import Issue, Run, ask, header
 from tokenauth import services
 from tokenauth.audit.database import save_row
@@ -78,6 +78,15 @@ def test_the_page_shows_what_would_be_revoked_and_changes_nothing(
     assert 'value="Revoke 3 leaked tokens"' in admin_client.get(about(family[0])).content.decode()
     assert reasons() == {}
     assert not rows("token.revoked").exists()
+
+
+def test_the_page_shows_owners_and_scopes(
+    admin_client: Client, issue: Issue, make_user: Callable[..., Any]
+) -> None:
+    token = issue(user=make_user("jo"), scopes=["samples:read"])
+    html = admin_client.get(about(token)).content.decode()
+    assert f'<td><a href="{AUDIT}?user=jo">jo</a></td>' in html
+    assert "<td>samples:read</td>" in html
 
 
 def test_posting_revokes_all_and_shows_the_same_list(

@@ -17,7 +17,7 @@ from django.utils.translation import ngettext
 
 from tokenauth.admin.access import TokenAccess
 from tokenauth.admin.confirming import explain
-from tokenauth.admin.figures import events_url, may_read_audit, update_summary
+from tokenauth.admin.figures import events_url, find_events, may_read_audit, update_summary
 from tokenauth.admin.pages import find_url, render
 from tokenauth.audit.traces import MOST_VALUES, Trace, trace_all
 from tokenauth.client_info import Actor, parse_address
@@ -94,6 +94,7 @@ class IncidentPages(TokenAccess):
             "most_values": MOST_VALUES,
             "working": count_working(keys),
             "jwt_minutes": ceil(jwt.lifetime_elsewhere / MINUTE) if jwt and jwt.audiences else 0,
+            "events_url": find_events(self.admin_site, request),
             "back": self.keep_filters(request, find_url(self.admin_site, "change", token.pk)),
         }
         if may_read_audit(self.admin_site, request):
