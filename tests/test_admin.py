@@ -369,6 +369,18 @@ def test_tokens_are_counted_up_to_a_limit(
     assert "All tokens of this list are selected (at least 2)" in text
 
 
+def test_a_sorted_list_says_that_it_ends(
+    admin_client: Client, issue: Issue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        issue()
+    ends = "More tokens match than this list has."
+    assert ends not in text_of(admin_client.get(f"{LIST}?o=5"))
+    monkeypatch.setattr(BoundedPaginator, "limit", 2)
+    monkeypatch.setattr(TokenAdmin, "list_per_page", 1)
+    assert ends in text_of(admin_client.get(f"{LIST}?o=5"))
+
+
 def test_events_are_not_counted(admin_client: Client, issue: Issue) -> None:
     issue()
     with CaptureQueriesContext(connection) as queries:

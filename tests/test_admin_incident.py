@@ -89,6 +89,15 @@ def test_the_page_shows_owners_and_scopes(
     assert "<td>samples:read</td>" in html
 
 
+def test_issued_tokens_and_successors_link_to_their_events(
+    admin_client: Client, family: list[services.Issued]
+) -> None:
+    html = admin_client.get(about(family[0])).content.decode()
+    for one in family[1:]:
+        public_id = one.token.public_id
+        assert f'<a href="{AUDIT}?token_id__exact={public_id}">{public_id}</a>' in html
+
+
 def test_posting_revokes_all_and_shows_the_same_list(
     admin_client: Client, family: list[services.Issued]
 ) -> None:
