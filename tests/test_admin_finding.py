@@ -100,6 +100,15 @@ def test_a_pasted_token_leads_to_its_page(
 
 
 @pytest.mark.parametrize("url", [TOKENS, EVENTS])
+@pytest.mark.parametrize("before", ["Bearer ", "Authorization: Bearer ", "X-Api-Key:"])
+def test_a_token_is_found_with_the_header_it_was_copied_with(
+    admin_client: Client, issue: Issue, url: str, before: str
+) -> None:
+    issued = issue()
+    assert search(admin_client, url, f"{before}{issued.plaintext!s}") == page_of(issued.token)
+
+
+@pytest.mark.parametrize("url", [TOKENS, EVENTS])
 def test_an_imported_token_is_found_too(admin_client: Client, url: str, db: None) -> None:
     text = "0123456789abcdef" * 3
     token, _is_new = services.import_plaintext(text, client_id="old")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from typing import Any
 from urllib.parse import urlencode
@@ -276,7 +277,11 @@ class LongListAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         }
         if text:
             may_be_stored = is_storable(text)
-            if may_be_stored and (url := self.find(request, text, kept)):
+            # A token may be pasted together with its header: "Authorization: Bearer tka_…".
+            copied = Plaintext(re.split(r"[\s:]", text)[-1])
+            sought = [text, copied] if len(text) > len(copied) >= SHORTEST else [text]
+            urls = (self.find(request, each, kept) for each in sought)
+            if may_be_stored and (url := next(filter(None, urls), "")):
                 return url
             if (
                 may_be_stored
