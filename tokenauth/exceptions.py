@@ -80,7 +80,7 @@ class Refused(Exception):
     """A request is refused."""
 
     reason: Reason
-    """The reason, for the audit only."""
+    """The reason, for the audit and the log. The client is never told."""
     _: KW_ONLY
     scopes: tuple[str, ...] = ()
     """The scopes that the view requires."""

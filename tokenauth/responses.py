@@ -27,7 +27,7 @@ _FORBIDDEN = {Code.INSUFFICIENT_SCOPE, Code.USER_REQUIRED}
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """What the client is told. It never has the reason, which only the audit records."""
+    """What the client is told. It never has the reason, which the audit and the log have."""
 
     status: int
     code: Code
